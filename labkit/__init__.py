@@ -1,0 +1,45 @@
+"""labkit: a container, one kernel idea a module.
+
+Read it from the bottom floor up; a module imports only from floors below it.
+
+    8  cli                                  the `lab` command
+    7  figures panels checks doctor         pictures, knobs, exercises
+    6  sampling                             what a cgroup said, at a fixed rate
+    5  container                            the floors below put together
+    4  spawner                              the process that clones
+    3  layers storage images volumes        where a root filesystem comes from
+    2  namespaces mounts cgroups security   what the kernel does for a container
+    1  proc ledger child                    what there is, what we made, where we work
+    0  errors state syscalls                words, places, the kernel's doors
+
+`import labkit` is cheap: the names below are loaded when first used.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LabError": "errors",
+    "Container": "container",
+    "run": "container",
+    "begin": "container",
+    "Image": "images",
+    "Cgroup": "cgroups",
+    "in_child": "child",
+}
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"labkit.{_HOME[name]}"), name)
+    try:
+        return importlib.import_module(f"labkit.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"labkit.{name}":
+            raise
+    raise AttributeError(f"module 'labkit' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *_HOME})

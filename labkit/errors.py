@@ -1,0 +1,119 @@
+"""What a participant reads when something fails.
+
+    LabError                a failure labkit understands        exit status 125
+     ├─ KernelError         the kernel said no: carries the errno
+     ├─ BadValue            a limit, name, path or flag that can't be meant
+     ├─ NotFound            no such image, container, file
+     ├─ InUse               a name is taken, a layer is in use
+     ├─ Unsupported         this kernel or machine has no such thing, by name
+     ├─ BadArchive          a layer or image that is broken or hostile
+     └─ CommandError        the container was built, its command did not start
+                            exit status 126 (can't be executed) or 127 (not found)
+
+Every message says what failed, on which path, the errno's name, and what to do
+about it. `str(error)` is that message; nothing else needs to be printed.
+"""
+
+import errno as _errno
+import os
+
+
+def errno_name(number):
+    """Name an errno, with the C library's sentence: `EBUSY (Device or resource busy)`."""
+    return f"{_errno.errorcode.get(number, number)} ({os.strerror(number)})"
+
+
+class LabError(Exception):
+    """A failure labkit understands. `hint` is what to do about it."""
+
+    exit_status = 125
+
+    def __init__(self, message, hint=None):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self):
+        return f"{self.message}\n  → {self.hint}" if self.hint else self.message
+
+    def __reduce__(self):
+        # Errors cross a pipe from child to parent: rebuild without calling __init__
+        # again, whose arguments differ from kind to kind.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+    def _render_traceback_(self):
+        # IPython calls this instead of printing a traceback. A LabError's message
+        # is written to be read alone; the frames above it would only hide it.
+        return [f"{type(self).__name__}: {self}"]
+
+
+def _rebuild(kind, args, attributes):
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+# What an errno usually means where labkit meets it. A caller with a better
+# sentence passes its own hint.
+_HINTS = {
+    _errno.EPERM: "this needs root (CAP_SYS_ADMIN): run it with sudo, or in the lab's VM",
+    _errno.EACCES: "check the permissions of every folder on that path",
+    _errno.ENOSYS: "this kernel does not have that syscall: `lab doctor` names what is lost",
+    _errno.ENOSPC: "no space (or no more namespaces, cgroups or watches) left: `lab clean`, then `df -h`",
+    _errno.EBUSY: "something still uses it: `lab ps`, then `lab clean`",
+    _errno.EMFILE: "too many open files in this process: restart the kernel",
+    _errno.EROFS: "that is mounted read-only",
+}
+
+
+class KernelError(LabError):
+    """The kernel refused. `errno` is its reason, `call` the syscall or the file written."""
+
+    def __init__(self, call, errno, on=None, hint=None):
+        what = f"{call} failed" + (f" on {on}" if on else "")
+        super().__init__(f"{what}: {errno_name(errno)}", hint or _HINTS.get(errno))
+        self.call = call
+        self.errno = errno
+        self.on = on
+
+
+class BadValue(LabError):
+    """A value that can't be meant: nothing was changed."""
+
+
+class NotFound(LabError):
+    """No such image, container, volume or file."""
+
+
+class InUse(LabError):
+    """A name that is taken, or a thing that something still uses."""
+
+
+class Unsupported(LabError):
+    """This kernel or machine lacks something; the message names it and what is lost."""
+
+
+class BadArchive(LabError):
+    """A layer or image that is broken or hostile: refused, nothing was kept."""
+
+
+class CommandError(LabError):
+    """The container was built but its command did not start."""
+
+    def __init__(self, command, errno):
+        not_found = errno in (_errno.ENOENT, _errno.ENOTDIR)
+        super().__init__(
+            f"exec of {command!r} in the container failed: {errno_name(errno)}",
+            "no such file on the container's PATH: `lab run IMAGE ls /bin` shows what there is"
+            if not_found
+            else "it must be an executable file for this machine's processor, "
+            "and the interpreter its first line names must be in the image",
+        )
+        self.errno = errno
+        self.exit_status = 127 if not_found else 126
+
+
+def from_oserror(error, doing, hint=None):
+    """Turn an OSError into a KernelError that says what was being done."""
+    return KernelError(doing, error.errno or 0, error.filename, hint)

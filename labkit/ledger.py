@@ -1,0 +1,239 @@
+"""What labkit made and must give back, written down before it is made.
+
+A notebook kernel can be killed at any moment, and then no `finally` runs. So the
+intent goes to disk first:
+
+    entry = ledger.write("mount", target="/x")    1. on disk, and synced
+    syscalls.mount(…)                             2. made
+    …                                             3. used
+    ledger.undo(entry)                            4. taken away, then struck out
+
+A crash between any two steps leaves an entry whose thing may or may not exist.
+Undoing copes with both: each kind below looks before it takes, and what is
+already gone counts as given back. `lab clean` undoes the entries whose owner is
+dead, the newest first: a mount goes before the folder it is on.
+
+An owner is a process named by (pid, start time, boot id); a process id alone
+comes back. After a reboot every kernel object is gone with the kernel, and
+only folders are left to remove.
+"""
+
+import contextlib
+import importlib
+import os
+import shutil
+import signal
+import stat
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from labkit import proc, state, syscalls
+from labkit.errors import KernelError, LabError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that labkit made: its kind, what names it, who answers for it."""
+
+    number: int
+    kind: str
+    what: dict
+    owner: tuple  # pid, start ticks, boot id
+    scope: str = ""  # the chapter or panel that made it
+    file: str = field(default="", compare=False)
+
+    def __str__(self):
+        return f"{self.kind} " + " ".join(str(value) for value in self.what.values())
+
+    def owner_lives(self):
+        """Tell whether the process that answers for this still runs."""
+        pid, ticks, boot = self.owner
+        return boot == proc.boot_id() and proc.is_running(pid, ticks)
+
+
+_scope = ""
+
+
+def _folder():
+    return state.run_dir("ledger")
+
+
+def me():
+    """Return this process as an owner."""
+    return (os.getpid(), proc.start_ticks(os.getpid()), proc.boot_id())
+
+
+def write(kind, owner=None, **what):
+    """Write down that a `kind` named by `what` is about to be made; return the Entry."""
+    number = time.time_ns()
+    while True:
+        path = _folder() / f"{number:020d}.json"
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            break
+        except FileExistsError:
+            number += 1
+    entry = Entry(number, kind, what, tuple(owner or me()), _scope, str(path))
+    record = asdict(entry)
+    del record["file"]
+    state.write_json(path, record)
+    return entry
+
+
+def entries():
+    """Return every Entry on disk, oldest first."""
+    found = []
+    for path in sorted(_folder().glob("*.json")):
+        with contextlib.suppress(LabError):  # empty: its writer died before it made anything
+            record = state.read_json(path)
+            if record is not None:
+                record["owner"] = tuple(record["owner"])
+                found.append(Entry(**record, file=str(path)))
+            continue
+        path.unlink(missing_ok=True)
+    return found
+
+
+def strike(entry):
+    """Cross an entry out: the thing is gone, or someone else answers for it."""
+    Path(entry.file).unlink(missing_ok=True)
+
+
+def undo(entry):
+    """Take the thing away if it is there, then strike the entry. Raises LabError if it can't be."""
+    _UNDO[entry.kind](**entry.what) if entry.kind in _UNDO else _borrowed(entry.kind)(**entry.what)
+    strike(entry)
+
+
+# Kinds whose undoing belongs to a higher floor: module and function, loaded on need.
+_ELSEWHERE = {
+    "cgroup": "labkit.cgroups:remove_folder",
+    "container": "labkit.container:forget",
+    "link": "labkit.network:remove_link",
+    "nft": "labkit.network:remove_rules",
+}
+
+
+def _borrowed(kind):
+    if kind not in _ELSEWHERE:
+        raise LabError(f"the ledger has an entry of the unknown kind {kind!r}", "a newer labkit wrote it")
+    module, function = _ELSEWHERE[kind].split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+@contextlib.contextmanager
+def made(kind, **what):
+    """Answer for a thing while the block runs: written before, undone after, whatever happens."""
+    entry = write(kind, **what)
+    try:
+        yield entry
+    finally:
+        undo(entry)
+
+
+@contextlib.contextmanager
+def scope(name):
+    """Mark what is made in this block as belonging to `name`, for `clean(scope=name)`."""
+    global _scope
+    before, _scope = _scope, name
+    try:
+        yield
+    finally:
+        _scope = before
+
+
+def set_scope(name):
+    """Mark all that this process makes from now on as belonging to `name`."""
+    global _scope
+    _scope = name
+
+
+def clean(everything=False, scope=None):
+    """Give back what dead owners left; return (undone, kept, failed).
+
+    `everything` takes also what a living process still answers for; `scope` takes
+    what that chapter or panel made, whoever made it. `failed` is a list of
+    (Entry, LabError): those stay in the ledger for the next call.
+    """
+    undone, kept, failed = [], [], []
+    with state.lock("ledger"):
+        for entry in reversed(entries()):
+            wanted = everything or (scope is not None and entry.scope == scope) or not entry.owner_lives()
+            if not wanted:
+                kept.append(entry)
+                continue
+            try:
+                undo(entry)
+                undone.append(entry)
+            except LabError as error:
+                failed.append((entry, error))
+    return undone, kept, failed
+
+
+# Each function below takes away one kind of thing, and returns quietly if it is gone.
+
+
+def _undo_process(pid, ticks):
+    if not proc.is_running(pid, ticks):
+        return
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        # The number was checked before the pidfd was taken; check again now that
+        # the pidfd pins it, or a stranger with the same number would be killed.
+        if proc.is_running(pid, ticks):
+            with contextlib.suppress(KernelError):
+                syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+            _wait_until(lambda: not proc.is_running(pid, ticks), f"process {pid} to end")
+    finally:
+        os.close(pidfd)
+
+
+def _undo_mount(target):
+    while any(mount.target == target for mount in proc.mounts()):
+        syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+
+
+def _undo_folder(path):
+    remove_tree(path)
+
+
+def _undo_file(path):
+    Path(path).unlink(missing_ok=True)
+
+
+def _wait_until(condition, what, seconds=5):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"waited {seconds} s for {what}", "it may hang in the kernel: `ps -eo pid,stat,wchan,comm`")
+        time.sleep(0.01)
+
+
+def remove_tree(path):
+    """Remove a folder and all in it, but refuse to go through a mount.
+
+    A mount left inside would have its contents deleted, and they may be the host's.
+    """
+    path = str(path)
+    inside = [mount.target for mount in proc.mounts() if (mount.target + "/").startswith(path + "/")]
+    if inside:
+        raise LabError(f"{path} still has a mount at {inside[0]}", f"umount {inside[0]}")
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(mode):
+        raise LabError(f"{path} is not a folder", "labkit did not make it; look at it, then remove it by hand")
+    shutil.rmtree(path)
+
+
+_UNDO = {
+    "process": _undo_process,
+    "mount": _undo_mount,
+    "folder": _undo_folder,
+    "file": _undo_file,
+}

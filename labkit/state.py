@@ -1,0 +1,120 @@
+"""Where labkit keeps things on disk, so that a crash at any moment leaves them readable.
+
+Two places, as the Filesystem Hierarchy Standard has them:
+
+    /run/labkit       containers, ledger, locks: true until the next reboot
+    /var/lib/labkit   images, layers, volumes, writable layers: kept
+
+`LABKIT_ROOT=/some/folder` puts both below that folder (`run/`, `lib/`), so tests
+and a second user never share them. Three tools keep them sound: a file is
+replaced whole or not at all, a name is taken by one process only, and a lock is
+the kernel's, so it is gone with the process that held it.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+from pathlib import Path
+
+from labkit.errors import BadValue, from_oserror
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+
+
+def run_dir(*parts):
+    """Return (and make) a folder that lasts until the next reboot."""
+    return _made("run", "/run/labkit", parts)
+
+
+def lib_dir(*parts):
+    """Return (and make) a folder that is kept."""
+    return _made("lib", "/var/lib/labkit", parts)
+
+
+def _made(short, default, parts):
+    root = os.environ.get("LABKIT_ROOT")
+    path = Path(root, short) if root else Path(default)
+    path = path.joinpath(*parts)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_oserror(error, f"making {path}") from None
+    return path
+
+
+def label():
+    """Return the name that marks kernel objects as this state's: `labkit`, or `labkit-` and a hash of LABKIT_ROOT."""
+    root = os.environ.get("LABKIT_ROOT")
+    if not root:
+        return "labkit"
+    return "labkit-" + hashlib.sha256(os.path.abspath(root).encode()).hexdigest()[:8]
+
+
+def check_name(name, what="name"):
+    """Return `name` if it can safely be a file name and a host name, else raise BadValue."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise BadValue(
+            f"{what} {name!r} can't be used",
+            "letters, digits, `_`, `.` and `-`, starting with a letter or digit, 128 at most",
+        )
+    return name
+
+
+def new_id():
+    """Return a fresh container id: 12 hexadecimal digits, as docker shows them."""
+    return secrets.token_hex(6)
+
+
+def write_atomic(path, data, mode=0o600):
+    """Replace the file at `path` whole: readers see the old text or the new, never half.
+
+    Written beside it, synced, then renamed over it; rename(2) is atomic.
+    """
+    path = Path(path)
+    if isinstance(data, str):
+        data = data.encode()
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(scratch, path)
+    except OSError as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
+        raise from_oserror(error, f"writing {path}") from None
+
+
+def write_json(path, value):
+    """Write `value` as JSON, whole or not at all."""
+    write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path):
+    """Return the JSON at `path`, or None if there is no such file."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise from_oserror(error, f"reading {path}") from None
+    except ValueError:
+        raise BadValue(f"{path} is not JSON", "it is damaged: `lab clean` removes it") from None
+
+
+@contextlib.contextmanager
+def lock(name, shared=False):
+    """Hold the lock `name` until the block ends. See flock(2): it dies with its holder."""
+    path = run_dir("locks") / name
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
