@@ -1,0 +1,429 @@
+"""A root filesystem of its own, as a plan: a list of mount steps, read first, then done.
+
+What a container sees is what its mount namespace holds. Each step below is one
+thing put in place: a frozen dataclass that can say itself (`describe`) and do
+itself (`execute`). A plan is made and checked in the parent; the child only
+walks it:
+
+    everything private      or our mounts would show up on the host
+    the root                an overlay, or a folder bound onto itself
+    the mounts in it        parents before children
+    masks and read-only     after what they cover
+    pivot_root              the old root goes, and with it every way back
+
+No step ever hands the kernel a path inside the image. An image can hold
+`/dev -> /etc` and a mount on `rootfs/dev` would land on the host's /etc. So the
+target is first opened as an fd with openat2(2) and RESOLVE_IN_ROOT, for which a
+symlink, `..` or an absolute link cannot leave the root, and the mount is attached
+to that fd by move_mount(2). See mount_namespaces(7), pivot_root(2).
+"""
+
+import errno
+import os
+import stat
+from dataclasses import dataclass, field, replace
+
+from labkit import syscalls as sc
+from labkit.errors import BadValue, KernelError, from_oserror
+
+NOSUID, NODEV, NOEXEC = sc.MOUNT_ATTR_NOSUID, sc.MOUNT_ATTR_NODEV, sc.MOUNT_ATTR_NOEXEC
+RDONLY = sc.MOUNT_ATTR_RDONLY
+_ATTR_NAMES = {RDONLY: "ro", NOSUID: "nosuid", NODEV: "nodev", NOEXEC: "noexec"}
+
+
+def _options(attrs):
+    names = [name for bit, name in _ATTR_NAMES.items() if attrs & bit]
+    return f" ({','.join(names)})" if names else ""
+
+
+# ---- paths in the new root, by fd ----
+
+
+def open_in_root(root, path, flags=os.O_PATH, follow=True):
+    """Open `path` below the folder fd `root`; nothing in it can lead outside. See openat2(2).
+
+    With follow=False a symlink anywhere on the way is refused (ELOOP).
+    """
+    resolve = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
+    if not follow:
+        resolve |= sc.RESOLVE_NO_SYMLINKS
+    return sc.openat2(root, str(path).lstrip("/") or ".", flags, 0, resolve)
+
+
+def make_in_root(root, path, folder=True, follow=True):
+    """Open `path` below `root` as an fd, making what is missing: folders, and a file at the end if asked.
+
+    Each part is made relative to the fd of the part before it, so a link that
+    appears halfway changes nothing.
+    """
+    parts = [part for part in str(path).split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise BadValue(f"mount target {path!r} has `..` in it", "name the folder itself")
+    done = ""
+    for number, part in enumerate(parts):
+        done += "/" + part
+        try:
+            os.close(open_in_root(root, done, follow=follow))
+            continue
+        except KernelError as error:
+            if error.errno == errno.ELOOP:
+                raise BadValue(
+                    f"the image has a symbolic link at {done}, where labkit must mount",
+                    "a container's own mounts go on real folders only",
+                ) from None
+            if error.errno != errno.ENOENT:
+                raise
+        parent = open_in_root(root, os.path.dirname(done), follow=follow)
+        try:
+            if number == len(parts) - 1 and not folder:
+                os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=parent))
+            else:
+                os.mkdir(part, 0o755, dir_fd=parent)
+        except FileExistsError:
+            # A dangling link: openat2 says it leads nowhere, mkdir says it is there.
+            raise BadValue(f"the image has a broken link at {done}, where labkit must mount") from None
+        except OSError as error:
+            raise from_oserror(error, f"making {done} in the container's root") from None
+        finally:
+            os.close(parent)
+    return open_in_root(root, path, follow=follow)
+
+
+def attach(mount_fd, target_fd):
+    """Attach a mount that is nowhere yet to the folder or file behind an fd. See move_mount(2)."""
+    sc.move_mount(mount_fd, "", target_fd, "", sc.MOVE_MOUNT_F_EMPTY_PATH | sc.MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def new_filesystem(kind, source=None, options=(), attrs=0):
+    """Make a filesystem; return its mount as an fd, attached nowhere. See fsopen(2), fsmount(2)."""
+    context = sc.fsopen(kind)
+    try:
+        if source:
+            sc.fsconfig(context, sc.FSCONFIG_SET_STRING, "source", source)
+        for option in options:
+            key, equals, value = option.partition("=")
+            command = sc.FSCONFIG_SET_STRING if equals else sc.FSCONFIG_SET_FLAG
+            sc.fsconfig(context, command, key, value if equals else None)
+        sc.fsconfig(context, sc.FSCONFIG_CMD_CREATE)
+        return sc.fsmount(context, sc.FSMOUNT_CLOEXEC, attrs)
+    except KernelError as error:
+        error.message += _kernel_log(context)
+        raise
+    finally:
+        os.close(context)
+
+
+def _kernel_log(context):
+    """Return what the filesystem itself says went wrong; fsopen(2) fds hold such a log."""
+    try:
+        return ": " + os.read(context, 4096).decode(errors="replace").strip().partition(" ")[2]
+    except OSError:
+        return ""
+
+
+def clone_tree(path, dirfd=sc.AT_FDCWD, attrs=0, recursive=True):
+    """Return a private copy of the mount at `path` as an fd: a bind mount not yet placed. See open_tree(2)."""
+    flags = sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | (sc.AT_RECURSIVE if recursive else 0)
+    flags |= 0 if path else sc.AT_EMPTY_PATH
+    tree = sc.open_tree(dirfd, path, flags)
+    try:
+        which = sc.AT_EMPTY_PATH | (sc.AT_RECURSIVE if recursive else 0)
+        sc.mount_setattr(tree, "", which, attr_set=attrs, propagation=sc.MS_PRIVATE)
+    except KernelError:
+        os.close(tree)
+        raise
+    return tree
+
+
+def _place(mount_fd, root, target, folder=True, follow=False):
+    try:
+        target_fd = make_in_root(root, target, folder, follow)
+        try:
+            attach(mount_fd, target_fd)
+        finally:
+            os.close(target_fd)
+    finally:
+        os.close(mount_fd)
+
+
+# ---- the steps ----
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """The root: read-only lowerdirs (the topmost first) under one writable upperdir."""
+
+    lowerdirs: tuple
+    upperdir: str
+    workdir: str
+    target: str
+    options: tuple = ()
+    # nodev: a container may have CAP_MKNOD, but a disk it makes a node for stays shut.
+    attrs: int = NODEV
+
+    def describe(self):
+        return f"mount overlay of {len(self.lowerdirs)} lowerdir(s) and a writable upperdir as the root{_options(self.attrs)}"
+
+    def execute(self):
+        """Mount it at the host path `target`, in this mount namespace only. See overlayfs(5)."""
+        try:
+            tree = self._by_fsconfig()
+        except KernelError as error:
+            # Before Linux 6.8 a lowerdir can't be handed over one by one.
+            if error.errno != errno.EINVAL:
+                raise
+            return self._by_option_string()
+        try:
+            sc.move_mount(tree, "", sc.AT_FDCWD, self.target, sc.MOVE_MOUNT_F_EMPTY_PATH)
+        finally:
+            os.close(tree)
+
+    def _by_fsconfig(self):
+        options = [f"lowerdir+={lower}" for lower in self.lowerdirs]
+        if self.upperdir:
+            options += [f"upperdir={self.upperdir}", f"workdir={self.workdir}"]
+        return new_filesystem("overlay", "overlay", (*options, *self.options), self.attrs)
+
+    def _by_option_string(self):
+        data = "lowerdir=" + ":".join(_escape(lower, ":,\\") for lower in self.lowerdirs)
+        if self.upperdir:
+            data += f",upperdir={_escape(self.upperdir, ',')},workdir={_escape(self.workdir, ',')}"
+        data = ",".join((data, *self.options))
+        if len(data) >= os.sysconf("SC_PAGE_SIZE"):
+            raise BadValue(
+                f"{len(self.lowerdirs)} lowerdirs need {len(data)} bytes of mount options; this kernel takes one page",
+                "Linux 6.8 or later takes them one by one",
+            )
+        flags = sum(
+            flag
+            for attr, flag in ((NODEV, sc.MS_NODEV), (NOSUID, sc.MS_NOSUID), (RDONLY, sc.MS_RDONLY))
+            if self.attrs & attr
+        )
+        sc.mount("overlay", self.target, "overlay", flags, data)
+
+
+def _escape(text, special):
+    return "".join("\\" + letter if letter in special else letter for letter in str(text))
+
+
+@dataclass(frozen=True)
+class BindRoot:
+    """The root: a folder as it is, bound onto itself because pivot_root wants a mount."""
+
+    source: str
+    target: str
+    attrs: int = NODEV
+
+    def describe(self):
+        return f"bind {self.source} as the root{_options(self.attrs)}"
+
+    def execute(self):
+        """Bind `source` to the host path `target`, in this mount namespace only."""
+        tree = clone_tree(self.source, attrs=self.attrs)
+        try:
+            sc.move_mount(tree, "", sc.AT_FDCWD, self.target, sc.MOVE_MOUNT_F_EMPTY_PATH)
+        finally:
+            os.close(tree)
+
+
+@dataclass(frozen=True)
+class Filesystem:
+    """A new instance of a kernel filesystem: proc, tmpfs, devpts, mqueue, sysfs, cgroup …"""
+
+    kind: str
+    target: str
+    options: tuple = ()
+    attrs: int = NOSUID | NODEV | NOEXEC
+
+    def describe(self):
+        extra = f" with {','.join(self.options)}" if self.options else ""
+        return f"mount {self.kind} on {self.target}{extra}{_options(self.attrs)}"
+
+    def execute(self, root):
+        _place(new_filesystem(self.kind, self.kind, self.options, self.attrs), root, self.target)
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A folder or file of the host, put into the container: a volume, a device, /etc/hosts."""
+
+    source: str
+    target: str
+    attrs: int = 0
+    recursive: bool = True
+    follow: bool = False  # a volume's target may go through the image's links, inside the root
+
+    def describe(self):
+        return f"bind {self.source} to {self.target}{_options(self.attrs)}"
+
+    def execute(self, root):
+        tree = clone_tree(self.source, attrs=self.attrs, recursive=self.recursive)
+        folder = stat.S_ISDIR(os.fstat(tree).st_mode)
+        _place(tree, root, self.target, folder, self.follow)
+
+
+@dataclass(frozen=True)
+class Symlink:
+    """A symbolic link, as /dev has for fd and stdout."""
+
+    text: str
+    target: str
+
+    def describe(self):
+        return f"link {self.target} to {self.text}"
+
+    def execute(self, root):
+        parent = open_in_root(root, os.path.dirname(self.target), follow=False)
+        try:
+            os.symlink(self.text, os.path.basename(self.target), dir_fd=parent)
+        except OSError as error:
+            raise from_oserror(error, f"linking {self.target}") from None
+        finally:
+            os.close(parent)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A path of /proc or /sys that tells or changes too much: covered by nothing."""
+
+    target: str
+
+    def describe(self):
+        return f"mask {self.target}"
+
+    def execute(self, root):
+        target = _open_if_there(root, self.target)
+        if target is None:
+            return
+        try:
+            if stat.S_ISDIR(os.fstat(target).st_mode):
+                cover = new_filesystem("tmpfs", "tmpfs", ("size=0",), RDONLY | NOSUID | NODEV | NOEXEC)
+            else:
+                cover = clone_tree("/dev/null", recursive=False)
+            try:
+                attach(cover, target)
+            finally:
+                os.close(cover)
+        finally:
+            os.close(target)
+
+
+@dataclass(frozen=True)
+class ReadOnly:
+    """A path that may be read and not written: a bind of itself onto itself, read-only."""
+
+    target: str
+    recursive: bool = True
+
+    def describe(self):
+        return f"make {self.target} read-only"
+
+    def execute(self, root):
+        target = _open_if_there(root, self.target)
+        if target is None:
+            return
+        try:
+            tree = clone_tree("", target, RDONLY, self.recursive)
+            try:
+                attach(tree, target)
+            finally:
+                os.close(tree)
+        finally:
+            os.close(target)
+
+
+@dataclass(frozen=True)
+class SealRoot:
+    """The root's own mount made read-only, and none of the mounts in it."""
+
+    def describe(self):
+        return "make the root read-only"
+
+    def execute(self, root):
+        sc.mount_setattr(root, "", sc.AT_EMPTY_PATH, attr_set=RDONLY)
+
+
+def _open_if_there(root, path):
+    try:
+        return open_in_root(root, path, follow=False)
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+
+
+# ---- the plan ----
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A root step and the steps in it, in the order they will be done."""
+
+    root: object
+    steps: tuple = field(default=())
+
+    def sorted(self):
+        """Return the plan with mounts parents first, then what covers them."""
+        rank = {Mask: 1, ReadOnly: 1, SealRoot: 2}
+        return replace(
+            self,
+            steps=tuple(
+                sorted(
+                    self.steps,
+                    key=lambda step: (
+                        rank.get(type(step), 0),
+                        getattr(step, "target", "/").rstrip("/").count("/"),
+                    ),
+                )
+            ),
+        )
+
+    def describe(self):
+        """Return one line a step."""
+        return [
+            "make every mount private to this mount namespace",
+            self.root.describe(),
+            *(step.describe() for step in self.steps),
+            "pivot_root: the root becomes /, the old root is unmounted",
+        ]
+
+    def execute(self):
+        """Do it all, in the calling process, which must be alone in a new mount namespace."""
+        make_private()
+        _do(self.root)
+        root = os.open(self.root.target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        for step in self.steps:
+            _do(step, root)
+        pivot(root)
+        os.close(root)
+
+
+def _do(step, *arguments):
+    try:
+        step.execute(*arguments)
+    except KernelError as error:
+        error.message = f"can't {step.describe()}: {error.message}"
+        raise
+
+
+def make_private():
+    """Cut this mount namespace off from its parent's peer groups. See mount_namespaces(7)."""
+    sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
+
+
+def pivot(root):
+    """Make the mount behind the fd `root` this namespace's root and drop the old one.
+
+    pivot_root(".", ".") puts the old root on top of the new one, at the same place;
+    unmounting "." then takes the old one off. No folder in the image is needed to
+    put it in. See pivot_root(2), section NOTES.
+    """
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fchdir(root)
+        sc.pivot_root(".", ".")
+        os.fchdir(old)
+        sc.umount2(".", sc.MNT_DETACH)
+        os.chdir("/")
+    finally:
+        os.close(old)
