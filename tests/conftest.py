@@ -1,0 +1,26 @@
+"""What tests ask for: root, or a feature of this kernel or machine by the name `lab doctor` gives it."""
+
+import os
+
+import pytest
+
+
+@pytest.fixture
+def needs_root():
+    """Skip the test unless it may do everything."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("requires"):
+        for name in marker.args:
+            _require(name)
+
+
+def _require(name):
+    from labkit import doctor
+
+    finding = doctor.find(name)
+    if not finding.found:
+        pytest.skip(f"{name} is not here: {finding.detail}")
