@@ -3,7 +3,7 @@
 A notebook kernel can be killed at any moment, and then no `finally` runs. So the
 intent goes to disk first:
 
-    entry = ledger.write("mount", target="/x")    1. on disk, and synced
+    entry = ledger.write("mount", target="/x")    1. on disk
     syscalls.mount(…)                             2. made
     …                                             3. used
     ledger.undo(entry)                            4. taken away, then struck out
@@ -19,6 +19,7 @@ only folders are left to remove.
 """
 
 import contextlib
+import contextvars
 import importlib
 import os
 import shutil
@@ -40,6 +41,7 @@ class Entry:
     kind: str
     what: dict
     owner: tuple  # pid, start ticks, boot id
+    group: str = ""  # the container it belongs to
     scope: str = ""  # the chapter or panel that made it
     file: str = field(default="", compare=False)
 
@@ -52,7 +54,8 @@ class Entry:
         return boot == proc.boot_id() and proc.is_running(pid, ticks)
 
 
-_scope = ""
+_group = contextvars.ContextVar("group", default="")
+_scope = contextvars.ContextVar("scope", default="")
 
 
 def _folder():
@@ -74,10 +77,11 @@ def write(kind, owner=None, **what):
             break
         except FileExistsError:
             number += 1
-    entry = Entry(number, kind, what, tuple(owner or me()), _scope, str(path))
+    entry = Entry(number, kind, what, tuple(owner or me()), _group.get(), _scope.get(), str(path))
     record = asdict(entry)
     del record["file"]
-    state.write_json(path, record)
+    # No sync: the entry must outlive this process, not the kernel that holds the thing.
+    state.write_json(path, record, sync=False)
     return entry
 
 
@@ -133,20 +137,36 @@ def made(kind, **what):
 
 
 @contextlib.contextmanager
-def scope(name):
-    """Mark what is made in this block as belonging to `name`, for `clean(scope=name)`."""
-    global _scope
-    before, _scope = _scope, name
+def group(name):
+    """Mark what is made in this block as parts of one thing, the container `name`."""
+    token = _group.set(name)
     try:
         yield
     finally:
-        _scope = before
+        _group.reset(token)
 
 
-def set_scope(name):
-    """Mark all that this process makes from now on as belonging to `name`."""
-    global _scope
-    _scope = name
+def undo_group(name):
+    """Take away all parts of `name`, the newest first. Raises the first LabError, after trying all."""
+    errors = []
+    for entry in reversed(entries()):
+        if entry.group == name:
+            try:
+                undo(entry)
+            except LabError as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+@contextlib.contextmanager
+def scope(name):
+    """Mark what is made in this block as made by the chapter or panel `name`, for `clean(scope=name)`."""
+    token = _scope.set(name)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
 
 
 def clean(everything=False, scope=None):

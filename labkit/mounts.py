@@ -313,7 +313,6 @@ class ReadOnly:
     """A path that may be read and not written: a bind of itself onto itself, read-only."""
 
     target: str
-    recursive: bool = True
 
     def describe(self):
         return f"make {self.target} read-only"
@@ -323,7 +322,7 @@ class ReadOnly:
         if target is None:
             return
         try:
-            tree = clone_tree("", target, RDONLY, self.recursive)
+            tree = clone_tree("", target, RDONLY)
             try:
                 attach(tree, target)
             finally:
@@ -333,14 +332,20 @@ class ReadOnly:
 
 
 @dataclass(frozen=True)
-class SealRoot:
-    """The root's own mount made read-only, and none of the mounts in it."""
+class Seal:
+    """A mount made read-only as it stands; the mounts in it stay as they are."""
+
+    target: str = "/"
 
     def describe(self):
-        return "make the root read-only"
+        return f"make the mount at {self.target} read-only"
 
     def execute(self, root):
-        sc.mount_setattr(root, "", sc.AT_EMPTY_PATH, attr_set=RDONLY)
+        mount_fd = open_in_root(root, self.target, follow=False)
+        try:
+            sc.mount_setattr(mount_fd, "", sc.AT_EMPTY_PATH, attr_set=RDONLY)
+        finally:
+            os.close(mount_fd)
 
 
 def _open_if_there(root, path):
@@ -364,7 +369,7 @@ class Plan:
 
     def sorted(self):
         """Return the plan with mounts parents first, then what covers them."""
-        rank = {Mask: 1, ReadOnly: 1, SealRoot: 2}
+        rank = {Mask: 1, ReadOnly: 1, Seal: 2}
         return replace(
             self,
             steps=tuple(

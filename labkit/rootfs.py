@@ -7,7 +7,7 @@ part is masked and part read-only.
 """
 
 from labkit import proc
-from labkit.mounts import NODEV, NOEXEC, NOSUID, RDONLY, Bind, Filesystem, Mask, ReadOnly, Symlink
+from labkit.mounts import NODEV, NOEXEC, NOSUID, RDONLY, Bind, Filesystem, Mask, ReadOnly, Seal, Symlink
 
 # The devices that are harmless to everyone. Bound from the host, not made with
 # mknod: a user namespace forbids mknod, and a bind works in both.
@@ -74,7 +74,7 @@ def cgroup_filesystems():
             steps.append(Filesystem("cgroup2", mount.target, (), sealed))
         elif not any(option.startswith(("name=", "release_agent=")) for option in options):
             steps.append(Filesystem("cgroup", mount.target, options, sealed))
-    return (*steps, ReadOnly("/sys/fs/cgroup", recursive=False))
+    return (*steps, Seal("/sys/fs/cgroup"))
 
 
 def locks():

@@ -69,10 +69,11 @@ def new_id():
     return secrets.token_hex(6)
 
 
-def write_atomic(path, data, mode=0o600):
+def write_atomic(path, data, mode=0o600, sync=True):
     """Replace the file at `path` whole: readers see the old text or the new, never half.
 
-    Written beside it, synced, then renamed over it; rename(2) is atomic.
+    Written beside it, synced, then renamed over it; rename(2) is atomic. What need
+    not outlive a power cut, only the death of processes, can spare the sync.
     """
     path = Path(path)
     if isinstance(data, str):
@@ -82,8 +83,9 @@ def write_atomic(path, data, mode=0o600):
         fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(fd, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.rename(scratch, path)
     except OSError as error:
         with contextlib.suppress(FileNotFoundError):
@@ -91,9 +93,9 @@ def write_atomic(path, data, mode=0o600):
         raise from_oserror(error, f"writing {path}") from None
 
 
-def write_json(path, value):
+def write_json(path, value, sync=True):
     """Write `value` as JSON, whole or not at all."""
-    write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n", sync=sync)
 
 
 def read_json(path):

@@ -365,7 +365,9 @@ def capset(effective, permitted, inheritable):
     """Set one's own capability masks. See capset(2)."""
     header = _cap_header(_LINUX_CAPABILITY_VERSION_3, 0)
     masks = (effective, permitted, inheritable)
-    halves = (_cap_data * 2)(*([mask >> shift & 0xFFFFFFFF for mask in masks] for shift in (0, 32)))
+    halves = (_cap_data * 2)(
+        *(_cap_data(*(mask >> shift & 0xFFFFFFFF for mask in masks)) for shift in (0, 32))
+    )
     _syscall("capset", ctypes.byref(header), ctypes.byref(halves))
 
 

@@ -1,0 +1,247 @@
+"""From clone to exec: what the child does to itself before it becomes the container.
+
+The parent has cloned it into new namespaces; it runs labkit's code, with root's
+power, and sees the host's files. Step by step it gives that up, and the last step
+replaces it with the container's own program. The order is the lock:
+
+    session, cgroup namespace, host name, loopback     while it may still do so
+    the mount plan and pivot_root                      the host's files are gone
+    terminal or pipes                                  its only way to the outside
+    keyring, bounding set, user, capabilities          power, from the outside in
+    no_new_privs                                       none of it comes back
+    every other fd close-on-exec, then exec
+
+A Job says what to do and is plain data. Whatever fails goes back through the
+channel as a LabError with the step's name, and the child is gone.
+See clone(2), setns(2), capabilities(7), execve(2).
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import pickle
+import signal
+import socket
+import stat
+import struct
+import termios
+from dataclasses import dataclass
+
+from labkit import mounts, namespaces, security
+from labkit import syscalls as sc
+from labkit.errors import CommandError, KernelError, LabError, NotFound, from_oserror
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process to be started in a container: the first one, or with `join` a further one."""
+
+    argv: tuple
+    env: tuple = ()  # "NAME=value"
+    cwd: str = "/"
+    user: str = "0"  # uid, name, uid:gid or name:group of the image's own /etc/passwd
+    namespaces: tuple = ()
+    plan: mounts.Plan | None = None
+    hostname: str | None = None
+    capabilities: tuple = ()
+    terminal: bool = False
+    cgroup_procs: tuple = ()  # files that take the pid
+    cgroup_into: str | None = None  # a v2 cgroup's folder, to be born in
+    uid_map: tuple = ()
+    gid_map: tuple = ()
+    clock_offsets: tuple | None = None  # seconds: monotonic, boottime
+    join: int | None = None  # the pid whose namespaces are entered
+
+
+def become(job, channel, stdio):
+    """Turn the calling process, fresh from clone3, into the job's program. Never returns."""
+    try:
+        if channel.recv(8) != b"go":
+            os._exit(1)
+        _become(job, channel, stdio)
+    except LabError as error:
+        _report(channel, error)
+    except OSError as error:
+        _report(channel, from_oserror(error, "setting up the container"))
+    except BaseException as error:  # noqa: BLE001 - a bug in labkit must be seen too
+        _report(channel, LabError(f"labkit itself failed while setting up: {error!r}"))
+    finally:
+        os._exit(1)
+
+
+def _report(channel, error):
+    channel.send(pickle.dumps(("error", error)))
+
+
+def _become(job, channel, stdio):
+    # Until exec this process is labkit with the host's power in the container's pid
+    # namespace: nobody there may trace it or open its /proc/PID/exe and fds.
+    if "user" in job.namespaces:
+        os.setgroups([]) if not _setgroups_denied() else None
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    sc.prctl(sc.PR_SET_DUMPABLE, 0)
+    if job.join is not None:
+        _join(job, channel)
+    os.setsid()
+    if "cgroup" in job.namespaces:
+        # Only now: a cgroup namespace begins at the cgroup its maker is in, and the
+        # parent has just put this process where it belongs.
+        sc.unshare(sc.CLONE_NEWCGROUP)
+    if job.hostname:
+        sc.sethostname(job.hostname)
+    if "net" in job.namespaces:
+        loopback_up()
+    if "time" in job.namespaces:
+        namespaces.set_time_offsets(*(job.clock_offsets or (0, 0)))
+    if job.plan:
+        job.plan.execute()
+    uid, gid, groups, home = find_user(job.user)
+    if job.terminal:
+        stdio = _open_terminal(channel, uid, console=job.plan is not None)
+    for target, fd in enumerate(stdio):
+        os.dup2(fd, target)
+    _go_to(job.cwd)
+    with contextlib.suppress(KernelError):  # a kernel without keyrings has none to leak
+        sc.keyctl(sc.KEYCTL_JOIN_SESSION_KEYRING, None)
+    _drop_power(job, uid, gid, groups)
+    _reset_signals()
+    # Set last: a change of user clears it.
+    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    sc.close_range(3, 2**32 - 1, sc.CLOSE_RANGE_CLOEXEC)
+    env = dict(pair.split("=", 1) for pair in job.env)
+    env.setdefault("HOME", home)
+    _exec(job.argv, env)
+
+
+def _setgroups_denied():
+    with open("/proc/self/setgroups") as file:
+        return file.read().strip() == "deny"
+
+
+def _join(job, channel):
+    """Enter a running container; go on as a grandchild, since a pid namespace takes children only."""
+    try:
+        pidfd = os.pidfd_open(job.join)
+    except ProcessLookupError:
+        raise NotFound("the container's first process has ended") from None
+    namespaces.enter(pidfd, job.namespaces)
+    os.close(pidfd)
+    # CLONE_PARENT: the grandchild becomes our sibling, so the spawner can wait for it.
+    pid, _ = sc.clone3(sc.CLONE_PARENT, 0)
+    if pid:
+        channel.send(pickle.dumps(("pid", pid)))
+        os._exit(0)
+    if "user" in job.namespaces:
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+
+
+def loopback_up():
+    """Switch on `lo`, which a new net namespace has but down. See netdevice(7)."""
+    SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+        request = fcntl.ioctl(door, SIOCGIFFLAGS, struct.pack("16sH14x", b"lo", 0))
+        flags = struct.unpack("16sH14x", request)[1]
+        fcntl.ioctl(door, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))
+
+
+def find_user(text):
+    """Return (uid, gid, groups, home) of a user as the /etc/passwd and group of this root have it."""
+    name, _, group = str(text).partition(":")
+    uid, gid, home, login = None, 0, "/", name
+    for entry in _colon_file("/etc/passwd", 7):
+        if name == entry[0] or name == entry[2]:
+            login, uid, gid, home = entry[0], int(entry[2]), int(entry[3]), entry[5] or "/"
+            break
+    if uid is None:
+        uid = _number(name, "user", "/etc/passwd")
+    members = _colon_file("/etc/group", 4)
+    if group:
+        ids = [int(entry[2]) for entry in members if entry[0] == group]
+        return uid, ids[0] if ids else _number(group, "group", "/etc/group"), (), home
+    groups = [int(entry[2]) for entry in members if login in entry[3].split(",")]
+    return uid, gid, tuple(sorted({gid, *groups})), home
+
+
+def _colon_file(path, width):
+    try:
+        with open(path, errors="replace") as file:
+            lines = file.read(1 << 20).splitlines()
+    except OSError:
+        return []
+    rows = [line.split(":") for line in lines]
+    return [row for row in rows if len(row) >= width and row[2].isdigit() and (width == 4 or row[3].isdigit())]
+
+
+def _number(text, what, where):
+    if text.isdigit() and int(text) < 2**31:
+        return int(text)
+    raise NotFound(f"no {what} {text!r} in the image's {where}", "a number is always possible: `--user 1000`")
+
+
+def _open_terminal(channel, uid, console):
+    """Make a pseudo-terminal of the container's own devpts; send the master out. See pty(7)."""
+    TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441
+    master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    device = os.fstat(master)
+    if not stat.S_ISCHR(device.st_mode) or os.major(device.st_rdev) not in (5, 128):
+        raise LabError("/dev/ptmx in the container is not a terminal multiplexer", "something in it replaced it")
+    fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
+    # By ioctl and not by name: /dev/pts/0 could be anything by now.
+    slave = fcntl.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY)
+    os.fchown(slave, uid, -1)
+    if console:
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        mounts.Bind(os.ttyname(slave), "/dev/console", recursive=False).execute(root)
+        os.close(root)
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    socket.send_fds(channel, [pickle.dumps(("terminal", None))], [master])
+    os.close(master)
+    return (slave, slave, slave)
+
+
+def _go_to(cwd):
+    try:
+        os.makedirs(cwd, exist_ok=True)
+        os.chdir(cwd)
+    except OSError as error:
+        raise from_oserror(error, f"going to the working directory {cwd}") from None
+    # A cwd that is a leaked fd of the host shows up as "(unreachable)/…".
+    if not os.getcwd().startswith("/"):
+        raise LabError(f"the working directory {cwd} is outside the container's root")
+
+
+def _drop_power(job, uid, gid, groups):
+    security.limit_bounding_set(job.capabilities)
+    with contextlib.suppress(PermissionError):  # rootless: setgroups(2) was given up with the id map
+        os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    security.set_capabilities(job.capabilities if uid == 0 else ())
+    security.no_new_privs()
+
+
+def _reset_signals():
+    # exec keeps what is ignored, and Python ignores these two.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.umask(0o022)
+
+
+def _exec(argv, env):
+    """Replace this process, looking a bare name up on the container's PATH. See execve(2), environ(7)."""
+    name = argv[0]
+    folders = env.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").split(":")
+    paths = [name] if "/" in name else [f"{folder or '.'}/{name}" for folder in folders]
+    worst = errno.ENOENT
+    for path in paths:
+        try:
+            os.execve(path, argv, env)
+        except (ValueError, OSError) as error:
+            code = getattr(error, "errno", None) or errno.EINVAL
+            # Found but not executable beats not found, as in a shell.
+            worst = worst if code in (errno.ENOENT, errno.ENOTDIR) else code
+    raise CommandError(name, worst)
