@@ -1,0 +1,420 @@
+"""A cgroup: processes kept together, limited together, counted, frozen and killed together.
+
+To the kernel it is a folder below /sys/fs/cgroup. mkdir makes it, a process id
+written into cgroup.procs moves a process in, a number written into `memory.max`
+limits all of them, rmdir ends it. On v2 one folder does it all; on v1 every
+controller has a tree of its own, so one Cgroup is a folder in each:
+
+    v2       /sys/fs/cgroup/labkit/web
+    v1       /sys/fs/cgroup/cpu/labkit/web, /sys/fs/cgroup/memory/…/labkit/web, …
+    hybrid   v1's folders, and one in the v2 tree for kill and freeze
+
+    with Cgroup.create("web", Limits.parse(memory="32m", cpus="0.5")) as group:
+        group.add(pid)
+        print(group.stats())
+
+`labkit` between the tree and the name is the mark by which everything here can
+be found and taken away again. A folder goes only when nothing is in it: leaving
+the block kills what still runs there, waits until it is gone, then removes.
+
+Its neighbours: `limits` is what may be asked, `hierarchies` where the trees
+are, `controllers` what is written for each version, `events` how to wait.
+See cgroups(7), Documentation/admin-guide/cgroup-v2.rst.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+
+from labkit import events, hierarchies, ledger, proc, state, syscalls
+from labkit.controllers import V1, V2, Stats
+from labkit.errors import BadValue, InUse, KernelError, LabError, NotFound, Unsupported, from_oserror
+from labkit.limits import CONTROLLER_OF, Limits
+
+_ATTEMPTS = 50  # at making a folder whose empty parent others may remove meanwhile
+_HINTS = {
+    errno.EBUSY: "memory: it uses more than the new limit now. cgroup.procs: threads or a sibling v2 rule forbid it",
+    errno.EINVAL: "the kernel does not take this value here: a child may not have more than its parent",
+    errno.ENODEV: "no such device: `lsblk` lists the major:minor that there are",
+    errno.ENOSPC: "this cpuset has no CPUs or no memory nodes yet: fill cpuset.cpus and cpuset.mems first",
+    errno.ESRCH: "no such process: it has ended",
+    errno.EOPNOTSUPP: "this v2 folder's cgroup.type is not `domain`",
+}
+
+
+class Cgroup:
+    """A group of processes with limits. Made by `create` or `open`; a context manager that removes it."""
+
+    def __init__(self, name, folders, entry=None):
+        self.name = name
+        self.folders = folders  # V1s and at most one V2
+        self.entry = entry  # in the ledger; None for a nested one, its parent's covers it
+
+    def __repr__(self):
+        return f"<Cgroup {self.name}: {', '.join(str(folder.path) for folder in self.folders)}>"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+        self.remove()
+
+    @classmethod
+    def create(cls, name, limits=None, owner=None):
+        """Make a cgroup with limits and write it in the ledger first; return it.
+
+        `owner` answers for it in the ledger (this process by default). Raises InUse
+        for a name that is taken, Unsupported for a limit that this machine lacks,
+        KernelError with the file. Whatever it raises, nothing of it is left.
+        On v2 it enables controllers in cgroup.subtree_control of the folders above
+        where they are missing. See cgroups(7).
+        """
+        state.check_name(name, "cgroup name")
+        places = [(tree, tree.own / state.label() / name) for tree in _trees()]
+        first, *also = (str(path) for _, path in places)
+        if taken := [path for path in (first, *also) if os.path.exists(path)]:
+            raise InUse(f"a cgroup {name!r} is there already: {taken[0]}", "another name, or `lab clean`")
+        entry = ledger.write("cgroup", owner, path=first, also=also)
+        return cls._make(name, places, limits, entry)
+
+    @classmethod
+    def _make(cls, name, places, limits, entry=None):
+        group = cls(name, [], entry)
+        try:
+            for tree, path in places:
+                _make_folder(tree, path)
+                folder = (V1 if tree.version == 1 else V2)(path, tree)
+                group.folders.append(folder)
+                folder.prepare()
+            if limits:
+                group.set(limits)
+        except BaseException as error:
+            with contextlib.suppress(LabError):
+                group.remove()
+            if isinstance(error, OSError):
+                raise from_oserror(error, f"making the cgroup {name!r}") from None
+            raise
+        return group
+
+    @classmethod
+    def open(cls, name):
+        """Return the cgroup of that name that labkit made, from whichever process. Raise NotFound."""
+        state.check_name(name, "cgroup name")
+        # The ledger knows the paths. Ours could not be worked out again: on v1 they
+        # are below the place of the process that made it.
+        end = f"/{state.label()}/{name}"
+        for entry in ledger.entries():
+            if entry.kind == "cgroup" and entry.what["path"].endswith(end):
+                paths = [Path(path) for path in (entry.what["path"], *entry.what.get("also", ()))]
+                folders = [_folder_at(path) for path in paths if path.is_dir()]
+                if folders:
+                    return cls(name, folders, entry)
+        raise NotFound(f"no cgroup {name!r}", "`lab cgls` shows those that there are")
+
+    def nested(self, name, limits=None):
+        """Make a cgroup inside this one and return it; it is removed with this one, or by its own block.
+
+        Limits add up: the nested one can't use more than this one. On v2 a folder
+        that has processes can't hand controllers down, so this raises KernelError
+        (EBUSY) when there are processes in it. See "No Internal Process Constraint".
+        """
+        state.check_name(name, "cgroup name")
+        places = [(_tree_at(folder.path), folder.path / name) for folder in self.folders]
+        if taken := [path for _, path in places if path.exists()]:
+            raise InUse(f"a cgroup {name!r} is there already: {taken[0]}")
+        return type(self)._make(f"{self.name}/{name}", places, limits)
+
+    # Its files
+
+    def _folder(self, controller):
+        controller = "io" if controller == "blkio" else controller
+        for folder in self.folders:
+            if controller in folder.controllers:
+                return folder
+        return self._v2() if controller == "cgroup" else None
+
+    def _v2(self):
+        return next((folder for folder in self.folders if folder.version == 2), None)
+
+    def path(self, controller="cgroup"):
+        """Return this cgroup's folder for a controller (`cgroup`: in the v2 tree). Raise Unsupported."""
+        folder = self._folder(controller)
+        if folder is None:
+            raise Unsupported(f"this machine has no {controller} controller", "/proc/cgroups and `lab doctor` say more")
+        return folder.path
+
+    def file(self, name):
+        """Return the path of one of its files, by v1's or v2's name. Raise Unsupported if it is in neither."""
+        folder, second = self._folder(name.partition(".")[0]), self._v2()
+        if folder and folder.has(name):
+            return folder.path / name
+        # On a hybrid machine cpu.pressure and its like are in the v2 tree, whatever tree the controller is in.
+        if second and second.has(name):
+            return second.path / name
+        if folder and "/" not in name and folder.has(folder.file(name)):
+            return folder.path / folder.file(name)
+        where = folder or second or self.folders[0]
+        raise Unsupported(f"{where.path} has no file {name}", f"this kernel's cgroup v{where.version} does not know it")
+
+    def read(self, name):
+        """Return the text of one of its files. Raise Unsupported or KernelError, naming the file."""
+        path = self.file(name)
+        try:
+            return path.read_text()
+        except OSError as error:
+            raise KernelError("reading", error.errno, path) from None
+
+    def write(self, name, value):
+        """Write one of its files. Raise Unsupported or KernelError, naming the file and the value."""
+        path = self.file(name)
+        try:
+            with open(path, "w") as file:
+                file.write(str(value))
+        except OSError as error:
+            raise KernelError(f"writing {str(value)!r}", error.errno, path, _HINTS.get(error.errno)) from None
+
+    def set(self, limits):
+        """Apply limits; what is None in them stays as it is. Raise Unsupported before anything is written."""
+        for name, controller in CONTROLLER_OF.items():
+            if getattr(limits, name) not in (None, ()):
+                self.path(controller)
+        steps = []
+        for folder in self.folders:
+            steps += [(name, text) for name, text in folder.plan(limits) if folder.version == 1 or self._here(folder, name)]
+        for name, _ in steps:
+            self.file(name)
+        for name, text in steps:
+            self.write(name, text)
+
+    def _here(self, folder, name):
+        """Tell whether `name` is for the v2 folder to write, or some v1 folder has done it."""
+        return self._folder(name.partition(".")[0]) in (folder, None)
+
+    def stats(self):
+        """Return what it has used so far, as Stats: one reading of every file."""
+        found = {}
+        for folder in self.folders:
+            found.update((name, value) for name, value in folder.stats().items() if value is not None)
+        return Stats(**found)
+
+    # Its processes
+
+    def add(self, pid):
+        """Move a process and all its threads in; 0 is the caller. Raise KernelError. See cgroups(7)."""
+        for folder in self.folders:
+            path = folder.path / "cgroup.procs"
+            try:
+                path.write_text(str(pid))
+            except OSError as error:
+                raise KernelError(f"writing {str(pid)!r}", error.errno, path, _HINTS.get(error.errno)) from None
+
+    def procs(self):
+        """Return the ids of the processes in it and in what is nested in it, as the reader's PID namespace counts."""
+        return _members([str(folder.path) for folder in self.folders])
+
+    def into_fd(self):
+        """Return an fd of its v2 folder for clone3's CLONE_INTO_CGROUP, or None without a v2 tree. The caller closes it."""
+        folder = self._v2()
+        return os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if folder else None
+
+    def kill(self):
+        """Kill every process in it at once, also those that fork meanwhile; return without waiting."""
+        _kill([str(folder.path) for folder in self.folders])
+
+    def freeze(self, timeout=5):
+        """Stop every process in it where it is, and return once they all are. Raise LabError after `timeout` s."""
+        self._freeze(True, timeout)
+
+    def thaw(self, timeout=5):
+        """Let frozen processes go on."""
+        self._freeze(False, timeout)
+
+    def _freeze(self, frozen, timeout):
+        folder = self._v2()
+        if folder and folder.has("cgroup.freeze"):
+            self.write("cgroup.freeze", int(frozen))
+            done = events.wait_for(
+                folder.path / "cgroup.events", lambda text: events.flat(text).get("frozen") == frozen, timeout
+            )
+        else:
+            # v1 tells nobody when it is done: FREEZING becomes FROZEN as it is read.
+            word, deadline = ("FROZEN" if frozen else "THAWED"), time.monotonic() + timeout
+            self.write("freezer.state", word)
+            while (done := self.read("freezer.state").strip() == word) is False and time.monotonic() < deadline:
+                time.sleep(0.002)
+        if not done:
+            raise LabError(
+                f"{self.name} did not {'freeze' if frozen else 'thaw'} within {timeout} s",
+                "a process in it waits in the kernel: `ps -eo pid,stat,wchan,comm`",
+            )
+
+    def wait_empty(self, timeout=5):
+        """Return True once no process is in it, False after `timeout` seconds."""
+        return _wait_empty([str(folder.path) for folder in self.folders], timeout)
+
+    def remove(self, timeout=5):
+        """Remove it, and what is nested in it, once it is empty. Raise InUse if it isn't after `timeout` s."""
+        paths = [str(folder.path) for folder in self.folders]
+        if not _wait_empty(paths, timeout):
+            raise InUse(f"{self.name} still has processes: {self.procs()}", "kill() it first, or wait for them")
+        for path in reversed(paths):
+            _remove_tree(path)
+        if self.entry is not None:
+            ledger.strike(self.entry)
+
+
+# Making and removing folders
+
+
+def _trees():
+    """Return the trees in which a Cgroup has a folder: those with a controller of ours, and the v2 tree."""
+    trees = hierarchies.hierarchies()
+    freezes = any(tree.version == 2 for tree in trees)
+    # With a v2 tree beside it, v1's freezer is not needed: cgroup.freeze is better.
+    return [
+        tree for tree in trees if tree.version == 2 or (tree.controllers and not (freezes and tree.controllers == ("freezer",)))
+    ]
+
+
+def _tree_at(path):
+    """Return the tree that a path is in. Raise BadValue if it is in none."""
+    path = Path(path)
+    for tree in hierarchies.hierarchies():
+        if tree.mount in path.parents:
+            return tree
+    raise BadValue(f"{path} is not below a cgroup mount", "`findmnt -t cgroup,cgroup2` lists them")
+
+
+def _folder_at(path):
+    tree = _tree_at(path)
+    return (V1 if tree.version == 1 else V2)(path, tree)
+
+
+def _make_folder(tree, path):
+    """Make `path`, and the marked folder above it if need be; on v2 hand the controllers down to it.
+
+    The folder above is shared, and whoever empties it removes it. It may go
+    between the two mkdirs, so a missing parent means: again.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            path.parent.mkdir(exist_ok=True)
+            if tree.version == 1 and "cpuset" in tree.controllers:
+                V1(path.parent, tree).prepare()
+            if tree.version == 2:
+                hierarchies.enable(tree, path.parent)
+            path.mkdir()
+            return
+        except FileNotFoundError:
+            continue
+        except FileExistsError:
+            raise InUse(f"a cgroup {path} is there already", "another name, or `lab clean`") from None
+        except OSError as error:
+            raise from_oserror(error, f"making the cgroup {path}") from None
+    raise LabError(f"{path.parent} is removed again and again", "another program removes it: find out which")
+
+
+def remove_folder(path, also=()):
+    """Undo a ledger entry of kind `cgroup`: kill what is in these folders, remove them and what is nested.
+
+    Fine if they are gone. Raise BadValue, and touch nothing, for a path that is
+    not below a cgroup mount or that does not have labkit's mark in it.
+    """
+    paths = [str(path), *also]
+    for candidate in paths:
+        tree = _tree_at(candidate)
+        if ".." in Path(candidate).parts or state.label() not in Path(candidate).relative_to(tree.mount).parts:
+            raise BadValue(f"{candidate} was not made by labkit: {state.label()!r} is not in it", "look at it, then rmdir it")
+    _kill(paths)
+    if not _wait_empty(paths, 5):
+        raise InUse(f"{path} still has processes: {_members(paths)}", "they hang in the kernel: `ps -eo pid,stat,wchan`")
+    for candidate in reversed(paths):
+        _remove_tree(candidate)
+
+
+def _remove_tree(path):
+    """Remove a cgroup folder and those below it, the deepest first; then the marked folder above, if it is empty."""
+    for folder, _, _ in os.walk(path, topdown=False):
+        _rmdir(folder)
+    above = os.path.dirname(path)
+    if os.path.basename(above) == state.label():
+        with contextlib.suppress(OSError):  # others are in it, or it is gone: both fine
+            os.rmdir(above)
+
+
+def _rmdir(folder, timeout=2):
+    """rmdir, and again for a moment while it is busy: a process leaves its cgroup a little after its end is seen."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return os.rmdir(folder)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise from_oserror(error, f"removing the cgroup {folder}") from None
+            time.sleep(0.001)
+
+
+# Members
+
+
+def _members(paths):
+    found = set()
+    for path in paths:
+        for folder, _, _ in os.walk(path):
+            with contextlib.suppress(OSError):  # removed, or a v2 threaded folder (EOPNOTSUPP)
+                found.update(int(pid) for pid in Path(folder, "cgroup.procs").read_text().split())
+    return sorted(found)
+
+
+def _kill(paths):
+    """Kill all members. cgroup.kill does it in one stroke; v1 needs them frozen, or a fork bomb would outrun us."""
+    for path in paths:
+        if os.path.exists(f"{path}/cgroup.kill"):
+            with contextlib.suppress(FileNotFoundError, OSError):
+                Path(path, "cgroup.kill").write_text("1")
+    freezers = [Path(path, "freezer.state") for path in paths if os.path.exists(f"{path}/freezer.state")]
+    for word in ("FROZEN", "THAWED"):
+        for freezer in freezers:
+            with contextlib.suppress(OSError):
+                freezer.write_text(word)
+        if word == "FROZEN" or not freezers:
+            for pid in _members(paths):
+                _kill_one(pid, paths)
+
+
+def _kill_one(pid, paths):
+    """Kill `pid` if it is still a member once a pidfd pins it: the bare number may be a stranger's by now."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (ProcessLookupError, OSError):
+        return
+    try:
+        if pid in _members(paths):
+            with contextlib.suppress(KernelError):
+                syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
+
+
+def _wait_empty(paths, timeout):
+    """Wait until no process is in any of the folders: by poll on v2's cgroup.events, else by looking."""
+    deadline = time.monotonic() + timeout
+    for path in paths:
+        if os.path.exists(f"{path}/cgroup.events"):
+            events.wait_for(
+                f"{path}/cgroup.events", lambda text: events.flat(text).get("populated") == 0, timeout
+            )
+    # v1 tells nobody (but a program named in release_agent, one for the whole machine).
+    while members := _members(paths):
+        if time.monotonic() > deadline:
+            return False
+        if all(not proc.is_running(pid, proc.start_ticks(pid)) for pid in members):
+            return True  # zombies only: they hold no folder
+        time.sleep(0.002)
+    return True

@@ -1,0 +1,302 @@
+"""The same limit in two dialects: V1 and V2 turn a Limits into files and text.
+
+Both versions know a memory limit, a CPU quota, a weight. They differ in the
+names, in the units (v1 counts throttled time in ns, v2 in µs) and in what one
+file holds: v2's `cpu.max` is quota and period together, v1 has a file for each.
+So there is one small class a version, with the same three methods:
+
+    plan(limits)    [(file, text), …] in the order in which the kernel takes them
+    file(name)      this version's file for a name of the other
+    stats()         the numbers, in named units
+
+Order matters more than it seems. v1 checks limits against each other at every
+write: memory alone may never exceed memory and swap together, and a child's
+quota may never pass its parent's, not even for the moment between two writes.
+See Documentation/admin-guide/cgroup-v1/memory.rst, Documentation/scheduler/sched-bwc.rst,
+Documentation/admin-guide/cgroup-v2.rst.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.errors import Unsupported
+from labkit.events import flat
+from labkit.limits import PER_SHARE, UNLIMITED
+
+_TO_V1 = {
+    "memory.max": "memory.limit_in_bytes",
+    "memory.current": "memory.usage_in_bytes",
+    "memory.peak": "memory.max_usage_in_bytes",
+    "memory.low": "memory.soft_limit_in_bytes",
+    "cpu.max.burst": "cpu.cfs_burst_us",
+    "cpuset.cpus.effective": "cpuset.effective_cpus",
+    "cpuset.mems.effective": "cpuset.effective_mems",
+}
+_TO_V2 = {v1: v2 for v2, v1 in _TO_V1.items()}
+_NEAR = {
+    "cpu.max": "cpu.cfs_quota_us and cpu.cfs_period_us",
+    "cpu.weight": "cpu.shares (1024 shares are weight 100)",
+    "memory.swap.max": "memory.memsw.limit_in_bytes (memory and swap together)",
+    "memory.events": "memory.oom_control and memory.failcnt",
+    "io.max": "blkio.throttle.read_bps_device and its three siblings",
+    "cgroup.freeze": "freezer.state",
+    "memory.high": "nothing like it",
+    "memory.oom.group": "nothing like it",
+}
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a cgroup has used. A number that this kernel does not keep is None."""
+
+    usage_usec: int | None = None  # µs of CPU, of which
+    user_usec: int | None = None
+    system_usec: int | None = None
+    nr_periods: int | None = None  # periods in which it wanted to run under a quota
+    nr_throttled: int | None = None  # of those, how many ended with the quota used up
+    throttled_usec: int | None = None  # µs in which it was held back, summed over CPUs
+    nr_bursts: int | None = None
+    burst_usec: int | None = None
+    memory_current: int | None = None  # bytes
+    memory_peak: int | None = None
+    memory_max: int | None = None  # bytes; None also means no limit
+    memory_swap_current: int | None = None
+    memory_max_hits: int | None = None  # how often it ran into memory_max
+    memory_high_hits: int | None = None  # how often it was slowed down at memory_high
+    oom_kills: int | None = None  # processes killed for lack of memory
+    pids_current: int | None = None
+    pids_peak: int | None = None
+    pids_max: int | None = None
+    pids_denied: int | None = None  # forks refused
+
+    def __repr__(self):
+        known = ((name, value) for name, value in vars(self).items() if value is not None)
+        return "Stats(" + ", ".join(f"{name}={value}" for name, value in known) + ")"
+
+
+class _Folder:
+    """One folder in one tree."""
+
+    def __init__(self, path, tree):
+        self.path = Path(path)
+        self.controllers = tree.controllers
+
+    def __repr__(self):
+        return f"<v{self.version} {self.path}>"
+
+    def has(self, name):
+        return (self.path / name).exists()
+
+    def number(self, name):
+        """Return the number in a file; None if it says `max` or there is no such file."""
+        text = self.text(name).strip()
+        return int(text) if text.lstrip("-").isdigit() else None
+
+    def numbers(self, name):
+        return flat(self.text(name))
+
+    def text(self, name):
+        try:
+            return (self.path / name).read_text()
+        except (FileNotFoundError, OSError):
+            return ""
+
+    def _pids(self):
+        return {
+            "pids_current": self.number("pids.current"),
+            "pids_peak": self.number("pids.peak"),
+            "pids_max": self.number("pids.max"),
+            "pids_denied": self.numbers("pids.events").get("max"),
+        }
+
+
+class V2(_Folder):
+    """A folder in the one tree of version 2."""
+
+    version = 2
+
+    def file(self, name):
+        return _TO_V2.get(name, name)
+
+    def prepare(self):
+        """Make the folder fit for processes: nothing to do."""
+
+    def plan(self, limits):
+        """Return the (file, text) to write for what `limits` sets."""
+        steps = [
+            ("memory.max", _or_max(limits.memory)),
+            ("memory.swap.max", _or_max(limits.memory_swap)),
+            ("memory.high", _or_max(limits.memory_high)),
+            ("memory.low", _or_max(limits.memory_low)),
+            ("memory.oom.group", None if limits.oom_group is None else str(int(limits.oom_group))),
+            ("cpu.weight", _text(limits.cpu_weight)),
+            ("cpuset.cpus", limits.cpuset_cpus),
+            ("pids.max", _or_max(limits.pids)),
+            ("io.weight", _text(limits.io_weight)),
+        ]
+        if limits.memory not in (None, UNLIMITED) and limits.memory_swap is None and self.has("memory.swap.max"):
+            steps.append(("memory.swap.max", "0"))
+        if limits.cpu_quota is not None:
+            # A burst above the new quota would be refused: none, quota, then the new one.
+            if self.number("cpu.max.burst"):
+                steps.append(("cpu.max.burst", "0"))
+            steps.append(("cpu.max", f"{_or_max(limits.cpu_quota)} {limits.period}"))
+        steps.append(("cpu.max.burst", _text(limits.cpu_burst)))
+        for limit in limits.io:
+            rates = " ".join(f"{name}={value}" for name, value in _rates(limit))
+            steps.append(("io.max", f"{limit.device} {rates}"))
+        return [(file, text) for file, text in steps if text is not None]
+
+    def stats(self):
+        """Return the numbers that this folder has, by the names of Stats."""
+        cpu, memory = self.numbers("cpu.stat"), self.numbers("memory.events")
+        found = {"usage_usec": cpu.get("usage_usec")}
+        for name in ("user_usec", "system_usec", "nr_periods", "nr_throttled", "throttled_usec", "nr_bursts", "burst_usec"):
+            found[name] = cpu.get(name)
+        if "memory" in self.controllers:
+            found.update(
+                memory_current=self.number("memory.current"),
+                memory_peak=self.number("memory.peak"),
+                memory_max=self.number("memory.max"),
+                memory_swap_current=self.number("memory.swap.current"),
+                memory_max_hits=memory.get("max"),
+                memory_high_hits=memory.get("high"),
+                oom_kills=memory.get("oom_kill"),
+            )
+        if "pids" in self.controllers:
+            found.update(self._pids())
+        return found
+
+
+class V1(_Folder):
+    """A folder in one of the many trees of version 1."""
+
+    version = 1
+
+    def file(self, name):
+        if name in _NEAR and not self.has(name):
+            raise Unsupported(f"{name} is a file of cgroup v2; here {self.path} is v1", f"v1 has {_NEAR[name]}")
+        return _TO_V1.get(name, name)
+
+    def prepare(self):
+        """Make the folder fit for processes: a v1 cpuset is born empty, and nothing may enter it then."""
+        if "cpuset" in self.controllers:
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                if not self.text(name).strip():
+                    above = (self.path.parent / name).read_text()
+                    (self.path / name).write_text(above)
+
+    def plan(self, limits):
+        """Return the (file, text) to write for what `limits` sets. Raise Unsupported for what only v2 has."""
+        for name, file in (("memory_high", "memory.high"), ("oom_group", "memory.oom.group")):
+            if getattr(limits, name) is not None and "memory" in self.controllers:
+                self.file(file)
+        steps = []
+        if "memory" in self.controllers:
+            steps += self._plan_memory(limits)
+        if "cpu" in self.controllers:
+            steps += self._plan_cpu(limits)
+        if "cpuset" in self.controllers:
+            steps.append(("cpuset.cpus", limits.cpuset_cpus))
+        if "pids" in self.controllers:
+            steps.append(("pids.max", _or_max(limits.pids)))
+        if "io" in self.controllers:
+            steps += self._plan_io(limits)
+        return [(file, text) for file, text in steps if text is not None]
+
+    def _plan_memory(self, limits):
+        steps = [("memory.soft_limit_in_bytes", _text(limits.memory_low))]
+        if limits.memory is None:
+            return steps
+        steps.append(("memory.limit_in_bytes", _text(limits.memory)))
+        both = _both(limits.memory, limits.memory_swap)
+        if limits.memory_swap is not None or self.has("memory.memsw.limit_in_bytes"):
+            steps.append(("memory.memsw.limit_in_bytes", _text(both)))
+        # Memory alone may never be above memory and swap together: raise the outer
+        # limit first, lower the inner one first.
+        now = self.number("memory.memsw.limit_in_bytes") or 0
+        return [steps[0], *reversed(steps[1:])] if both == UNLIMITED or both > now else steps
+
+    def _plan_cpu(self, limits):
+        steps = []
+        if limits.cpu_weight is not None:
+            steps.append(("cpu.shares", str(round(limits.cpu_weight * PER_SHARE))))
+        if limits.cpu_quota is not None:
+            if self.number("cpu.cfs_burst_us"):
+                steps.append(("cpu.cfs_burst_us", "0"))
+            both = [("cpu.cfs_quota_us", str(limits.cpu_quota)), ("cpu.cfs_period_us", str(limits.period))]
+            # Between the two writes the share must not pass the parent's: what
+            # makes it smaller goes first. Without a quota the period is free to change.
+            now = self.number("cpu.cfs_quota_us")
+            shrinks = now != UNLIMITED and UNLIMITED < limits.cpu_quota < now
+            steps += both if shrinks else reversed(both)
+        steps.append(("cpu.cfs_burst_us", _text(limits.cpu_burst)))
+        return steps
+
+    def _plan_io(self, limits):
+        names = {"rbps": "read_bps", "wbps": "write_bps", "riops": "read_iops", "wiops": "write_iops"}
+        steps = [
+            (f"blkio.throttle.{names[name]}_device", f"{limit.device} {value}")
+            for limit in limits.io
+            for name, value in _rates(limit)
+        ]
+        weight = "blkio.bfq.weight" if self.has("blkio.bfq.weight") else "blkio.weight"
+        steps.append((weight, _text(limits.io_weight)))
+        return steps
+
+    def stats(self):
+        """Return the numbers that this folder has, by the names of Stats."""
+        found = {}
+        if "cpuacct" in self.controllers:
+            found.update(
+                usage_usec=_usec(self.number("cpuacct.usage")),
+                user_usec=_usec(self.number("cpuacct.usage_user")),
+                system_usec=_usec(self.number("cpuacct.usage_sys")),
+            )
+        if "cpu" in self.controllers:
+            cpu = self.numbers("cpu.stat")
+            found.update(
+                nr_periods=cpu.get("nr_periods"),
+                nr_throttled=cpu.get("nr_throttled"),
+                throttled_usec=_usec(cpu.get("throttled_time")),
+                nr_bursts=cpu.get("nr_bursts"),
+                burst_usec=_usec(cpu.get("burst_time")),
+            )
+        if "memory" in self.controllers:
+            limit = self.number("memory.limit_in_bytes")
+            found.update(
+                memory_current=self.number("memory.usage_in_bytes"),
+                memory_peak=self.number("memory.max_usage_in_bytes"),
+                # v1 has no word for "no limit": it shows the largest number of whole pages.
+                memory_max=None if limit is None or limit > 1 << 62 else limit,
+                memory_max_hits=self.number("memory.failcnt"),
+                oom_kills=self.numbers("memory.oom_control").get("oom_kill"),
+            )
+            if (both := self.number("memory.memsw.usage_in_bytes")) is not None:
+                found["memory_swap_current"] = max(0, both - found["memory_current"])
+        if "pids" in self.controllers:
+            found.update(self._pids())
+        return found
+
+
+def _text(value):
+    return None if value is None else str(value)
+
+
+def _or_max(value):
+    return "max" if value == UNLIMITED else _text(value)
+
+
+def _usec(nanoseconds):
+    return None if nanoseconds is None else nanoseconds // 1000
+
+
+def _both(memory, swap):
+    """v1 counts memory and swap together."""
+    if UNLIMITED in (memory, swap):
+        return UNLIMITED
+    return memory + (swap or 0)
+
+
+def _rates(limit):
+    return [(name, value) for name in ("rbps", "wbps", "riops", "wiops") if (value := getattr(limit, name))]
