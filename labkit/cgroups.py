@@ -18,31 +18,41 @@ be found and taken away again. A folder goes only when nothing is in it: leaving
 the block kills what still runs there, waits until it is gone, then removes.
 
 Its neighbours: `limits` is what may be asked, `hierarchies` where the trees
-are, `controllers` what is written for each version, `events` how to wait.
+are, `controllers` what is written for each version, `cgroupfs` how folders come
+and go, `events` how to wait.
 See cgroups(7), Documentation/admin-guide/cgroup-v2.rst.
 """
 
 import contextlib
 import errno
 import os
-import signal
 import time
 from pathlib import Path
 
-from labkit import events, hierarchies, ledger, proc, state, syscalls
-from labkit.controllers import V1, V2, Stats
-from labkit.errors import BadValue, InUse, KernelError, LabError, NotFound, Unsupported, from_oserror
-from labkit.limits import CONTROLLER_OF, Limits
-
-_ATTEMPTS = 50  # at making a folder whose empty parent others may remove meanwhile
+from labkit import cgroupfs, events, ledger, state
+from labkit.cgroupfs import remove_folder  # noqa: F401 - the ledger looks for it here
+from labkit.controllers import Stats
+from labkit.errors import InUse, KernelError, LabError, NotFound, Unsupported, from_oserror
+from labkit.limits import CONTROLLER_OF, Limits  # noqa: F401 - callers want both from one place
+# What an errno means when it comes from one of these files; "" stands for the rest.
 _HINTS = {
-    errno.EBUSY: "memory: it uses more than the new limit now. cgroup.procs: threads or a sibling v2 rule forbid it",
-    errno.EINVAL: "the kernel does not take this value here: a child may not have more than its parent",
-    errno.ENODEV: "no such device: `lsblk` lists the major:minor that there are",
-    errno.ENOSPC: "this cpuset has no CPUs or no memory nodes yet: fill cpuset.cpus and cpuset.mems first",
-    errno.ESRCH: "no such process: it has ended",
-    errno.EOPNOTSUPP: "this v2 folder's cgroup.type is not `domain`",
+    (errno.EBUSY, "memory"): "it uses more than that now and can't give it back: stop something in it first",
+    (errno.EBUSY, "cgroup"): "v2: a folder with processes in it can't hand controllers down, nor the other way round",
+    (errno.EINVAL, "cpu"): "a child's quota can't be more than its parent's; a period is 1000..1000000 µs",
+    (errno.EINVAL, ""): "the kernel does not take this value here",
+    (errno.ENODEV, ""): "no such device: `lsblk` lists the major:minor that there are",
+    (errno.ENOSPC, "cgroup"): "this cpuset has no CPUs or no memory nodes yet: fill cpuset.cpus and cpuset.mems first",
+    (errno.ERANGE, "cpuset"): "this machine has no such CPU: /sys/devices/system/cpu/online lists them",
+    (errno.EACCES, "cpuset"): "a child's CPUs must be among its parent's",
+    (errno.ESRCH, "cgroup"): "no such process: it has ended",
+    (errno.EOPNOTSUPP, "cgroup"): "this folder's cgroup.type is not `domain`",
 }
+
+
+def _refused(text, path, error):
+    """Return the KernelError for a write that the kernel refused."""
+    hint = _HINTS.get((error.errno, path.name.partition(".")[0])) or _HINTS.get((error.errno, ""))
+    return KernelError(f"writing {text!r}", error.errno, path, hint)
 
 
 class Cgroup:
@@ -74,7 +84,7 @@ class Cgroup:
         where they are missing. See cgroups(7).
         """
         state.check_name(name, "cgroup name")
-        places = [(tree, tree.own / state.label() / name) for tree in _trees()]
+        places = [(tree, tree.own / state.label() / name) for tree in cgroupfs.trees()]
         first, *also = (str(path) for _, path in places)
         if taken := [path for path in (first, *also) if os.path.exists(path)]:
             raise InUse(f"a cgroup {name!r} is there already: {taken[0]}", "another name, or `lab clean`")
@@ -86,8 +96,7 @@ class Cgroup:
         group = cls(name, [], entry)
         try:
             for tree, path in places:
-                _make_folder(tree, path)
-                folder = (V1 if tree.version == 1 else V2)(path, tree)
+                folder = cgroupfs.make_folder(tree, path)
                 group.folders.append(folder)
                 folder.prepare()
             if limits:
@@ -110,7 +119,7 @@ class Cgroup:
         for entry in ledger.entries():
             if entry.kind == "cgroup" and entry.what["path"].endswith(end):
                 paths = [Path(path) for path in (entry.what["path"], *entry.what.get("also", ()))]
-                folders = [_folder_at(path) for path in paths if path.is_dir()]
+                folders = [cgroupfs.folder_at(path) for path in paths if path.is_dir()]
                 if folders:
                     return cls(name, folders, entry)
         raise NotFound(f"no cgroup {name!r}", "`lab cgls` shows those that there are")
@@ -123,12 +132,15 @@ class Cgroup:
         (EBUSY) when there are processes in it. See "No Internal Process Constraint".
         """
         state.check_name(name, "cgroup name")
-        places = [(_tree_at(folder.path), folder.path / name) for folder in self.folders]
+        places = [(cgroupfs.tree_at(folder.path), folder.path / name) for folder in self.folders]
         if taken := [path for _, path in places if path.exists()]:
             raise InUse(f"a cgroup {name!r} is there already: {taken[0]}")
         return type(self)._make(f"{self.name}/{name}", places, limits)
 
     # Its files
+
+    def _paths(self):
+        return [str(folder.path) for folder in self.folders]
 
     def _folder(self, controller):
         controller = "io" if controller == "blkio" else controller
@@ -175,7 +187,7 @@ class Cgroup:
             with open(path, "w") as file:
                 file.write(str(value))
         except OSError as error:
-            raise KernelError(f"writing {str(value)!r}", error.errno, path, _HINTS.get(error.errno)) from None
+            raise _refused(str(value), path, error) from None
 
     def set(self, limits):
         """Apply limits; what is None in them stays as it is. Raise Unsupported before anything is written."""
@@ -205,16 +217,20 @@ class Cgroup:
 
     def add(self, pid):
         """Move a process and all its threads in; 0 is the caller. Raise KernelError. See cgroups(7)."""
-        for folder in self.folders:
-            path = folder.path / "cgroup.procs"
+        for path in self.procs_files:
             try:
                 path.write_text(str(pid))
             except OSError as error:
-                raise KernelError(f"writing {str(pid)!r}", error.errno, path, _HINTS.get(error.errno)) from None
+                raise _refused(str(pid), path, error) from None
+
+    @property
+    def procs_files(self):
+        """Return the cgroup.procs of each of its folders: who writes a pid into all of them moves it in."""
+        return [folder.path / "cgroup.procs" for folder in self.folders]
 
     def procs(self):
         """Return the ids of the processes in it and in what is nested in it, as the reader's PID namespace counts."""
-        return _members([str(folder.path) for folder in self.folders])
+        return cgroupfs.members(self._paths())
 
     def into_fd(self):
         """Return an fd of its v2 folder for clone3's CLONE_INTO_CGROUP, or None without a v2 tree. The caller closes it."""
@@ -223,7 +239,7 @@ class Cgroup:
 
     def kill(self):
         """Kill every process in it at once, also those that fork meanwhile; return without waiting."""
-        _kill([str(folder.path) for folder in self.folders])
+        cgroupfs.kill(self._paths())
 
     def freeze(self, timeout=5):
         """Stop every process in it where it is, and return once they all are. Raise LabError after `timeout` s."""
@@ -254,167 +270,14 @@ class Cgroup:
 
     def wait_empty(self, timeout=5):
         """Return True once no process is in it, False after `timeout` seconds."""
-        return _wait_empty([str(folder.path) for folder in self.folders], timeout)
+        return cgroupfs.wait_empty(self._paths(), timeout)
 
     def remove(self, timeout=5):
         """Remove it, and what is nested in it, once it is empty. Raise InUse if it isn't after `timeout` s."""
-        paths = [str(folder.path) for folder in self.folders]
-        if not _wait_empty(paths, timeout):
+        paths = self._paths()
+        if not cgroupfs.wait_empty(paths, timeout):
             raise InUse(f"{self.name} still has processes: {self.procs()}", "kill() it first, or wait for them")
         for path in reversed(paths):
-            _remove_tree(path)
+            cgroupfs.remove_tree(path)
         if self.entry is not None:
             ledger.strike(self.entry)
-
-
-# Making and removing folders
-
-
-def _trees():
-    """Return the trees in which a Cgroup has a folder: those with a controller of ours, and the v2 tree."""
-    trees = hierarchies.hierarchies()
-    freezes = any(tree.version == 2 for tree in trees)
-    # With a v2 tree beside it, v1's freezer is not needed: cgroup.freeze is better.
-    return [
-        tree for tree in trees if tree.version == 2 or (tree.controllers and not (freezes and tree.controllers == ("freezer",)))
-    ]
-
-
-def _tree_at(path):
-    """Return the tree that a path is in. Raise BadValue if it is in none."""
-    path = Path(path)
-    for tree in hierarchies.hierarchies():
-        if tree.mount in path.parents:
-            return tree
-    raise BadValue(f"{path} is not below a cgroup mount", "`findmnt -t cgroup,cgroup2` lists them")
-
-
-def _folder_at(path):
-    tree = _tree_at(path)
-    return (V1 if tree.version == 1 else V2)(path, tree)
-
-
-def _make_folder(tree, path):
-    """Make `path`, and the marked folder above it if need be; on v2 hand the controllers down to it.
-
-    The folder above is shared, and whoever empties it removes it. It may go
-    between the two mkdirs, so a missing parent means: again.
-    """
-    for _ in range(_ATTEMPTS):
-        try:
-            path.parent.mkdir(exist_ok=True)
-            if tree.version == 1 and "cpuset" in tree.controllers:
-                V1(path.parent, tree).prepare()
-            if tree.version == 2:
-                hierarchies.enable(tree, path.parent)
-            path.mkdir()
-            return
-        except FileNotFoundError:
-            continue
-        except FileExistsError:
-            raise InUse(f"a cgroup {path} is there already", "another name, or `lab clean`") from None
-        except OSError as error:
-            raise from_oserror(error, f"making the cgroup {path}") from None
-    raise LabError(f"{path.parent} is removed again and again", "another program removes it: find out which")
-
-
-def remove_folder(path, also=()):
-    """Undo a ledger entry of kind `cgroup`: kill what is in these folders, remove them and what is nested.
-
-    Fine if they are gone. Raise BadValue, and touch nothing, for a path that is
-    not below a cgroup mount or that does not have labkit's mark in it.
-    """
-    paths = [str(path), *also]
-    for candidate in paths:
-        tree = _tree_at(candidate)
-        if ".." in Path(candidate).parts or state.label() not in Path(candidate).relative_to(tree.mount).parts:
-            raise BadValue(f"{candidate} was not made by labkit: {state.label()!r} is not in it", "look at it, then rmdir it")
-    _kill(paths)
-    if not _wait_empty(paths, 5):
-        raise InUse(f"{path} still has processes: {_members(paths)}", "they hang in the kernel: `ps -eo pid,stat,wchan`")
-    for candidate in reversed(paths):
-        _remove_tree(candidate)
-
-
-def _remove_tree(path):
-    """Remove a cgroup folder and those below it, the deepest first; then the marked folder above, if it is empty."""
-    for folder, _, _ in os.walk(path, topdown=False):
-        _rmdir(folder)
-    above = os.path.dirname(path)
-    if os.path.basename(above) == state.label():
-        with contextlib.suppress(OSError):  # others are in it, or it is gone: both fine
-            os.rmdir(above)
-
-
-def _rmdir(folder, timeout=2):
-    """rmdir, and again for a moment while it is busy: a process leaves its cgroup a little after its end is seen."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            return os.rmdir(folder)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                raise from_oserror(error, f"removing the cgroup {folder}") from None
-            time.sleep(0.001)
-
-
-# Members
-
-
-def _members(paths):
-    found = set()
-    for path in paths:
-        for folder, _, _ in os.walk(path):
-            with contextlib.suppress(OSError):  # removed, or a v2 threaded folder (EOPNOTSUPP)
-                found.update(int(pid) for pid in Path(folder, "cgroup.procs").read_text().split())
-    return sorted(found)
-
-
-def _kill(paths):
-    """Kill all members. cgroup.kill does it in one stroke; v1 needs them frozen, or a fork bomb would outrun us."""
-    for path in paths:
-        if os.path.exists(f"{path}/cgroup.kill"):
-            with contextlib.suppress(FileNotFoundError, OSError):
-                Path(path, "cgroup.kill").write_text("1")
-    freezers = [Path(path, "freezer.state") for path in paths if os.path.exists(f"{path}/freezer.state")]
-    for word in ("FROZEN", "THAWED"):
-        for freezer in freezers:
-            with contextlib.suppress(OSError):
-                freezer.write_text(word)
-        if word == "FROZEN" or not freezers:
-            for pid in _members(paths):
-                _kill_one(pid, paths)
-
-
-def _kill_one(pid, paths):
-    """Kill `pid` if it is still a member once a pidfd pins it: the bare number may be a stranger's by now."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except (ProcessLookupError, OSError):
-        return
-    try:
-        if pid in _members(paths):
-            with contextlib.suppress(KernelError):
-                syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
-    finally:
-        os.close(pidfd)
-
-
-def _wait_empty(paths, timeout):
-    """Wait until no process is in any of the folders: by poll on v2's cgroup.events, else by looking."""
-    deadline = time.monotonic() + timeout
-    for path in paths:
-        if os.path.exists(f"{path}/cgroup.events"):
-            events.wait_for(
-                f"{path}/cgroup.events", lambda text: events.flat(text).get("populated") == 0, timeout
-            )
-    # v1 tells nobody (but a program named in release_agent, one for the whole machine).
-    while members := _members(paths):
-        if time.monotonic() > deadline:
-            return False
-        if all(not proc.is_running(pid, proc.start_ticks(pid)) for pid in members):
-            return True  # zombies only: they hold no folder
-        time.sleep(0.002)
-    return True
