@@ -1,0 +1,281 @@
+"""An image: a name, a config that says what to run, and a stack of layers.
+
+    >>> image = images.get("busybox")
+    >>> image.config.cmd, image.layers
+    (('sh',), ('/var/lib/labkit/layers/6ae1…/diff',))
+
+The store keeps layers as blobs (see layout), named by digest. To be stacked they must
+be folders: each is unpacked once, into a folder named by its diffID, whichever images
+it is in. Those folders are the lowerdirs of every container; nothing ever writes there.
+
+`busybox` is made from the machine's own static busybox when first asked for; `pull`,
+`load` and `build` bring others.
+"""
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from labkit import base, digests, layers, ledger, state
+from labkit.errors import BadArchive, BadValue, InUse, NotFound
+from labkit.layout import Layout, normal
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """What an image says about the container to be made of it. See the OCI image specification, config.md."""
+
+    env: tuple = ()  # "NAME=value", …
+    entrypoint: tuple = ()
+    cmd: tuple = ()
+    workdir: str = "/"
+    user: str = ""  # user, uid, user:group, uid:gid; empty is root
+    exposed_ports: tuple = ()  # "80/tcp", …
+    volumes: tuple = ()  # paths that want a volume
+    labels: dict = field(default_factory=dict, hash=False)
+    stop_signal: str = "SIGTERM"
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that is here, its layers unpacked."""
+
+    name: str  # "busybox:latest"
+    digest: str  # the manifest's: what a registry calls it
+    id: str  # the config's: what `docker images` shows
+    config: ImageConfig
+    layers: tuple  # folders, the lowest first
+    diff_ids: tuple  # the layers' names, in the same order
+    size: int  # bytes of its blobs as stored
+
+    def __repr__(self):
+        count = len(self.layers)
+        return f"<image {self.name} {self.id[7:19]}: {count} layer{'s' * (count != 1)}, {self.size / 1e6:.1f} MB>"
+
+
+def store():
+    """Return the Layout that holds all images."""
+    return Layout(state.lib_dir("images")).create()
+
+
+@contextlib.contextmanager
+def locked(shared=False):
+    """Hold the store: shared while something is added, alone while garbage is collected."""
+    with state.lock("images", shared):
+        yield store()
+
+
+def get(ref):
+    """Return the Image of a name, a digest or the first digits of an id, its layers unpacked.
+
+    Raises NotFound with the names that are here.
+    """
+    if isinstance(ref, Image):
+        return ref
+    with locked(shared=True) as layout:
+        name, digest = _find(layout, ref)
+        return _image(layout, name, digest, unpack=True)
+
+
+def all():
+    """Return every Image by name; layers not yet unpacked stay so."""
+    with locked(shared=True) as layout:
+        return [_image(layout, name, digest, unpack=False) for name, digest in sorted(layout.names().items())]
+
+
+def find(ref):
+    """Return (name, manifest digest) of what `ref` means here. Raises NotFound."""
+    with locked(shared=True) as layout:
+        return _find(layout, ref)
+
+
+def _find(layout, ref):
+    names = layout.names()
+    if not isinstance(ref, str):
+        raise BadValue(f"{ref!r} is not the name of an image", "a string like 'busybox' or 'busybox:latest'")
+    if re.fullmatch(r"(sha256:)?[0-9a-f]{6,64}", ref):
+        for name, digest in names.items():
+            manifest = layout.read_json(digest)
+            if any(text.removeprefix("sha256:").startswith(ref.removeprefix("sha256:"))
+                   for text in (digest, manifest["config"]["digest"])):  # fmt: skip
+                return name, digest
+        if ref.startswith("sha256:"):
+            raise _not_found(ref, names)
+    name = normal(ref)
+    if name in names:
+        return name, names[name]
+    if name == base.NAME:
+        with state.lock("base"):  # of two who ask at once, one makes it
+            return name, layout.names().get(name) or base.make(layout)
+    raise _not_found(name, names)
+
+
+def _not_found(name, names):
+    there = ", ".join(sorted({*names, base.NAME}))
+    return NotFound(f"there is no image {name} here", f"here: {there}; `lab pull {name}` fetches it from a registry")
+
+
+def _image(layout, name, digest, unpack):
+    manifest, config = read(layout, digest)
+    diff_ids = tuple(config["rootfs"]["diff_ids"])
+    folders = tuple(
+        unpacked(layout, layer["digest"], diff_id) if unpack else str(_folder(diff_id))
+        for layer, diff_id in zip(manifest["layers"], diff_ids, strict=True)
+    )
+    size = sum(part["size"] for part in [manifest["config"], *manifest["layers"]])
+    return Image(name, digest, manifest["config"]["digest"], parse_config(config), folders, diff_ids, size)
+
+
+def read(layout, digest):
+    """Return (manifest, config) as dicts, looked through so that nothing in them surprises. Raises BadArchive."""
+    manifest = layout.read_json(digest)
+    parts = [manifest.get("config"), *(manifest.get("layers") if isinstance(manifest.get("layers"), list) else [None])]
+    for part in parts:
+        if not isinstance(part, dict) or not isinstance(part.get("size"), int) or part["size"] < 0:
+            raise BadArchive(f"{digest} is not the manifest of an image", "an index, or damaged: pull or load it again")
+        digests.check(part.get("digest"))
+    config = layout.read_json(manifest["config"]["digest"])
+    rootfs = config.get("rootfs") if isinstance(config.get("rootfs"), dict) else {}
+    diff_ids = rootfs.get("diff_ids")
+    if not isinstance(diff_ids, list) or len(diff_ids) != len(manifest["layers"]):
+        raise BadArchive(f"the config of {digest} does not name each layer's diffID", "damaged: pull or load it again")
+    for diff_id in diff_ids:
+        digests.check(diff_id, "diffID")
+    return manifest, config
+
+
+def parse_config(config):
+    """Return the ImageConfig in an image's config. Raises BadArchive where it has other things than it may."""
+    inner = config.get("config") or {}
+    if not isinstance(inner, dict):
+        raise BadArchive("the image's config is not an object", "damaged: pull or load it again")
+
+    def field_of(key, kind, inside=str):
+        value = inner.get(key)
+        if value is None:
+            return kind()
+        if not isinstance(value, kind) or not all_are(value, inside):
+            raise BadArchive(f"the image's config has {key} = {str(value)[:60]!r}", "not what an image's config may hold")
+        return value
+
+    def all_are(value, inside):
+        items = [*value, *value.values()] if isinstance(value, dict) and inside else value
+        return not any(not isinstance(item, str) or "\0" in item for item in items)
+
+    return ImageConfig(
+        env=tuple(field_of("Env", list)),
+        entrypoint=tuple(field_of("Entrypoint", list)),
+        cmd=tuple(field_of("Cmd", list)),
+        workdir=field_of("WorkingDir", str) or "/",
+        user=field_of("User", str),
+        exposed_ports=tuple(sorted(field_of("ExposedPorts", dict, None))),
+        volumes=tuple(sorted(field_of("Volumes", dict, None))),
+        labels=dict(field_of("Labels", dict)),
+        stop_signal=field_of("StopSignal", str) or "SIGTERM",
+    )
+
+
+# Layers as folders
+
+
+def _folder(diff_id):
+    return state.lib_dir("layers") / digests.hex_of(diff_id) / "diff"
+
+
+def unpacked(layout, digest, diff_id):
+    """Return the folder of a layer, unpacking its blob if nobody has yet. Raises BadArchive.
+
+    The folder `<diffID>/` gets its name when all in it has been checked.
+    """
+    folder = _folder(diff_id)
+    if folder.exists():
+        return str(folder)
+    with state.lock(f"layer-{digests.hex_of(diff_id)[:16]}"):  # of two who want it, one unpacks
+        if not folder.exists():
+            if not layout.has(digest):
+                raise NotFound(f"the store has no blob {digest}", "an image names it: pull or load that again")
+            folder.parent.mkdir(mode=0o700, exist_ok=True)
+            layers.apply(layout.path(digest), folder, digest=digest, diff_id=diff_id, devices=True)
+    return str(folder)
+
+
+def layers_in_use():
+    """Return {folder of a layer: id of a container whose root stands on it}."""
+    used = {}
+    for path in state.lib_dir("containers").glob("*/rootfs.json"):
+        for folder in (state.read_json(path) or {}).get("layers", ()):
+            used.setdefault(folder, path.parent.name)
+    return used
+
+
+# Names and garbage
+
+
+def tag(ref, name):
+    """Give an image another name; return the Image."""
+    name = normal(name)
+    with locked() as layout:
+        layout.set_name(name, _find(layout, ref)[1])
+    return get(name)
+
+
+def remove(ref, force=False):
+    """Take a name from an image, and remove what then has no name. Return bytes given back.
+
+    Raises InUse while a container stands on its layers, unless forced: then the name
+    goes, and the layers stay as long as the container does.
+    """
+    with locked() as layout:
+        name, digest = _find(layout, ref)
+        others = [other for other, its in layout.names().items() if its == digest and other != name]
+        if not others and not force:
+            used = layers_in_use()
+            for folder in _image(layout, name, digest, unpack=False).layers:
+                elsewhere = folder in _named_folders(layout, without=name)
+                if folder in used and not elsewhere:
+                    raise InUse(f"the image {name} is in use by container {used[folder]}", f"lab stop {used[folder]}")
+        layout.drop_name(name)
+        return _collect(layout)
+
+
+def collect():
+    """Remove blobs and layer folders that no name and no container needs; return bytes given back."""
+    with locked() as layout:
+        return _collect(layout)
+
+
+def _named_folders(layout, without=None):
+    return {
+        str(_folder(diff_id))
+        for name, digest in layout.names().items()
+        if name != without
+        for diff_id in read(layout, digest)[1]["rootfs"]["diff_ids"]
+    }
+
+
+def _collect(layout):
+    freed = layout.collect(layout.reachable(layout.names().values()))
+    needed = _named_folders(layout) | set(layers_in_use())
+    for folder in state.lib_dir("layers").iterdir():
+        if str(folder / "diff") not in needed:
+            freed += usage(folder)
+            # First its name, in one step: a half-removed layer must not look whole.
+            doomed = Path(f"{folder}.removed")
+            entry = ledger.write("folder", path=str(doomed))
+            os.rename(folder, doomed)
+            ledger.undo(entry)
+    return freed
+
+
+def usage(folder):
+    """Return the bytes a folder's files occupy on disk, each inode once."""
+    seen, total = set(), 0
+    for path, _, names in os.walk(folder):
+        for name in (".", *names):
+            status = os.lstat(os.path.join(path, name))
+            if status.st_ino not in seen:
+                seen.add(status.st_ino)
+                total += status.st_blocks * 512
+    return total

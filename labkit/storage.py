@@ -1,0 +1,251 @@
+"""A root filesystem for each container, of layers that all of them share.
+
+    driver = storage.driver("overlay")
+    rootfs = driver.prepare(image, container_id)     folders on disk, nothing mounted
+    rootfs.step()                                    the mount, for the container's own namespace
+    rootfs.changes()                                 what the container has changed
+    driver.remove(container_id)
+
+With overlayfs a container's root is four folders. The *lowerdirs* are the image's
+layers, read-only and shared. The *upperdir* is empty at first and takes every write.
+*merged* is where the container sees all of them as one. The *workdir* is the kernel's
+scratch place: what is copied up is put together there, then renamed into the upperdir.
+
+Other drivers (see the package `drivers`) reach the same root by other means; all have
+the three methods above. See Documentation/filesystems/overlayfs.rst.
+"""
+
+import contextlib
+import importlib
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit import child, layer_diff, ledger, mounts, state
+from labkit.errors import BadValue, InUse, LabError, NotFound, Unsupported, from_oserror
+
+# Said aloud, so that every machine does the same whatever its kernel was built with.
+#   metacopy=off      a copy-up copies the data too: the upperdir is complete in itself
+#   redirect_dir=off  a lower folder is renamed by copying: the upperdir can become a layer
+#   index=off         the same upperdir may be mounted again over the same layers moved elsewhere
+DEFAULT_OPTIONS = ("metacopy=off", "redirect_dir=off", "index=off")
+USER_OPTIONS = ("userxattr", "index=off")  # in a user namespace; the other two are off by it
+
+_ELSEWHERE = {
+    "vfs": "labkit.drivers.vfs:Vfs",
+    "btrfs": "labkit.drivers.btrfs:Btrfs",
+    "fuse-overlayfs": "labkit.drivers.fuse_overlayfs:FuseOverlayfs",
+}
+NAMES = ("overlay", *_ELSEWHERE)
+
+
+@dataclass(frozen=True)
+class Rootfs:
+    """One container's root: which folders it is made of and where it will be seen."""
+
+    driver: str
+    container_id: str
+    lowerdirs: tuple  # the lowest first, as the image lists its layers
+    upperdir: str
+    workdir: str
+    merged: str  # the folder it will be mounted on
+    options: tuple = DEFAULT_OPTIONS
+
+    def step(self):
+        """Return the mount step that shows this root at `merged`, in whatever namespace executes it."""
+        return _overlay(self.lowerdirs, self.upperdir, self.workdir, self.merged, self.options)
+
+    def changes(self):
+        """Return what the container has changed, as `docker diff` lists it: A, C or D and a path."""
+        return layer_diff.changes(self.upperdir, self.lowerdirs)
+
+    def diff(self, out, compression=None):
+        """Write what the container has changed as a layer; return (diff_id, digest, size)."""
+        return layer_diff.diff(self.upperdir, out, compression)
+
+    def usage(self):
+        """Return the Usage of what belongs to this container alone."""
+        return usage(self.upperdir)
+
+    def tree(self):
+        """Return {role: folder}, top to bottom: which file is where."""
+        lowers = {f"lowerdir {number}": folder for number, folder in reversed([*enumerate(self.lowerdirs, 1)])}
+        return {"merged": self.merged, "upperdir": self.upperdir, "workdir": self.workdir, **lowers}
+
+
+def _overlay(lowerdirs, upperdir, workdir, merged, options):
+    # The kernel wants the topmost first. A folder that is there twice counts where it
+    # is uppermost, and the kernel refuses to see it again (ELOOP).
+    top_first = tuple(dict.fromkeys(str(lower) for lower in reversed(lowerdirs)))
+    return mounts.Overlay(
+        lowerdirs=top_first, upperdir=str(upperdir or ""), workdir=str(workdir or ""), target=str(merged),
+        options=tuple(options),
+    )  # fmt: skip
+
+
+def driver(name="overlay"):
+    """Return the storage driver of that name. Raises BadValue, or Unsupported where the machine lacks it."""
+    if name == "overlay":
+        return Overlay()
+    if name not in _ELSEWHERE:
+        raise BadValue(f"there is no storage driver {name!r}", f"one of {', '.join(NAMES)}")
+    module, kind = _ELSEWHERE[name].split(":")
+    found = getattr(importlib.import_module(module), kind)()
+    found.check()
+    return found
+
+
+class Driver:
+    """What every driver does: a folder for each container, in the ledger, with a note of what it stands on."""
+
+    name = ""
+
+    def check(self):
+        """Raise Unsupported if this machine cannot run the driver."""
+
+    def prepare(self, image, container_id, owner=None, userxattr=False):
+        """Make a container's root from an image's layers; return its Rootfs. Nothing is mounted yet.
+
+        `owner` is who answers for the folder in the ledger (this process, if None).
+        Raises InUse if the container has one already; then, or on any failure,
+        nothing is changed.
+        """
+        state.check_name(container_id, "container id")
+        home = state.lib_dir("containers") / container_id
+        if home.exists():
+            raise InUse(f"the container {container_id} has a root filesystem already", f"{home} holds it")
+        entry = ledger.write("folder", owner=owner, path=str(home))
+        try:
+            home.mkdir(0o700)
+            # Before anything else: from now on no layer of this image is garbage.
+            note = {"driver": self.name, "image": image.digest, "layers": list(image.layers), "userxattr": userxattr}
+            state.write_json(home / "rootfs.json", note)
+            return self._make(image, container_id, home, userxattr)
+        except BaseException as error:
+            self._unmake(container_id, home)
+            ledger.undo(entry)
+            if isinstance(error, OSError):
+                raise from_oserror(error, f"making the root filesystem of {container_id}") from None
+            raise
+
+    def get(self, container_id):
+        """Return the Rootfs of a container that has one. Raises NotFound."""
+        raise NotImplementedError
+
+    def remove(self, container_id):
+        """Remove a container's root; quiet if it has none. What it changed is gone with it."""
+        state.check_name(container_id, "container id")
+        home = state.lib_dir("containers") / container_id
+        self._unmake(container_id, home)
+        ledger.remove_tree(home)
+        for entry in ledger.entries():
+            if entry.kind == "folder" and entry.what.get("path") == str(home):
+                ledger.strike(entry)
+
+    def _make(self, image, container_id, home, userxattr):
+        raise NotImplementedError
+
+    def _unmake(self, container_id, home):
+        """Give back what lies outside the container's folder; nothing by default."""
+
+
+class Overlay(Driver):
+    """The kernel's overlayfs: three empty folders, whatever the image's size."""
+
+    name = "overlay"
+
+    def check(self):
+        """Raise Unsupported if the kernel has no overlayfs."""
+        if "\toverlay\n" not in Path("/proc/filesystems").read_text():
+            raise Unsupported("this kernel has no overlayfs", "modprobe overlay, or --storage vfs")
+
+    def _make(self, image, container_id, home, userxattr):
+        for name in ("diff", "work", "merged"):
+            (home / name).mkdir(0o755)
+        # The root folder's own mode and owner are the upperdir's.
+        if image.layers:
+            _like(image.layers[-1], home / "diff")
+        return self._rootfs(container_id, home, image.layers, userxattr)
+
+    def get(self, container_id):
+        home = state.lib_dir("containers") / state.check_name(container_id, "container id")
+        note = state.read_json(home / "rootfs.json")
+        if note is None:
+            raise NotFound(f"there is no container {container_id} with a root filesystem", "lab ps -a lists them")
+        return self._rootfs(container_id, home, tuple(note["layers"]), note.get("userxattr", False))
+
+    def _rootfs(self, container_id, home, layers, userxattr):
+        options = USER_OPTIONS if userxattr else DEFAULT_OPTIONS
+        folders = (str(home / name) for name in ("diff", "work", "merged"))
+        return Rootfs(self.name, container_id, tuple(layers), *folders, options)
+
+
+def _like(source, folder):
+    status = os.stat(source)
+    os.chown(folder, status.st_uid, status.st_gid)
+    os.chmod(folder, stat.S_IMODE(status.st_mode))
+
+
+# For the chapters: an overlay by hand, and what it costs
+
+
+@contextlib.contextmanager
+def mounted(lowerdirs, upperdir, workdir, merged, options=DEFAULT_OPTIONS):
+    """Mount an overlay on the host at `merged` for the block; yield `merged` as a Path.
+
+    `lowerdirs` are in the order of an image's layers, the lowest first. With upperdir
+    and workdir None it is read-only. The mount is in the ledger, and made in a child.
+    Raises KernelError, NotFound for a folder that is not there.
+    """
+    lowerdirs = [lowerdirs] if isinstance(lowerdirs, (str, os.PathLike)) else list(lowerdirs)
+    for folder in [*lowerdirs, *filter(None, (upperdir, workdir)), merged]:
+        if not os.path.isdir(folder):
+            raise NotFound(f"there is no folder {folder}", "overlayfs stacks folders that exist: make it first")
+    absolute = [os.path.realpath(folder) for folder in lowerdirs]
+    upperdir, workdir = (os.path.realpath(folder) if folder else "" for folder in (upperdir, workdir))
+    merged = os.path.realpath(merged)
+    step = _overlay(absolute, upperdir, workdir, merged, options)
+    with ledger.made("mount", target=merged):
+        child.in_child(step.execute)
+        yield Path(merged)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a folder takes: its files, what they say they hold, and what the disk gave them."""
+
+    files: int  # inodes that are not folders; a hard link counts once
+    apparent: int  # bytes, by st_size
+    allocated: int  # bytes of disk, by st_blocks; holes take none
+
+    def __repr__(self):
+        return f"<{self.files} files, {self.apparent} bytes, {self.allocated} on disk>"
+
+
+def usage(folder):
+    """Return the Usage of a folder's files; the folders themselves are not counted."""
+    seen, apparent, allocated = set(), 0, 0
+    for path, _, names in os.walk(folder, onerror=_gone):
+        for name in names:
+            status = os.lstat(os.path.join(path, name))
+            if (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                apparent += status.st_size if stat.S_ISREG(status.st_mode) else 0
+                allocated += status.st_blocks * 512
+    return Usage(len(seen), apparent, allocated)
+
+
+def _gone(error):
+    raise from_oserror(error, "measuring a folder")
+
+
+def copy_tree(source, target):
+    """Copy a folder's contents with owners, times, xattrs, hard links and holes. What `cp -a` does, by `cp`."""
+    import subprocess
+
+    done = subprocess.run(["cp", "-a", "--sparse=auto", f"{source}/.", str(target)], capture_output=True, text=True)
+    if done.returncode:
+        raise LabError(f"copying {source} to {target} failed: {done.stderr.strip()[:300]}", "df -h; then try again")
+    shutil.copystat(source, target)
