@@ -159,6 +159,11 @@ class Cgroup:
             raise Unsupported(f"this machine has no {controller} controller", "/proc/cgroups and `lab doctor` say more")
         return folder.path
 
+    def version(self, controller):
+        """Return 1 or 2: the version of the tree that a controller is in here. Raise Unsupported if in none."""
+        self.path(controller)
+        return self._folder(controller).version
+
     def file(self, name):
         """Return the path of one of its files, by v1's or v2's name. Raise Unsupported if it is in neither."""
         folder, second = self._folder(name.partition(".")[0]), self._v2()
