@@ -56,6 +56,7 @@ class Entry:
 
 _group = contextvars.ContextVar("group", default="")
 _scope = contextvars.ContextVar("scope", default="")
+_chapter = ""  # a notebook's cells don't share a context: this is for all of them
 
 
 def _folder():
@@ -77,7 +78,7 @@ def write(kind, owner=None, **what):
             break
         except FileExistsError:
             number += 1
-    entry = Entry(number, kind, what, tuple(owner or me()), _group.get(), _scope.get(), str(path))
+    entry = Entry(number, kind, what, tuple(owner or me()), _group.get(), _scope.get() or _chapter, str(path))
     record = asdict(entry)
     del record["file"]
     # No sync: the entry must outlive this process, not the kernel that holds the thing.
@@ -169,18 +170,31 @@ def scope(name):
         _scope.reset(token)
 
 
+def begin(chapter):
+    """Give back what an earlier run of `chapter` left; mark what this process makes from now on as its own."""
+    global _chapter
+    _, _, failed = clean(scope=chapter)
+    if failed:
+        raise failed[0][1]
+    _chapter = chapter
+
+
 def clean(everything=False, scope=None):
     """Give back what dead owners left; return (undone, kept, failed).
 
-    `everything` takes also what a living process still answers for; `scope` takes
-    what that chapter or panel made, whoever made it. `failed` is a list of
-    (Entry, LabError): those stay in the ledger for the next call.
+    `everything` takes also what a living process still answers for. With `scope`
+    only what that chapter or panel made is looked at, and what this process made
+    of it counts as left behind too. `failed` is a list of (Entry, LabError): those
+    stay in the ledger for the next call.
     """
     undone, kept, failed = [], [], []
+    mine = me()
     with state.lock("ledger"):
         for entry in reversed(entries()):
-            wanted = everything or (scope is not None and entry.scope == scope) or not entry.owner_lives()
-            if not wanted:
+            if scope is not None and entry.scope != scope:
+                continue
+            left = not entry.owner_lives() or (scope is not None and entry.owner == mine)
+            if not (everything or left):
                 kept.append(entry)
                 continue
             try:

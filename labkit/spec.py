@@ -1,0 +1,191 @@
+"""What a container shall be, said completely before anything is made.
+
+A Spec is frozen plain data. Docker's words go in (`memory="32m"`,
+`volumes=["/data:/data:ro"]`), are checked here against what can be meant, and
+nothing on the machine has changed yet: a bad word costs nothing to take back.
+`describe()` prints what will happen as a numbered list, and the same steps are
+what the child then does; there is no second description that could differ.
+"""
+
+import os
+import re
+import shlex
+from dataclasses import dataclass, field
+
+from labkit import mounts, namespaces, rootfs, security, state
+from labkit.errors import BadValue
+from labkit.launch import Job
+from labkit.limits import Limits
+
+PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ALWAYS = ("mnt", "uts", "ipc", "pid", "net", "cgroup")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A folder that the container shares: a host path, or a named volume's name."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+    @classmethod
+    def parse(cls, text):
+        """Return the Volume of docker's `SOURCE:TARGET[:ro|rw]`. Raises BadValue."""
+        source, target, mode, *rest = [*str(text).split(":"), "", ""][: max(3, str(text).count(":") + 1)]
+        if rest or not source or mode not in ("", "ro", "rw"):
+            raise BadValue(f"volume {text!r} can't be read", "write SOURCE:TARGET or SOURCE:TARGET:ro")
+        if not target.startswith("/") or ".." in target.split("/"):
+            raise BadValue(f"volume {text!r}: the target must be an absolute path without `..`")
+        target = os.path.normpath(target)
+        if target == "/" or target.split("/")[1] in ("proc", "sys", "dev"):
+            raise BadValue(f"volume {text!r}: {target} is the container's own", "choose another target")
+        if source.startswith("/"):
+            if not os.path.exists(source):
+                raise BadValue(f"volume {text!r}: {source} is not there", f"mkdir {source}")
+        else:
+            state.check_name(source, "volume name")
+        return cls(source, target, mode == "ro")
+
+    def step(self):
+        """Return the mount step that puts it in place."""
+        source = self.source
+        if not source.startswith("/"):
+            from labkit import volumes
+
+            source = str(volumes.path(source))
+        attrs = mounts.NODEV | (mounts.RDONLY if self.read_only else 0)
+        # follow: /var/run may be a link in the image, and leads to a place in its root.
+        return mounts.Bind(source, self.target, attrs, follow=True)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that decides what a container is. Made by `Spec.make`."""
+
+    image: str = "busybox"
+    command: tuple = ()
+    name: str | None = None
+    hostname: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    env: tuple = ()
+    workdir: str | None = None
+    user: str | None = None
+    volumes: tuple = ()
+    read_only: bool = False
+    tty: bool = False
+    interactive: bool = False
+    rm: bool = False
+    network: str = "none"
+    namespaces: tuple = ALWAYS
+    clock_offsets: tuple | None = None
+    capabilities: tuple = ()
+    storage: str = "overlay"
+
+    @classmethod
+    def make(cls, image="busybox", command=(), *, limits=None, env=(), volumes=(), cap_add=(), cap_drop=(),
+             network="none", time_offset=None, name=None, hostname=None, workdir=None, **words):  # fmt: skip
+        """Return the Spec that docker's words mean. Raises BadValue or Unsupported, and changes nothing.
+
+        `command` is a list, or a text that is split as a shell would. Words that are
+        limits (memory, cpus, pids_limit, …) go to Limits.parse. `time_offset` in
+        seconds gives it a time namespace whose boot and monotonic clocks are ahead.
+        """
+        own = {key: words.pop(key) for key in ("user", "read_only", "tty", "interactive", "rm", "storage") if key in words}
+        if limits is not None and words:
+            raise BadValue(f"limits= and {', '.join(words)} together", "say each limit once")
+        command = tuple(shlex.split(command) if isinstance(command, str) else map(str, command))
+        if any("\0" in word for word in command):
+            raise BadValue("the command has a NUL byte in it")
+        if name is not None:
+            state.check_name(name, "container name")
+        if hostname is not None and not re.fullmatch(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?", hostname):
+            raise BadValue(f"host name {hostname!r} can't be used", "letters, digits, `.` and `-`, 64 at most")
+        if workdir is not None and not workdir.startswith("/"):
+            raise BadValue(f"working directory {workdir!r} is not an absolute path")
+        if network not in ("none", "host"):
+            raise BadValue(f"there is no network {network!r}", "none or host")
+        kinds = [kind for kind in ALWAYS if not (kind == "net" and network == "host")]
+        if time_offset is not None:
+            kinds.append("time")
+        return cls(
+            image,
+            command,
+            name=name,
+            hostname=hostname,
+            workdir=workdir,
+            limits=limits or Limits.parse(**words),
+            env=tuple(map(_env, env.items() if isinstance(env, dict) else env)),
+            volumes=tuple(v if isinstance(v, Volume) else Volume.parse(v) for v in volumes),
+            network=network,
+            namespaces=tuple(kinds),
+            clock_offsets=None if time_offset is None else (int(time_offset), int(time_offset)),
+            capabilities=security.choose(cap_add, cap_drop),
+            **own,
+        )
+
+    def argv(self, config):
+        """Return what will be executed: the image's entrypoint, then the command given or the image's own."""
+        argv = (*(config.entrypoint or ()), *(self.command or config.cmd or ()))
+        if not argv:
+            raise BadValue(f"no command: the image {self.image} names none", f"lab run {self.image} COMMAND")
+        return argv
+
+    def job(self, config, root_step, hostname, files=(), **where):
+        """Return the Job: what the child does. `files` are (source, target) to bind, `where` its cgroup."""
+        terminal = ("TERM=xterm",) if self.tty else ()
+        # A later value wins, so the participant's word is last.
+        env = dict(pair.split("=", 1) for pair in (PATH, f"HOSTNAME={hostname}", *terminal, *config.env, *self.env))
+        steps = [
+            *rootfs.kernel_filesystems(),
+            *rootfs.cgroup_filesystems(),
+            *rootfs.locks(),
+            *(mounts.Bind(str(source), target, mounts.NODEV) for source, target in files),
+            *(volume.step() for volume in self.volumes),
+        ]
+        if self.read_only:
+            steps.append(mounts.Seal("/"))
+        return Job(
+            argv=self.argv(config),
+            env=tuple(f"{key}={value}" for key, value in env.items()),
+            cwd=self.workdir or config.workdir or "/",
+            user=self.user or config.user or "0",
+            namespaces=self.namespaces,
+            plan=mounts.Plan(root_step, tuple(steps)).sorted(),
+            hostname=hostname,
+            capabilities=self.capabilities,
+            terminal=self.tty,
+            clock_offsets=self.clock_offsets,
+            **where,
+        )
+
+
+def _env(pair):
+    name, equals, value = pair if isinstance(pair, tuple) and len(pair) == 3 else _split(pair)
+    if not name or "\0" in name + value:
+        raise BadValue(f"environment variable {pair!r} can't be read", "write NAME=value")
+    if not equals:  # `-e NAME` hands on the caller's own value, as docker does
+        value = os.environ.get(name, "")
+    return f"{name}={value}"
+
+
+def _split(pair):
+    if isinstance(pair, tuple):
+        return str(pair[0]), "=", str(pair[1])
+    return str(pair).partition("=")
+
+
+def describe(spec, job):
+    """Return one line for everything that will happen, in the order it happens."""
+    kinds = [f"{kind}: {namespaces.KINDS[kind][1]}" for kind in job.namespaces]
+    return [
+        *(f"new cgroup, {line}" for line in spec.limits.describe() or ["without a limit"]),
+        *(f"new namespace, {line}" for line in kinds),
+        f"sethostname {job.hostname}",
+        *(job.plan.describe() if job.plan else ()),
+        "new session" + (", on a new pseudo-terminal" if job.terminal else ""),
+        "keep the capabilities " + " ".join(job.capabilities),
+        f"become user {job.user}",
+        "no_new_privs",
+        f"exec {shlex.join(job.argv)} in {job.cwd}",
+    ]
