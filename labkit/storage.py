@@ -55,7 +55,8 @@ class Rootfs:
 
     def step(self):
         """Return the mount step that shows this root at `merged`, in whatever namespace executes it."""
-        return _overlay(self.lowerdirs, self.upperdir, self.workdir, self.merged, self.options)
+        links = Path(self.merged).with_name("l")
+        return _overlay(self.lowerdirs, self.upperdir, self.workdir, self.merged, self.options, links)
 
     def changes(self):
         """Return what the container has changed, as `docker diff` lists it: A, C or D and a path."""
@@ -75,14 +76,53 @@ class Rootfs:
         return {"merged": self.merged, "upperdir": self.upperdir, "workdir": self.workdir, **lowers}
 
 
-def _overlay(lowerdirs, upperdir, workdir, merged, options):
+def _overlay(lowerdirs, upperdir, workdir, merged, options, links):
     # The kernel wants the topmost first. A folder that is there twice counts where it
     # is uppermost, and the kernel refuses to see it again (ELOOP).
-    top_first = tuple(dict.fromkeys(str(lower) for lower in reversed(lowerdirs)))
-    return mounts.Overlay(
-        lowerdirs=top_first, upperdir=str(upperdir or ""), workdir=str(workdir or ""), target=str(merged),
-        options=tuple(options),
+    tops = tuple(dict.fromkeys(str(lower) for lower in reversed(lowerdirs)))
+    step = mounts.Overlay(tops, str(upperdir or ""), str(workdir or ""), str(merged), tuple(options))
+    if not _needs_links((*tops, step.upperdir, step.workdir)):
+        return step
+    names = {str(number): lower for number, lower in enumerate(tops)}
+    names |= {"u": step.upperdir, "w": step.workdir} if upperdir else {}
+    return LinkedOverlay(
+        tuple(str(number) for number in range(len(tops))), *("uw" if upperdir else ("", "")), str(merged),
+        tuple(options), folder=str(links), links=tuple(names.items()),
     )  # fmt: skip
+
+
+def _needs_links(paths):
+    """Tell whether these paths don't fit in mount options.
+
+    mount(2) gives options one page; and a `\\`, `,` or `:` in a path is read as an escape or
+    a separator, by rules that differ from one kernel to the next.
+    """
+    return sum(len(os.fsencode(path)) + 1 for path in paths) > 3900 or any(set(path) & set("\\,:") for path in paths)
+
+
+@dataclass(frozen=True)
+class LinkedOverlay(mounts.Overlay):
+    """An overlay whose folders are named by short links in one `folder`, as docker does: `0`, `1` … `u`, `w`."""
+
+    folder: str = ""
+    links: tuple = ()  # (name, where it leads)
+
+    def make_links(self):
+        """Make the links; done before the mount, by whoever owns `folder`."""
+        os.makedirs(self.folder, exist_ok=True)
+        for name, where in self.links:
+            with contextlib.suppress(FileExistsError):
+                os.symlink(where, os.path.join(self.folder, name))
+
+    def execute(self):
+        """Mount it from within `folder`, where the short names mean something. See overlayfs(5)."""
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.chdir(self.folder)
+            super().execute()
+        finally:
+            os.fchdir(here)
+            os.close(here)
 
 
 def driver(name="overlay"):
@@ -112,8 +152,7 @@ class Driver:
         Raises InUse if the container has one already; then, or on any failure,
         nothing is changed.
         """
-        state.check_name(container_id, "container id")
-        home = state.lib_dir("containers") / container_id
+        home = self._home(container_id)
         if home.exists():
             raise InUse(f"the container {container_id} has a root filesystem already", f"{home} holds it")
         entry = ledger.write("folder", owner=owner, path=str(home))
@@ -122,7 +161,9 @@ class Driver:
             # Before anything else: from now on no layer of this image is garbage.
             note = {"driver": self.name, "image": image.digest, "layers": list(image.layers), "userxattr": userxattr}
             state.write_json(home / "rootfs.json", note)
-            return self._make(image, container_id, home, userxattr)
+            rootfs = self._rootfs(image.layers, container_id, home, userxattr)
+            self._make(rootfs, home)
+            return rootfs
         except BaseException as error:
             self._unmake(container_id, home)
             ledger.undo(entry)
@@ -130,21 +171,35 @@ class Driver:
                 raise from_oserror(error, f"making the root filesystem of {container_id}") from None
             raise
 
-    def get(self, container_id):
+    def preview(self, image, container_id, userxattr=False):
+        """Return the Rootfs that `prepare` would make. Nothing is made."""
+        return self._rootfs(image.layers, container_id, self._home(container_id), userxattr)
+
+    def find(self, container_id):
         """Return the Rootfs of a container that has one. Raises NotFound."""
-        raise NotImplementedError
+        home = self._home(container_id)
+        note = state.read_json(home / "rootfs.json")
+        if note is None:
+            raise NotFound(f"there is no container {container_id} with a root filesystem", "`lab ps -a` lists them")
+        return self._rootfs(tuple(note["layers"]), container_id, home, note["userxattr"])
 
     def remove(self, container_id):
         """Remove a container's root; quiet if it has none. What it changed is gone with it."""
-        state.check_name(container_id, "container id")
-        home = state.lib_dir("containers") / container_id
+        home = self._home(container_id)
         self._unmake(container_id, home)
         ledger.remove_tree(home)
         for entry in ledger.entries():
             if entry.kind == "folder" and entry.what.get("path") == str(home):
                 ledger.strike(entry)
 
-    def _make(self, image, container_id, home, userxattr):
+    def _home(self, container_id):
+        return state.lib_dir("containers") / state.check_name(container_id, "container id")
+
+    def _rootfs(self, layers, container_id, home, userxattr):
+        raise NotImplementedError
+
+    def _make(self, rootfs, home):
+        """Make what a Rootfs names, in the container's folder `home`."""
         raise NotImplementedError
 
     def _unmake(self, container_id, home):
@@ -161,22 +216,17 @@ class Overlay(Driver):
         if "\toverlay\n" not in Path("/proc/filesystems").read_text():
             raise Unsupported("this kernel has no overlayfs", "modprobe overlay, or --storage vfs")
 
-    def _make(self, image, container_id, home, userxattr):
+    def _make(self, rootfs, home):
         for name in ("diff", "work", "merged"):
             (home / name).mkdir(0o755)
         # The root folder's own mode and owner are the upperdir's.
-        if image.layers:
-            _like(image.layers[-1], home / "diff")
-        return self._rootfs(container_id, home, image.layers, userxattr)
+        if rootfs.lowerdirs:
+            _like(rootfs.lowerdirs[-1], home / "diff")
+        step = rootfs.step()
+        if isinstance(step, LinkedOverlay):
+            step.make_links()
 
-    def get(self, container_id):
-        home = state.lib_dir("containers") / state.check_name(container_id, "container id")
-        note = state.read_json(home / "rootfs.json")
-        if note is None:
-            raise NotFound(f"there is no container {container_id} with a root filesystem", "lab ps -a lists them")
-        return self._rootfs(container_id, home, tuple(note["layers"]), note.get("userxattr", False))
-
-    def _rootfs(self, container_id, home, layers, userxattr):
+    def _rootfs(self, layers, container_id, home, userxattr):
         options = USER_OPTIONS if userxattr else DEFAULT_OPTIONS
         folders = (str(home / name) for name in ("diff", "work", "merged"))
         return Rootfs(self.name, container_id, tuple(layers), *folders, options)
@@ -206,8 +256,13 @@ def mounted(lowerdirs, upperdir, workdir, merged, options=DEFAULT_OPTIONS):
     absolute = [os.path.realpath(folder) for folder in lowerdirs]
     upperdir, workdir = (os.path.realpath(folder) if folder else "" for folder in (upperdir, workdir))
     merged = os.path.realpath(merged)
-    step = _overlay(absolute, upperdir, workdir, merged, options)
-    with ledger.made("mount", target=merged):
+    with contextlib.ExitStack() as stack:
+        links = state.run_dir("links") / state.new_id()
+        step = _overlay(absolute, upperdir, workdir, merged, options, links)
+        if isinstance(step, LinkedOverlay):
+            stack.enter_context(ledger.made("folder", path=str(links)))
+            step.make_links()
+        stack.enter_context(ledger.made("mount", target=merged))
         child.in_child(step.execute)
         yield Path(merged)
 
