@@ -19,7 +19,9 @@ _made_root = pytest.StashKey()
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--host-each", action="store_true", help="compare the host after every test, to find out which one left what"
+        "--host-each",
+        action="store_true",
+        help="compare the host after every test, to find out which one left what",
     )
 
 
@@ -31,7 +33,9 @@ def pytest_configure(config):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [repo, *paths]))
     if "LABKIT_ROOT" not in os.environ:
         # /var/tmp is a disk where /tmp may be memory: layers are made of files.
-        os.environ["LABKIT_ROOT"] = config.stash[_made_root] = tempfile.mkdtemp(prefix="labkit-", dir="/var/tmp")
+        os.environ["LABKIT_ROOT"] = config.stash[_made_root] = tempfile.mkdtemp(
+            prefix="labkit-", dir="/var/tmp"
+        )
 
 
 def pytest_unconfigure(config):

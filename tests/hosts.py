@@ -159,7 +159,8 @@ def _processes():
     for pid in parents:
         if pid != os.getpid() and (_descends(pid, parents) or _was_ours(pid, parents)):
             words = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip() or "(zombie)"
-            yield f"process {pid} {_read(f'/proc/{pid}/comm').strip()}: {words[:100]} {_belongs(pid)}".rstrip()
+            name = _read(f"/proc/{pid}/comm").strip()
+            yield f"process {pid} {name}: {words[:100]} {_belongs(pid)}".rstrip()
 
 
 def _descends(pid, parents):

@@ -1,0 +1,201 @@
+"""One JupyterLab: started with files of our own only, asked whether it answers, and stopped.
+
+Everything that it writes about itself goes below labkit's folders, never below
+~/.jupyter: settings that are kept in /var/lib/labkit/jupyter, and in
+/run/labkit/jupyter the log and `server.json`, by which others find it.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from labkit import proc, state, syscalls
+from labkit.errors import BadValue, InUse, LabError, Unsupported, from_oserror
+
+REPO = Path(__file__).resolve().parent.parent
+CHAPTERS = REPO / "notebooks"
+
+
+def running():
+    """Return the record of the server that runs, {host, port, token, …}, or None."""
+    record = state.read_json(_record())
+    if record and proc.is_running(record["pid"], record["ticks"]) and answers(record):
+        return record
+    return None
+
+
+def answers(record):
+    """Tell whether JupyterLab, and no other server, answers on that port and to that token."""
+    import urllib.request  # dear, and few commands need it
+
+    url = f"http://{record['host']}:{record['port']}/api/status"
+    request = urllib.request.Request(url, headers={"Authorization": f"token {record['token']}"})
+    # A proxy from the environment has no business here.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=5) as answer:
+            return "kernels" in json.load(answer)
+    except (OSError, ValueError):
+        return False
+
+
+def start(ip, port):
+    """Start JupyterLab and wait until it answers; return its process and its record."""
+    _check_folder()
+    _check_port(ip, port)
+    host = "127.0.0.1" if ip == "0.0.0.0" else ip
+    record = {"host": host, "port": port, "token": secrets.token_hex(24)}
+    process = _launch(ip, record)
+    try:
+        _wait_until_up(process, record)
+        record |= {"pid": process.pid, "ticks": proc.start_ticks(process.pid)}
+        state.write_json(_record(), record)
+    except BaseException:
+        stop(process)
+        raise
+    return process, record
+
+
+def stop(process, patience=15):
+    """End JupyterLab and its kernels; by force only if it doesn't listen."""
+    process.terminate()
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    _record().unlink(missing_ok=True)
+
+
+def log():
+    """Return the path of what JupyterLab says."""
+    return state.run_dir("jupyter") / "log"
+
+
+def _record():
+    return state.run_dir("jupyter") / "server.json"
+
+
+def _check_folder():
+    if os.pathsep in str(REPO):
+        raise BadValue(
+            f"the folder {REPO} has a colon in its name, and Python's search path can't have one",
+            "rename or move it",
+        )
+    if not os.access(CHAPTERS, os.W_OK):
+        raise Unsupported(
+            f"{CHAPTERS} can't be written to, and chapters are saved there",
+            "copy the lab to a disk of this machine",
+        )
+
+
+def _check_port(ip, port):
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((ip, port))
+        except OverflowError:
+            raise BadValue(f"there is no port {port}", "ports go from 1 to 65535") from None
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise from_oserror(error, f"listening on {ip} port {port}", "choose another --ip") from None
+            raise InUse(
+                f"port {port} is taken{_listener(port)}",
+                f"end that, or choose another: `lab up --port {port + 1}`",
+            ) from None
+
+
+def _listener(port):
+    """Return " by NAME (pid N)" of the process that listens on a TCP port, as far as /proc tells."""
+    sockets = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[1].endswith(f":{port:04X}"):  # 0A: listening
+                sockets.add(f"socket:[{fields[9]}]")
+    for pid in proc.pids():
+        with contextlib.suppress(OSError):
+            for fd in os.scandir(f"/proc/{pid}/fd"):
+                if os.readlink(fd.path) in sockets:
+                    return f" by {proc.process(pid).name} (pid {pid})"
+    return ""
+
+
+def _launch(ip, record):
+    home = state.lib_dir("jupyter")
+    (home / "labconfig").mkdir(exist_ok=True)
+    # The pop-up that asks whether to fetch news, and then does.
+    news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+    state.write_json(home / "labconfig" / "page_config.json", news)
+    state.write_json(home / "jupyter_server_config.json", _settings(ip, record))
+    environment = os.environ | {
+        "JUPYTER_CONFIG_DIR": str(home),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_RUNTIME_DIR": str(state.run_dir("jupyter", "runtime")),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "IPYTHONDIR": str(home / "ipython"),
+        "PATH": f"{_lab_on_path()}:{os.environ['PATH']}",
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    with open(log(), "wb") as words:
+        # A session of its own: Ctrl-C must reach only us, or JupyterLab stops to ask.
+        return subprocess.Popen(
+            command,
+            cwd=CHAPTERS,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=words,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+
+
+def _settings(ip, record):
+    return {
+        "ServerApp": {
+            "ip": ip,
+            "port": record["port"],
+            "port_retries": 0,
+            "root_dir": str(CHAPTERS),
+            # bash as a login shell would set PATH anew, without `lab` on it.
+            "terminado_settings": {"shell_command": ["/bin/bash"]},
+        },
+        "IdentityProvider": {"token": record["token"]},
+        "LabApp": {"extension_manager": "readonly"},
+    }
+
+
+def _die_with_parent():
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _lab_on_path():
+    """Return a folder that holds nothing but a link to `lab`."""
+    folder = state.run_dir("jupyter", "bin")
+    link = folder / "lab"
+    link.unlink(missing_ok=True)
+    link.symlink_to(REPO / "vagrant" / "lab")
+    return folder
+
+
+def _wait_until_up(process, record, patience=180):
+    """Return when it answers. The patience is that of an emulated machine."""
+    deadline = time.monotonic() + patience
+    while not answers(record):
+        if process.poll() is not None or time.monotonic() > deadline:
+            lines = log().read_text(errors="replace").strip().splitlines()
+            raise LabError(
+                f"JupyterLab did not start: {lines[-1] if lines else 'it said nothing'}",
+                f"all it said is in {log()}",
+            )
+        time.sleep(0.1)

@@ -1,0 +1,132 @@
+"""The lab's two long commands: `lab up`, which serves the chapters, and `lab test`.
+
+`lab up` starts one JupyterLab, on the loopback and behind a token, waits until it
+really answers, prints its URL, and stays in front of it until Ctrl-C. Whoever
+calls it a second time gets the URL of the one that runs.
+"""
+
+import argparse
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+from labkit import server, state
+from labkit.server import CHAPTERS, REPO
+
+
+def chapters():
+    """Return the notebooks in their order."""
+    return sorted(CHAPTERS.glob("[0-9][0-9]-*.ipynb"))
+
+
+# ---- lab up ------------------------------------------------------------------
+
+
+def up(argv):
+    """Serve the chapters in JupyterLab until Ctrl-C; return the exit status."""
+    options = _up_options(argv)
+    with state.lock("jupyter"):
+        record = server.running()
+        if record:
+            print("the lab is up already:", _address(record), sep="\n", flush=True)
+            return 0
+        process, record = server.start(options.ip, options.port)
+    print("the lab is up, until you press Ctrl-C here:", _address(record), sep="\n", flush=True)
+    return _stay(process)
+
+
+def _up_options(argv):
+    parser = argparse.ArgumentParser("lab up", description="Serve the chapters in JupyterLab until Ctrl-C.")
+    parser.add_argument("--port", type=int, default=8888, help="on which port (8888)")
+    parser.add_argument(
+        "--ip",
+        default="127.0.0.1",
+        help="on which address; others than this machine's loopback let the network in (127.0.0.1)",
+    )
+    return parser.parse_args(argv)
+
+
+def _address(record):
+    """Return the URL of the first chapter."""
+    first = next(iter(chapters()), None)
+    page = f"/tree/{first.name}" if first else ""
+    return f"http://{record['host']}:{record['port']}/lab{page}?token={record['token']}"
+
+
+def _stay(process):
+    """Wait for the server to end, or for a signal to end it; return the exit status."""
+
+    def asked_to_stop(number, _frame):
+        raise KeyboardInterrupt(number)
+
+    signal.signal(signal.SIGTERM, asked_to_stop)
+    try:
+        process.wait()
+        print(f"JupyterLab ended by itself; what it said is in {server.log()}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopping the lab", flush=True)
+        return 0
+    finally:
+        server.stop(process)
+
+
+# ---- lab test ----------------------------------------------------------------
+
+
+def test(argv):
+    """Run the tests, then the chapters, in one pytest; return the exit status.
+
+    Arguments narrow it: a file, a chapter's number, any of pytest's own.
+    """
+    import pytest
+
+    # Tests make a LABKIT_ROOT of their own, never the user's: see conftest.py.
+    os.environ.pop("LABKIT_ROOT", None)
+    os.chdir(REPO)
+    counts = _Counts()
+    started = time.monotonic()
+    status = pytest.main(_pytest_arguments(argv), plugins=[counts])
+    print(counts.sentence(status, time.monotonic() - started), flush=True)
+    return int(status)
+
+
+def _pytest_arguments(argv):
+    flags = ["-rs", "--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval-sanitize.cfg"]
+    words = [str(chapter) for word in argv for chapter in _chapters_named(word)]
+    places = [word for word in words if Path(word.partition("::")[0]).exists()]
+    return flags + words + ([] if places else ["tests", "notebooks"])
+
+
+def _chapters_named(word):
+    """Return the chapters that a number means, or the word itself."""
+    if re.fullmatch("[0-9]{2}", word):
+        return [path.relative_to(REPO) for path in chapters() if path.name.startswith(word)] or [word]
+    return [word]
+
+
+class _Counts:
+    """A pytest plugin that counts, for a last line without pytest's vocabulary."""
+
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+
+    def pytest_runtest_logreport(self, report):
+        self.failed += report.failed
+        self.skipped += report.skipped
+        self.passed += report.passed and report.when == "call"
+
+    def pytest_collectreport(self, report):
+        self.failed += report.failed
+
+    def sentence(self, status, seconds):
+        if status == 5:
+            return "lab test: nothing was tested"
+        verdict = "all is well" if status == 0 else "NOT all is well, see above"
+        return (
+            f"lab test: {verdict}: {self.passed} passed, {self.failed} failed, "
+            f"{self.skipped} skipped, in {seconds:.0f} s"
+        )
