@@ -79,7 +79,8 @@ class Container:
     def describe(self):
         """Return what `start` will do, one line a step. Nothing is made."""
         image = images.get(self.spec.image)
-        root = storage.driver(self.spec.storage).preview(image, self.id)
+        names = ("UPPERDIR", "WORKDIR", "MERGED")
+        root = storage.Rootfs(self.spec.storage, self.id, image.layers, *names)
         return describe(self.spec, self.spec.job(image.config, root.step(), self._hostname()))
 
     def _hostname(self):
@@ -216,7 +217,7 @@ class Container:
 
     def changes(self):
         """Return what it has changed in its root: its upperdir, read. See overlayfs(5)."""
-        rootfs = self.rootfs or storage.driver(self.spec.storage).find(self.id)
+        rootfs = self.rootfs or storage.driver(self.spec.storage).get(self.id)
         return rootfs.changes()
 
     # ---- done to it ----
