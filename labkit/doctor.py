@@ -63,12 +63,15 @@ def report():
 
 def where():
     """Say on what machine this kernel runs, as far as the kernel can see: {question: answer}."""
-    return {
+    places = {
         "kernel": f"Linux {platform.release()} on {platform.machine()}",
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", "unknown"),
         "virtualisation": _virtualisation(),
         "PID 1": proc.process(1).name,
     }
+    if not any(mount.target == "/" for mount in proc.mounts()):
+        places["root"] = "a chroot, whose / is no mount: no mount or user namespace will work from in here"
+    return places
 
 
 def _virtualisation():
