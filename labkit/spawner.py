@@ -192,6 +192,12 @@ class Helper:
         return self.process.pid
 
 
+    def close(self):
+        """End the helper, and with it every process that it is the parent of."""
+        self.channel.close()
+        self.process.wait()
+
+
 def serve(fd):
     """Be the spawner: answer requests on the socket `fd` until its other end closes."""
     channel = socket.socket(fileno=fd)
@@ -240,6 +246,14 @@ def _answer(kind, value, stdio, running, ended):
 
 
 _current = None
+
+
+def close():
+    """End this process's helper, if it has one."""
+    global _current
+    if _current is not None and _current[0] == os.getpid():
+        _current[1].close()
+    _current = None
 
 
 def current():

@@ -1,6 +1,7 @@
 """For every run of pytest, chapters under nbval too: a LABKIT_ROOT of its own, and the host given back.
 
-Hooks and not fixtures, because what nbval collects knows no fixtures.
+Hooks and not fixtures, because what nbval collects knows no fixtures; a plugin
+that pyproject.toml names and not a conftest, because chapters are in another folder.
 """
 
 import os
@@ -9,8 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import hosts
 import pytest
+
+from labkit import spawner
+from tests import hosts
 
 _before = pytest.StashKey()
 _found = pytest.StashKey()
@@ -27,7 +30,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     # For what the tests start: notebook kernels, commands.
-    repo = str(Path(__file__).parent)
+    repo = str(Path(__file__).parent.parent)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if repo not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [repo, *paths]))
@@ -70,6 +73,7 @@ def _ignored():
 def pytest_sessionfinish(session):
     if session.config.option.collectonly:
         return
+    spawner.close()
     found = hosts.settled_difference(session.config.stash[_before], _ignored())
     session.config.stash[_found] = found
     if found and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
