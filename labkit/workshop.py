@@ -84,7 +84,7 @@ def test(argv):
     """
     import pytest
 
-    # Tests make a LABKIT_ROOT of their own, never the user's: see conftest.py.
+    # Tests make a LABKIT_ROOT of their own, never the user's: see tests/whole_run.py.
     os.environ.pop("LABKIT_ROOT", None)
     os.chdir(REPO)
     counts = _Counts()

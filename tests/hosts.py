@@ -23,7 +23,7 @@ _THE_HOSTS_OWN = re.compile(
     r"^mount (/run/(user|credentials|systemd)|/proc/sys/fs/binfmt_misc|/sys/kernel/debug)\b"
     r"|^cgroup \S*\.(service|scope|slice|socket|mount|swap)$"
 )
-# A LABKIT_ROOT that conftest made, or the label that labkit.state makes of one.
+# A LABKIT_ROOT that whole_run made, or the label that labkit.state makes of one.
 _SOMEBODYS = re.compile(r"labkit-[0-9a-z_]{8}(?![0-9a-z_])")
 
 

@@ -168,7 +168,7 @@ def test_a_run_of_passing_tests_that_leaves_something_fails(tmp_path):
         """)
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "conftest", "--rootdir", tmp_path, "test_it.py"],
+        [sys.executable, "-m", "pytest", "-p", "tests.whole_run", "--rootdir", tmp_path, "test_it.py"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{REPO}:{REPO}/tests"},
         capture_output=True,
