@@ -51,11 +51,32 @@ nogroup:x:65534:
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
 _FOLDERS = {
-    "": 0o755, "bin": 0o755, "dev": 0o755, "etc": 0o755, "home": 0o755, "lib": 0o755, "mnt": 0o755, "opt": 0o755,
-    "proc": 0o555, "root": 0o700, "run": 0o755, "sbin": 0o755, "srv": 0o755, "sys": 0o555, "tmp": 0o1777,
-    "usr": 0o755, "usr/bin": 0o755, "usr/sbin": 0o755, "usr/lib": 0o755, "var": 0o755, "var/log": 0o755,
-    "var/spool": 0o755, "var/spool/mail": 0o755, "var/tmp": 0o1777, "var/www": 0o755,
-}  # fmt: skip
+    "": 0o755,
+    "bin": 0o755,
+    "dev": 0o755,
+    "etc": 0o755,
+    "home": 0o755,
+    "lib": 0o755,
+    "mnt": 0o755,
+    "opt": 0o755,
+    "proc": 0o555,
+    "root": 0o700,
+    "run": 0o755,
+    "sbin": 0o755,
+    "srv": 0o755,
+    "sys": 0o555,
+    "tmp": 0o1777,
+    "usr": 0o755,
+    "usr/bin": 0o755,
+    "usr/sbin": 0o755,
+    "usr/lib": 0o755,
+    "var": 0o755,
+    "var/log": 0o755,
+    "var/spool": 0o755,
+    "var/spool/mail": 0o755,
+    "var/tmp": 0o1777,
+    "var/www": 0o755,
+}
 
 
 def make(store):
@@ -68,7 +89,9 @@ def make(store):
     diff_id = digests.digest(tar)
     config, config_size = store.add_json(
         {
-            "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
+            "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(
+                platform.machine(), platform.machine()
+            ),
             "os": "linux",
             "config": {
                 "Cmd": ["sh"],
@@ -115,7 +138,9 @@ def is_static(elf):
     size, count = struct.unpack_from(order + "HH", elf, 54)
     if offset + size * count > len(elf):
         return False
-    return all(struct.unpack_from(order + "I", elf, offset + size * index)[0] != PT_INTERP for index in range(count))
+    return all(
+        struct.unpack_from(order + "I", elf, offset + size * index)[0] != PT_INTERP for index in range(count)
+    )
 
 
 def _names(path):

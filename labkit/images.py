@@ -51,8 +51,8 @@ class Image:
     size: int  # bytes of its blobs as stored
 
     def __repr__(self):
-        count = len(self.layers)
-        return f"<image {self.name} {self.id[7:19]}: {count} layer{'s' * (count != 1)}, {self.size / 1e6:.1f} MB>"
+        layers = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
+        return f"<image {self.name} {self.id[7:19]}: {layers}, {self.size / 1e6:.1f} MB>"
 
 
 def store():
@@ -98,8 +98,10 @@ def _find(layout, ref):
     if re.fullmatch(r"(sha256:)?[0-9a-f]{6,64}", ref):
         for name, digest in names.items():
             manifest = layout.read_json(digest)
-            if any(text.removeprefix("sha256:").startswith(ref.removeprefix("sha256:"))
-                   for text in (digest, manifest["config"]["digest"])):  # fmt: skip
+            if any(
+                text.removeprefix("sha256:").startswith(ref.removeprefix("sha256:"))
+                for text in (digest, manifest["config"]["digest"])
+            ):
                 return name, digest
         if ref.startswith("sha256:"):
             raise _not_found(ref, names)
@@ -114,7 +116,9 @@ def _find(layout, ref):
 
 def _not_found(name, names):
     there = ", ".join(sorted({*names, base.NAME}))
-    return NotFound(f"there is no image {name} here", f"here: {there}; `lab pull {name}` fetches it from a registry")
+    return NotFound(
+        f"there is no image {name} here", f"here: {there}; `lab pull {name}` fetches it from a registry"
+    )
 
 
 def _image(layout, name, digest, unpack):
@@ -129,25 +133,32 @@ def _image(layout, name, digest, unpack):
 
 
 def read(layout, digest):
-    """Return (manifest, config) as dicts, looked through so that nothing in them surprises. Raises BadArchive."""
+    """Return (manifest, config) as dicts, looked through before use. Raises BadArchive."""
     manifest = layout.read_json(digest)
-    parts = [manifest.get("config"), *(manifest.get("layers") if isinstance(manifest.get("layers"), list) else [None])]
+    parts = [
+        manifest.get("config"),
+        *(manifest.get("layers") if isinstance(manifest.get("layers"), list) else [None]),
+    ]
     for part in parts:
         if not isinstance(part, dict) or not isinstance(part.get("size"), int) or part["size"] < 0:
-            raise BadArchive(f"{digest} is not the manifest of an image", "an index, or damaged: pull or load it again")
+            raise BadArchive(
+                f"{digest} is not the manifest of an image", "an index, or damaged: pull or load it again"
+            )
         digests.check(part.get("digest"))
     config = layout.read_json(manifest["config"]["digest"])
     rootfs = config.get("rootfs") if isinstance(config.get("rootfs"), dict) else {}
     diff_ids = rootfs.get("diff_ids")
     if not isinstance(diff_ids, list) or len(diff_ids) != len(manifest["layers"]):
-        raise BadArchive(f"the config of {digest} does not name each layer's diffID", "damaged: pull or load it again")
+        raise BadArchive(
+            f"the config of {digest} does not name each layer's diffID", "damaged: pull or load it again"
+        )
     for diff_id in diff_ids:
         digests.check(diff_id, "diffID")
     return manifest, config
 
 
 def parse_config(config):
-    """Return the ImageConfig in an image's config. Raises BadArchive where it has other things than it may."""
+    """Return the ImageConfig in an image's config. Raises BadArchive where it is not one."""
     inner = config.get("config") or {}
     if not isinstance(inner, dict):
         raise BadArchive("the image's config is not an object", "damaged: pull or load it again")
@@ -157,7 +168,9 @@ def parse_config(config):
         if value is None:
             return kind()
         if not isinstance(value, kind) or not all_are(value, inside):
-            raise BadArchive(f"the image's config has {key} = {str(value)[:60]!r}", "not what an image's config may hold")
+            raise BadArchive(
+                f"the image's config has {key} = {str(value)[:60]!r}", "not what an image's config may hold"
+            )
         return value
 
     def all_are(value, inside):
@@ -195,7 +208,9 @@ def unpacked(layout, digest, diff_id):
     with state.lock(f"layer-{digests.hex_of(diff_id)[:16]}"):  # of two who want it, one unpacks
         if not folder.exists():
             if not layout.has(digest):
-                raise NotFound(f"the store has no blob {digest}", "an image names it: pull or load that again")
+                raise NotFound(
+                    f"the store has no blob {digest}", "an image names it: pull or load that again"
+                )
             folder.parent.mkdir(mode=0o700, exist_ok=True)
             layers.apply(layout.path(digest), folder, digest=digest, diff_id=diff_id, devices=True)
     return str(folder)
@@ -235,7 +250,9 @@ def remove(ref, force=False):
             for folder in _image(layout, name, digest, unpack=False).layers:
                 elsewhere = folder in _named_folders(layout, without=name)
                 if folder in used and not elsewhere:
-                    raise InUse(f"the image {name} is in use by container {used[folder]}", f"lab stop {used[folder]}")
+                    raise InUse(
+                        f"the image {name} is in use by container {used[folder]}", f"lab stop {used[folder]}"
+                    )
         layout.drop_name(name)
         return _collect(layout)
 

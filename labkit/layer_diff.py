@@ -107,9 +107,13 @@ def diff(upperdir, out, compression=None, clamp=None):
         with digests.compressed(stored, compression) as stream:
             plain = digests.Hashed(stream)
             tar = tarfile.open(  # noqa: SIM115 - closed below, after all is written
-                fileobj=plain, mode="w|", format=tarfile.PAX_FORMAT, bufsize=digests.BLOCK,
-                encoding="utf-8", errors="surrogateescape",
-            )  # fmt: skip
+                fileobj=plain,
+                mode="w|",
+                format=tarfile.PAX_FORMAT,
+                bufsize=digests.BLOCK,
+                encoding="utf-8",
+                errors="surrogateescape",
+            )
             _Packer(tar, Path(upperdir), clamp).all()
             tar.close()
     except OSError as error:
@@ -125,20 +129,25 @@ class _Packer:
     def all(self):
         self._add(self.root, os.lstat(self.root))
         for path, status in _walk(self.root):
-            if not stat.S_ISSOCK(status.st_mode):  # a socket is the process's that listens: no tar can hold one
+            if not stat.S_ISSOCK(
+                status.st_mode
+            ):  # a socket is the process's that listens: no tar can hold one
                 self._add(path, status)
 
     def _add(self, path, status):
         inside = str(path.relative_to(self.root))
         if path.name.startswith(whiteouts.PREFIX) and path != self.root:
-            raise BadValue(f"{path} can't be in a layer", f"names that begin with {whiteouts.PREFIX} are whiteouts there")
+            raise BadValue(
+                f"{path} can't be in a layer", f"names that begin with {whiteouts.PREFIX} are whiteouts there"
+            )
         if whiteouts.is_whiteout(status, path):
             self._whiteout(str(Path(inside).with_name(whiteouts.PREFIX + path.name)))
             return
         for mark in ("metacopy", "redirect"):
             if whiteouts.mark(path, mark) is not None:
+                what = "data" if mark == "metacopy" else "files"
                 raise Unsupported(
-                    f"{path} has its {'data' if mark == 'metacopy' else 'files'} in another layer (overlay.{mark})",
+                    f"{path} has its {what} in another layer (overlay.{mark})",
                     "a layer can only be taken of an upperdir mounted with metacopy=off,redirect_dir=off",
                 )
         entry = self._entry(path, inside, status)

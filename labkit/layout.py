@@ -42,7 +42,8 @@ def normal(name):
     match = _REFERENCE.fullmatch(name) if isinstance(name, str) and len(name) <= 255 else None
     if not match:
         raise BadValue(
-            f"{name!r} is not the name of an image", "name, name:tag or host:port/path/name:tag, the name in lower case"
+            f"{name!r} is not the name of an image",
+            "name, name:tag or host:port/path/name:tag, the name in lower case",
         )
     return name if match["tag"] else name + ":latest"
 
@@ -86,7 +87,7 @@ class Layout:
 
     @contextlib.contextmanager
     def adding(self):
-        """Give (stream, keep): bytes written to the stream become a blob when `keep(digest)` is called."""
+        """Give (stream, keep): what is written to the stream is a blob once `keep(digest)` is called."""
         scratch = self.folder / "blobs" / f".{secrets.token_hex(6)}.tmp"
         with ledger.made("file", path=str(scratch)):
             try:
@@ -121,9 +122,13 @@ class Layout:
             with open(self.path(digest), "rb") as file:
                 data = file.read(_MAX_JSON + 1)
         except FileNotFoundError:
-            raise NotFound(f"the store has no blob {digest}", "an image names it: pull or load that again") from None
+            raise NotFound(
+                f"the store has no blob {digest}", "an image names it: pull or load that again"
+            ) from None
         if len(data) > _MAX_JSON or digests.digest(data) != digest:
-            raise BadArchive(f"the blob {digest} has other contents than its name says", "damaged: pull or load it again")
+            raise BadArchive(
+                f"the blob {digest} has other contents than its name says", "damaged: pull or load it again"
+            )
         return data
 
     def read_json(self, digest):
@@ -166,11 +171,15 @@ class Layout:
 
     def drop_name(self, name):
         """Forget a name; its blobs stay until `collect`."""
-        self._write_index([entry for entry in self.index() if entry.get("annotations", {}).get(REF_NAME) != name])
+        self._write_index(
+            [entry for entry in self.index() if entry.get("annotations", {}).get(REF_NAME) != name]
+        )
 
     def _write_index(self, entries):
         index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}
-        state.write_atomic(self.folder / "index.json", json.dumps(index, indent=1, sort_keys=True) + "\n", 0o644)
+        state.write_atomic(
+            self.folder / "index.json", json.dumps(index, indent=1, sort_keys=True) + "\n", 0o644
+        )
 
     # Garbage
 

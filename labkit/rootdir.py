@@ -37,7 +37,9 @@ def normal(name, what="path"):
     parts = [part for part in name.split("/") if part not in ("", ".")]
     for part in parts:
         if part == "..":
-            raise BadArchive(f"{what} {shown(name)} leads upward", "made to write outside the layer: don't use it")
+            raise BadArchive(
+                f"{what} {shown(name)} leads upward", "made to write outside the layer: don't use it"
+            )
         if "\0" in part or len(os.fsencode(part)) > 255:
             raise BadArchive(f"{what} {shown(name)} has a name no file can have", "255 bytes at most, no NUL")
     if len(os.fsencode("/".join(parts))) >= 4096:
@@ -119,7 +121,9 @@ class RootDir:
         # Depth counts as it is on disk: symlinks to deep folders would stack it up.
         if os.readlink(f"/proc/self/fd/{fd}").count("/") - self._depth > DEPTH:
             os.close(fd)
-            raise BadArchive(f"{shown('/'.join(folders))} is deeper than {DEPTH} folders", "made to break what walks it")
+            raise BadArchive(
+                f"{shown('/'.join(folders))} is deeper than {DEPTH} folders", "made to break what walks it"
+            )
         return fd
 
     def _refusal(self, folders, error):
@@ -131,7 +135,11 @@ class RootDir:
             errno.ENOENT: "is a folder that is not there",
             errno.ENAMETOOLONG: "is too long",
         }.get(error.errno)
-        return BadArchive(f"{where} {why}", "made to write outside the layer, or broken: don't use it") if why else error
+        return (
+            BadArchive(f"{where} {why}", "made to write outside the layer, or broken: don't use it")
+            if why
+            else error
+        )
 
     def lstat(self, parts):
         """Return the stat of a path, its last component not followed, or None if it is not there."""

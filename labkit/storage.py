@@ -72,7 +72,9 @@ class Rootfs:
 
     def tree(self):
         """Return {role: folder}, top to bottom: which file is where."""
-        lowers = {f"lowerdir {number}": folder for number, folder in reversed([*enumerate(self.lowerdirs, 1)])}
+        lowers = {
+            f"lowerdir {number}": folder for number, folder in reversed([*enumerate(self.lowerdirs, 1)])
+        }
         return {"merged": self.merged, "upperdir": self.upperdir, "workdir": self.workdir, **lowers}
 
 
@@ -86,9 +88,13 @@ def _overlay(lowerdirs, upperdir, workdir, merged, options, links):
     names = {str(number): lower for number, lower in enumerate(tops)}
     names |= {"u": step.upperdir, "w": step.workdir} if upperdir else {}
     return LinkedOverlay(
-        tuple(str(number) for number in range(len(tops))), *("uw" if upperdir else ("", "")), str(merged),
-        tuple(options), folder=str(links), links=tuple(names.items()),
-    )  # fmt: skip
+        tuple(str(number) for number in range(len(tops))),
+        *("uw" if upperdir else ("", "")),
+        str(merged),
+        tuple(options),
+        folder=str(links),
+        links=tuple(names.items()),
+    )
 
 
 def _needs_links(paths):
@@ -97,12 +103,14 @@ def _needs_links(paths):
     mount(2) gives options one page; and a `\\`, `,` or `:` in a path is read as an escape or
     a separator, by rules that differ from one kernel to the next.
     """
-    return sum(len(os.fsencode(path)) + 1 for path in paths) > 3900 or any(set(path) & set("\\,:") for path in paths)
+    return sum(len(os.fsencode(path)) + 1 for path in paths) > 3900 or any(
+        set(path) & set("\\,:") for path in paths
+    )
 
 
 @dataclass(frozen=True)
 class LinkedOverlay(mounts.Overlay):
-    """An overlay whose folders are named by short links in one `folder`, as docker does: `0`, `1` … `u`, `w`."""
+    """An overlay whose folders are named by short links in one `folder`, as docker does: 0, 1 … u, w."""
 
     folder: str = ""
     links: tuple = ()  # (name, where it leads)
@@ -126,7 +134,7 @@ class LinkedOverlay(mounts.Overlay):
 
 
 def driver(name="overlay"):
-    """Return the storage driver of that name. Raises BadValue, or Unsupported where the machine lacks it."""
+    """Return the storage driver of that name. Raises BadValue, Unsupported."""
     if name == "overlay":
         return Overlay()
     if name not in _ELSEWHERE:
@@ -159,7 +167,12 @@ class Driver:
         try:
             home.mkdir(0o700)
             # Before anything else: from now on no layer of this image is garbage.
-            note = {"driver": self.name, "image": image.digest, "layers": list(image.layers), "userxattr": userxattr}
+            note = {
+                "driver": self.name,
+                "image": image.digest,
+                "layers": list(image.layers),
+                "userxattr": userxattr,
+            }
             state.write_json(home / "rootfs.json", note)
             rootfs = self._rootfs(image.layers, container_id, home, userxattr)
             self._make(rootfs, home)
@@ -180,7 +193,9 @@ class Driver:
         home = self._home(container_id)
         note = state.read_json(home / "rootfs.json")
         if note is None:
-            raise NotFound(f"there is no container {container_id} with a root filesystem", "`lab ps -a` lists them")
+            raise NotFound(
+                f"there is no container {container_id} with a root filesystem", "`lab ps -a` lists them"
+            )
         return self._rootfs(tuple(note["layers"]), container_id, home, note["userxattr"])
 
     def remove(self, container_id):
@@ -252,7 +267,9 @@ def mounted(lowerdirs, upperdir, workdir, merged, options=DEFAULT_OPTIONS):
     lowerdirs = [lowerdirs] if isinstance(lowerdirs, (str, os.PathLike)) else list(lowerdirs)
     for folder in [*lowerdirs, *filter(None, (upperdir, workdir)), merged]:
         if not os.path.isdir(folder):
-            raise NotFound(f"there is no folder {folder}", "overlayfs stacks folders that exist: make it first")
+            raise NotFound(
+                f"there is no folder {folder}", "overlayfs stacks folders that exist: make it first"
+            )
     absolute = [os.path.realpath(folder) for folder in lowerdirs]
     upperdir, workdir = (os.path.realpath(folder) if folder else "" for folder in (upperdir, workdir))
     merged = os.path.realpath(merged)
@@ -297,10 +314,14 @@ def _gone(error):
 
 
 def copy_tree(source, target):
-    """Copy a folder's contents with owners, times, xattrs, hard links and holes. What `cp -a` does, by `cp`."""
+    """Copy what is in a folder with owners, times, xattrs, hard links and holes, by cp(1)."""
     import subprocess
 
-    done = subprocess.run(["cp", "-a", "--sparse=auto", f"{source}/.", str(target)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["cp", "-a", "--sparse=auto", f"{source}/.", str(target)], capture_output=True, text=True
+    )
     if done.returncode:
-        raise LabError(f"copying {source} to {target} failed: {done.stderr.strip()[:300]}", "df -h; then try again")
+        raise LabError(
+            f"copying {source} to {target} failed: {done.stderr.strip()[:300]}", "df -h; then try again"
+        )
     shutil.copystat(source, target)

@@ -37,7 +37,7 @@ def read_name(name):
     hidden = name[len(PREFIX) :]
     if hidden in ("", ".", ".."):
         raise BadArchive(
-            f"{name!r} is a whiteout of {hidden or 'nothing'!r}",
+            f"{name!r} is a whiteout of {hidden or 'nothing'}",
             "obeyed to the letter it would delete the folder itself, or the one above: don't use this layer",
         )
     return "whiteout", hidden
