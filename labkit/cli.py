@@ -93,6 +93,7 @@ def _run(argv):
     add("-e", "--env", action="append", default=[], metavar="NAME=VALUE")
     add("-w", "--workdir", metavar="FOLDER")
     add("-u", "--user", metavar="USER[:GROUP]")
+    add("--init", action="store_true", help="a small PID 1 that reaps and hands signals on")
     add("--read-only", action="store_true", help="seal the root filesystem")
     add("--network", default="none", help="none or host")
     add("--cap-add", action="append", default=[], metavar="CAP")

@@ -6,7 +6,10 @@ the mounts that Docker makes too, each with why it is there. Most of /proc and
 part is masked and part read-only.
 """
 
+import os
+
 from labkit import proc
+from labkit.errors import Unsupported
 from labkit.mounts import NODEV, NOEXEC, NOSUID, RDONLY, Bind, Filesystem, Mask, ReadOnly, Seal, Symlink
 
 # The devices that are harmless to everyone. Bound from the host, not made with
@@ -75,6 +78,20 @@ def cgroup_filesystems():
         elif not any(option.startswith(("name=", "release_agent=")) for option in options):
             steps.append(Filesystem("cgroup", mount.target, options, sealed))
     return (*steps, Seal("/sys/fs/cgroup"))
+
+
+# A PID 1 that does its two duties: it hands signals on and it reaps. The same
+# program as Docker's --init. Static, so that it runs whatever the image holds.
+_INIT = ("/usr/bin/tini-static", "/usr/bin/docker-init")
+INIT = "/dev/init"
+
+
+def init():
+    """Return the step that brings a small init in, read-only, at INIT. Raises Unsupported without one."""
+    for path in _INIT:
+        if os.path.exists(path):
+            return Bind(path, INIT, RDONLY | NOSUID | NODEV, recursive=False)
+    raise Unsupported("this machine has no tini-static for --init", "apt-get install tini (`lab up` does)")
 
 
 def locks():

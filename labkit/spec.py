@@ -76,6 +76,7 @@ class Spec:
     tty: bool = False
     interactive: bool = False
     rm: bool = False
+    init: bool = False
     network: str = "none"
     namespaces: tuple = ALWAYS
     clock_offsets: tuple | None = None
@@ -91,7 +92,7 @@ class Spec:
         limits (memory, cpus, pids_limit, …) go to Limits.parse. `time_offset` in
         seconds gives it a time namespace whose boot and monotonic clocks are ahead.
         """
-        own = {key: words.pop(key) for key in ("user", "read_only", "tty", "interactive", "rm", "storage") if key in words}
+        own = {key: words.pop(key) for key in ("user", "read_only", "tty", "interactive", "rm", "init", "storage") if key in words}
         if limits is not None and words:
             raise BadValue(f"limits= and {', '.join(words)} together", "say each limit once")
         command = tuple(shlex.split(command) if isinstance(command, str) else map(str, command))
@@ -129,7 +130,7 @@ class Spec:
         argv = (*(config.entrypoint or ()), *(self.command or config.cmd or ()))
         if not argv:
             raise BadValue(f"no command: the image {self.image} names none", f"lab run {self.image} COMMAND")
-        return argv
+        return (rootfs.INIT, "--", *argv) if self.init else argv
 
     def job(self, config, root_step, hostname, files=(), **where):
         """Return the Job: what the child does. `files` are (source, target) to bind, `where` its cgroup."""
@@ -143,6 +144,8 @@ class Spec:
             *(mounts.Bind(str(source), target, mounts.NODEV) for source, target in files),
             *(volume.step() for volume in self.volumes),
         ]
+        if self.init:
+            steps.append(rootfs.init())
         if self.read_only:
             steps.append(mounts.Seal("/"))
         return Job(
