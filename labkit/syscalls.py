@@ -134,6 +134,9 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
+# linux/seccomp.h
+SECCOMP_SET_MODE_FILTER = 1
+
 # linux/keyctl.h
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
@@ -385,6 +388,17 @@ def keyctl(operation, arg2=0):
     """Manage the kernel's keyrings; `arg2` may be None. See keyctl(2)."""
     second = c_char_p(None) if arg2 is None else c_ulong(arg2)
     return _syscall("keyctl", c_int(operation), second, on=f"operation {operation}")
+
+
+class _sock_fprog(ctypes.Structure):
+    # linux/filter.h, struct sock_fprog
+    _fields_ = [("len", ctypes.c_ushort), ("filter", c_char_p)]
+
+
+def seccomp(operation, flags, program):
+    """Put a filter, a BPF program as bytes, on one's own syscalls. See seccomp(2)."""
+    filter = _sock_fprog(len(program) // 8, program)
+    _syscall("seccomp", c_uint(operation), c_uint(flags), ctypes.byref(filter))
 
 
 def gettid():
