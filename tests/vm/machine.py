@@ -1,0 +1,137 @@
+"""A virtual machine from the lab's own box, for what this machine's kernel can't show.
+
+    with Machine.boot(disk, tree) as machine:
+        machine.run("uname -r")
+
+It is booted as a laptop boots it: by the box's own boot loader, with systemd and
+cgroup v2. The disk is only read, all writing goes to a file that is gone at the end.
+The working tree comes as a second disk, since reading that is the fastest way in for an
+emulated machine; how to log in comes through QEMU's firmware device, from where
+systemd takes the key of root. See systemd.system-credentials(7).
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+class Machine:
+    """A running virtual machine that answers over ssh."""
+
+    def __init__(self, folder, process, port):
+        self.folder, self.process, self.port = folder, process, port
+
+    @classmethod
+    @contextlib.contextmanager
+    def boot(cls, disk, cpus=2, memory=3072, network=False, patience=600):
+        """Boot `disk` with the working tree at /vagrant; end it, whatever happens, with the block.
+
+        `memory` in MiB, `patience` in seconds until ssh answers.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="lab-vm-", dir="/var/tmp"))
+        process = None
+        try:
+            _make_key(folder)
+            make_tree_disk(folder / "tree.img")
+            port = _free_port()
+            with open(folder / "qemu.log", "wb") as log:
+                process = subprocess.Popen(
+                    _command(folder, disk, port, cpus, memory, network), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+            machine = cls(folder, process, port)
+            machine._wait(patience)
+            machine.run("mkdir -p /vagrant && mount -o noatime /dev/disk/by-label/lab-tree /vagrant")
+            yield machine
+        finally:
+            if process:
+                process.kill()
+                process.wait()
+            shutil.rmtree(folder)
+
+    def ssh(self, command):
+        """Return the words that run `command` in the machine, as root."""
+        options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
+        flags = [word for option in options for word in ("-o", option)]
+        return ["ssh", "-F", "none", *flags, "-i", self.folder / "key", "-p", str(self.port), "root@127.0.0.1", command]
+
+    def run(self, command, timeout=None):
+        """Run a shell command in the machine; return what it printed. Raise if it fails."""
+        done = subprocess.run(self.ssh(command), capture_output=True, text=True, timeout=timeout, check=False)
+        if done.returncode:
+            raise RuntimeError(f"in the VM, `{command}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def stream(self, command):
+        """Run a shell command in the machine, its output on ours; return its exit status."""
+        return subprocess.run(self.ssh(command), stdin=subprocess.DEVNULL, check=False).returncode
+
+    def console(self):
+        """Return what the machine wrote on its serial line."""
+        return (self.folder / "console").read_text(errors="replace")
+
+    def _wait(self, patience):
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"qemu ended: {(self.folder / 'qemu.log').read_text()}")
+            # ssh itself waits for an answer, so this loop is an idle one.
+            done = subprocess.run(self.ssh("true"), capture_output=True, text=True, timeout=patience, check=False)
+            if done.returncode == 0:
+                return
+            time.sleep(2)
+        raise RuntimeError(f"the VM did not answer in {patience} s: {done.stderr}\n{self.console()[-3000:]}")
+
+
+def _make_key(folder):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", folder / "key"], check=True)
+
+
+def _free_port():
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return trial.getsockname()[1]
+
+
+def _command(folder, disk, port, cpus, memory, network):
+    """Return QEMU's words: emulation only, because a nested KVM may be there and hang."""
+    restrict = "off" if network else "on"
+    drive = "format={},if=virtio,file={},cache=unsafe"
+    return [
+        *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(cpus), "-m", str(memory)),
+        *("-display", "none", "-monitor", "none", "-serial", f"file:{folder}/console"),
+        *("-drive", drive.format("qcow2", disk) + ",snapshot=on"),
+        *("-drive", drive.format("raw", folder / "tree.img")),
+        *("-nic", f"user,model=virtio,restrict={restrict},hostfwd=tcp:127.0.0.1:{port}-:22"),
+        *("-device", "virtio-rng-pci", "-no-reboot"),
+        "-fw_cfg",
+        f"name=opt/io.systemd.credentials/ssh.authorized_keys.root,file={folder}/key.pub",
+    ]
+
+
+def make_tree_disk(image, size="1G"):
+    """Write an ext4 disk that holds what git knows, or would, of the working tree."""
+    listing = subprocess.run(
+        ["git", "-c", "safe.directory=*", "-C", REPO, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True, check=True,
+    ).stdout  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=image.parent) as tree:
+        for name in filter(None, listing.decode().split("\0")):
+            if (REPO / name).is_file():
+                (Path(tree) / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(REPO / name, Path(tree) / name)
+        subprocess.run(["truncate", "-s", size, image], check=True)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-L", "lab-tree", "-d", tree, image], check=True)
+
+
+if __name__ == "__main__":  # python machine.py DISK COMMAND…: try something in a VM by hand
+    with Machine.boot(sys.argv[1], network=bool(os.environ.get("LAB_VM_NETWORK"))) as trial:
+        print(f"up: {' '.join(map(str, trial.ssh('')))}", flush=True)
+        sys.exit(trial.stream(" ".join(sys.argv[2:]) or "sleep infinity"))
