@@ -169,7 +169,12 @@ class Mount:
 
 def mounts(pid="self"):
     """Return every Mount that a process sees, in mount order."""
-    return [_mount(line) for line in read(f"/proc/{pid}/mountinfo").splitlines()]
+    return parse_mounts(read(f"/proc/{pid}/mountinfo"))
+
+
+def parse_mounts(text):
+    """Return the Mounts of a mountinfo file's text, in mount order."""
+    return [_mount(line) for line in text.splitlines()]
 
 
 def _mount(line):
