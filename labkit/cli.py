@@ -98,6 +98,7 @@ def _run(argv):
     add("--network", default="none", help="none or host")
     add("--cap-add", action="append", default=[], metavar="CAP")
     add("--cap-drop", action="append", default=[], metavar="CAP")
+    add("--security-opt", action="append", default=[], metavar="OPTION", help="seccomp=unconfined, seccomp=FILE")
     add("--time-offset", type=int, metavar="SECONDS", help="a time namespace, its clocks ahead")
     add("--explain", action="store_true", help="print what would be done, and do nothing")
     add("image")

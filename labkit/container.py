@@ -243,6 +243,7 @@ class Container:
             capabilities=tuple(self.spec.capabilities),
             terminal=tty,
             join=self.pid,
+            **self.spec.locks(),
             **self._where(),
         )
         keeper = spawner.current()

@@ -54,6 +54,23 @@ def _rebuild(kind, args, attributes):
     return error
 
 
+def to_plain(error):
+    """Return a LabError as texts and numbers, to be sent where a pickle must not be trusted."""
+    kept = {key: value for key, value in error.__dict__.items() if isinstance(value, str | int | None)}
+    return {"kind": type(error).__name__, "attributes": kept}
+
+
+def from_plain(plain):
+    """Return the LabError that `to_plain` made this of; whatever else it is, it becomes a LabError that says so."""
+    try:
+        kind, attributes = globals()[plain["kind"]], dict(plain["attributes"])
+        if not (issubclass(kind, LabError) and isinstance(attributes["message"], str)):
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        return LabError(f"a message that can't be read: {str(plain)[:200]!r}")
+    return _rebuild(kind, (attributes["message"],), attributes)
+
+
 # What an errno usually means where labkit meets it. A caller with a better
 # sentence passes its own hint.
 _HINTS = {

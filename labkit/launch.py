@@ -8,19 +8,21 @@ replaces it with the container's own program. The order is the lock:
     the mount plan and pivot_root                      the host's files are gone
     terminal or pipes                                  its only way to the outside
     keyring, bounding set, user, capabilities          power, from the outside in
-    no_new_privs                                       none of it comes back
+    no_new_privs, seccomp                              none of it comes back
     every other fd close-on-exec, then exec
 
-A Job says what to do and is plain data. Whatever fails goes back through the
-channel as a LabError with the step's name, and the child is gone.
+What the child says on its channel is plain JSON, and is read as from a stranger:
+at the very end it is one. A Job says what to do and is plain data. Whatever fails
+goes back through the channel as a LabError with the step's name, and the child is
+gone.
 See clone(2), setns(2), capabilities(7), execve(2).
 """
 
 import contextlib
 import errno
 import fcntl
+import json
 import os
-import pickle
 import signal
 import socket
 import stat
@@ -28,9 +30,9 @@ import struct
 import termios
 from dataclasses import dataclass
 
-from labkit import mounts, namespaces, security
+from labkit import handover, mounts, namespaces, seccomp, security
 from labkit import syscalls as sc
-from labkit.errors import CommandError, KernelError, LabError, NotFound, from_oserror
+from labkit.errors import CommandError, KernelError, LabError, NotFound, from_oserror, to_plain
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Job:
     gid_map: tuple = ()
     clock_offsets: tuple | None = None  # seconds: monotonic, boottime
     join: int | None = None  # the pid whose namespaces are entered
+    seccomp: bytes = b""  # a BPF program, made by `seccomp.program`
+    unlocked: tuple = ()  # names of security.LOCKS that are left off, to teach what they hold
 
 
 def become(job, channel, stdio):
@@ -71,7 +75,12 @@ def become(job, channel, stdio):
 
 
 def _report(channel, error):
-    channel.send(pickle.dumps(("error", error)))
+    say(channel, "error", to_plain(error))
+
+
+def say(channel, kind, value=None, fds=()):
+    """Send a message to the parent: its kind and plain data, perhaps fds with it."""
+    socket.send_fds(channel, [json.dumps([kind, value]).encode(errors="replace")], list(fds))
 
 
 def _become(job, channel, stdio):
@@ -84,7 +93,32 @@ def _become(job, channel, stdio):
     sc.prctl(sc.PR_SET_DUMPABLE, 0)
     if job.join is not None:
         _join(job, channel)
-    os.setsid()
+    if "session" not in job.unlocked:
+        os.setsid()
+    if job.join is None:
+        _furnish(job)
+    uid, gid, groups, home = find_user(job.user)
+    if job.terminal:
+        stdio = _open_terminal(channel, uid, console=job.plan is not None)
+    for target, fd in enumerate(stdio):
+        os.dup2(fd, target)
+    _go_to(job.cwd)
+    if "keyring" not in job.unlocked:
+        with contextlib.suppress(KernelError):  # a kernel without keyrings has none to leak
+            sc.keyctl(sc.KEYCTL_JOIN_SESSION_KEYRING, None)
+    _drop_power(job, uid, gid, groups)
+    _reset_signals()
+    # Set last: a change of user clears it.
+    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if "close_fds" not in job.unlocked:
+        sc.close_range(3, 2**32 - 1, sc.CLOSE_RANGE_CLOEXEC)
+    env = dict(pair.split("=", 1) for pair in job.env)
+    env.setdefault("HOME", home)
+    _exec(job, env, channel)
+
+
+def _furnish(job):
+    """Set up the new namespaces, up to the root."""
     if "cgroup" in job.namespaces:
         # Only now: a cgroup namespace begins at the cgroup its maker is in, and the
         # parent has just put this process where it belongs.
@@ -97,22 +131,6 @@ def _become(job, channel, stdio):
         namespaces.set_time_offsets(*(job.clock_offsets or (0, 0)))
     if job.plan:
         job.plan.execute()
-    uid, gid, groups, home = find_user(job.user)
-    if job.terminal:
-        stdio = _open_terminal(channel, uid, console=job.plan is not None)
-    for target, fd in enumerate(stdio):
-        os.dup2(fd, target)
-    _go_to(job.cwd)
-    with contextlib.suppress(KernelError):  # a kernel without keyrings has none to leak
-        sc.keyctl(sc.KEYCTL_JOIN_SESSION_KEYRING, None)
-    _drop_power(job, uid, gid, groups)
-    _reset_signals()
-    # Set last: a change of user clears it.
-    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
-    sc.close_range(3, 2**32 - 1, sc.CLOSE_RANGE_CLOEXEC)
-    env = dict(pair.split("=", 1) for pair in job.env)
-    env.setdefault("HOME", home)
-    _exec(job.argv, env)
 
 
 def _setgroups_denied():
@@ -128,10 +146,16 @@ def _join(job, channel):
         raise NotFound("the container's first process has ended") from None
     namespaces.enter(pidfd, job.namespaces)
     os.close(pidfd)
+    # Full power never enters: a container with CAP_SYS_PTRACE could take this process
+    # over. What is kept beside its own is what the last steps need.
+    if "capabilities" not in job.unlocked:
+        _, permitted, _ = sc.capget()
+        needed = {*job.capabilities, "SETPCAP", "SETUID", "SETGID", "CHOWN"}
+        security.set_capabilities(needed & set(security.names(permitted)))
     # CLONE_PARENT: the grandchild becomes our sibling, so the spawner can wait for it.
     pid, _ = sc.clone3(sc.CLONE_PARENT, 0)
     if pid:
-        channel.send(pickle.dumps(("pid", pid)))
+        say(channel, "pid", pid)
         os._exit(0)
     if "user" in job.namespaces:
         os.setresgid(0, 0, 0)
@@ -197,7 +221,7 @@ def _open_terminal(channel, uid, console):
         mounts.Bind(os.ttyname(slave), "/dev/console", recursive=False).execute(root)
         os.close(root)
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
-    socket.send_fds(channel, [pickle.dumps(("terminal", None))], [master])
+    say(channel, "terminal", fds=[master])
     os.close(master)
     return (slave, slave, slave)
 
@@ -214,13 +238,17 @@ def _go_to(cwd):
 
 
 def _drop_power(job, uid, gid, groups):
+    if "no_new_privs" in job.unlocked:
+        # Without that lock only CAP_SYS_ADMIN may install a filter: while it is there.
+        seccomp.install(job.seccomp)
     security.limit_bounding_set(job.capabilities)
     with contextlib.suppress(PermissionError):  # rootless: setgroups(2) was given up with the id map
         os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     security.set_capabilities(job.capabilities if uid == 0 else ())
-    security.no_new_privs()
+    if "no_new_privs" not in job.unlocked:
+        security.no_new_privs()
 
 
 def _reset_signals():
@@ -231,17 +259,40 @@ def _reset_signals():
     os.umask(0o022)
 
 
-def _exec(argv, env):
+def _exec(job, env, channel):
     """Replace this process, looking a bare name up on the container's PATH. See execve(2), environ(7)."""
-    name = argv[0]
-    folders = env.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").split(":")
-    paths = [name] if "/" in name else [f"{folder or '.'}/{name}" for folder in folders]
+    path = _find(job.argv[0], env)
+    filtered = job.seccomp if "no_new_privs" not in job.unlocked else b""
+    if "exe" in job.unlocked:
+        seccomp.install(filtered)
+        with _as_command_error(path):
+            os.execve(path, job.argv, env)
+    program = fcntl.fcntl(handover.program(), fcntl.F_DUPFD_CLOEXEC, handover.CHANNEL + 1)
+    os.dup2(channel.fileno(), handover.CHANNEL)
+    os.set_inheritable(handover.CHANNEL, True)
+    # The last thing before exec: from here on this process too may do only what the filter lets it.
+    seccomp.install(filtered)
+    with _as_command_error(path):
+        os.execve(program, [path, *job.argv], env)
+
+
+@contextlib.contextmanager
+def _as_command_error(name):
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise CommandError(name, getattr(error, "errno", None) or errno.EINVAL) from None
+
+
+def _find(name, env):
+    """Return the path of a command; raise CommandError if there is none that may be executed."""
+    if "/" in name:
+        return name
     worst = errno.ENOENT
-    for path in paths:
-        try:
-            os.execve(path, argv, env)
-        except (ValueError, OSError) as error:
-            code = getattr(error, "errno", None) or errno.EINVAL
-            # Found but not executable beats not found, as in a shell.
-            worst = worst if code in (errno.ENOENT, errno.ENOTDIR) else code
+    folders = env.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").split(":")
+    for path in (f"{folder or '.'}/{name}" for folder in folders):
+        if os.access(path, os.X_OK) and not os.path.isdir(path):
+            return path
+        # Found but not executable beats not found, as in a shell.
+        worst = errno.EACCES if os.path.lexists(path) else worst
     raise CommandError(name, worst)

@@ -38,12 +38,16 @@ def _options(attrs):
 
 # ---- paths in the new root, by fd ----
 
+_unlocked = ()  # a child's own: Plan.execute sets it, in a process that then execs
+
 
 def open_in_root(root, path, flags=os.O_PATH, follow=True):
     """Open `path` below the folder fd `root`; nothing in it can lead outside. See openat2(2).
 
     With follow=False a symlink anywhere on the way is refused (ELOOP).
     """
+    if "in_root" in _unlocked:  # as a path of text, which links lead wherever they like
+        return os.open(f"{os.readlink(f'/proc/self/fd/{root}')}/{path}", flags | os.O_CLOEXEC)
     resolve = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
     if not follow:
         resolve |= sc.RESOLVE_NO_SYMLINKS
@@ -366,6 +370,7 @@ class Plan:
 
     root: object
     steps: tuple = field(default=())
+    unlocked: tuple = ()  # names of security.LOCKS that are left off
 
     def sorted(self):
         """Return the plan with mounts parents first, then what covers them."""
@@ -386,20 +391,29 @@ class Plan:
     def describe(self):
         """Return one line a step."""
         return [
-            "make every mount private to this mount namespace",
+            *([] if "private" in self.unlocked else ["make every mount private to this mount namespace"]),
             self.root.describe(),
             *(step.describe() for step in self.steps),
-            "pivot_root: the root becomes /, the old root is unmounted",
+            "chroot only: the old root stays mounted"
+            if "pivot_root" in self.unlocked
+            else "pivot_root: the root becomes /, the old root is unmounted",
         ]
 
     def execute(self):
         """Do it all, in the calling process, which must be alone in a new mount namespace."""
-        make_private()
+        global _unlocked
+        _unlocked = self.unlocked
+        if "private" not in self.unlocked:
+            make_private()
         _do(self.root)
         root = os.open(self.root.target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for step in self.steps:
             _do(step, root)
-        pivot(root)
+        if "pivot_root" in self.unlocked:
+            os.fchdir(root)
+            os.chroot(".")
+        else:
+            pivot(root)
         os.close(root)
 
 

@@ -15,6 +15,7 @@ The `lab` command is small and has one thread: it clones by itself.
 """
 
 import contextlib
+import json
 import os
 import pickle
 import select
@@ -25,9 +26,9 @@ import sys
 import threading
 from dataclasses import dataclass
 
-from labkit import launch, namespaces, proc
+from labkit import handover, launch, namespaces, proc
 from labkit import syscalls as sc
-from labkit.errors import KernelError, LabError, NotFound, from_oserror
+from labkit.errors import CommandError, KernelError, LabError, NotFound, from_oserror, from_plain
 
 
 @dataclass
@@ -49,6 +50,7 @@ def spawn(job, stdio):
     into = None
     spawned = None
     try:
+        handover.program()
         if job.cgroup_into:
             into = os.open(job.cgroup_into, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # The cgroup and time namespaces come later, in the child: see launch.
@@ -60,7 +62,7 @@ def spawn(job, stdio):
         spawned = Spawned(pid, pidfd)
         _prepare(job, pid)
         ours.send(b"go")
-        spawned = _until_exec(ours, spawned)
+        spawned = _until_exec(ours, spawned, job)
         return spawned
     except OSError as error:
         _abandon(spawned)
@@ -87,24 +89,46 @@ def _prepare(job, pid):
         namespaces.map_ids(pid, job.uid_map, job.gid_map)
 
 
-def _until_exec(channel, spawned):
-    """Follow the child's messages until exec closes its end of the channel."""
+def _until_exec(channel, spawned, job):
+    """Follow the child's messages until exec closes its end of the channel.
+
+    They are read as from a stranger: in the end it is one, and in a container that
+    runs already others may have got at it before.
+    """
+    first = spawned.pid
     while True:
         message, fds, _, _ = socket.recv_fds(channel, 1 << 18, 1)
         if not message:
             break
-        kind, value = pickle.loads(message)
-        if kind == "error":
-            raise value
-        if kind == "terminal":
+        if len(message) == 4:  # the last step's errno, see handover
+            raise CommandError(job.argv[0], int.from_bytes(message, sys.byteorder))
+        kind, value = _read(message)
+        if kind == "terminal" and job.terminal and spawned.terminal is None and fds:
             spawned.terminal = fds[0]
-        if kind == "pid":  # it joined a pid namespace: its child is the one that counts
+        elif kind == "pid" and job.join is not None and spawned.pid == first and _is_child(value):
+            # It joined a pid namespace: its child is the one that counts.
             os.waitid(os.P_PIDFD, spawned.pidfd, os.WEXITED)
             os.close(spawned.pidfd)
             spawned.pid, spawned.pidfd = value, os.pidfd_open(value)
+        else:
+            raise from_plain(value)
     # The channel also closes when the child is killed before exec, by the OOM killer
     # for one: then it was labkit's code that died, and the exit status tells.
     return spawned
+
+
+def _read(message):
+    with contextlib.suppress(ValueError, RecursionError):
+        match json.loads(message):
+            case [str(kind), value]:
+                return kind, value
+    return "unreadable", message[:200]
+
+
+def _is_child(pid):
+    with contextlib.suppress(NotFound):
+        return isinstance(pid, int) and int(proc.stat_fields(pid)[1]) == os.getpid()
+    return False
 
 
 def _abandon(spawned):

@@ -10,9 +10,9 @@ what the child then does; there is no second description that could differ.
 import os
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from labkit import mounts, namespaces, rootfs, security, state
+from labkit import mounts, namespaces, rootfs, seccomp, security, state
 from labkit.errors import BadValue
 from labkit.launch import Job
 from labkit.limits import Limits
@@ -81,11 +81,13 @@ class Spec:
     namespaces: tuple = ALWAYS
     clock_offsets: tuple | None = None
     capabilities: tuple = ()
+    seccomp: str = "default"  # or a profile's path, or unconfined
+    unlocked: tuple = ()  # names of security.LOCKS that are left off, to teach what they hold
     storage: str = "overlay"
 
     @classmethod
     def make(cls, image="busybox", command=(), *, limits=None, env=(), volumes=(), cap_add=(), cap_drop=(),
-             network="none", time_offset=None, name=None, hostname=None, workdir=None, **words):  # fmt: skip
+             security_opt=(), unlocked=(), network="none", time_offset=None, name=None, hostname=None, workdir=None, **words):  # fmt: skip
         """Return the Spec that docker's words mean. Raises BadValue or Unsupported, and changes nothing.
 
         `command` is a list, or a text that is split as a shell would. Words that are
@@ -107,6 +109,8 @@ class Spec:
         if network not in ("none", "host"):
             raise BadValue(f"there is no network {network!r}", "none or host")
         kinds = [kind for kind in ALWAYS if not (kind == "net" and network == "host")]
+        if "pid_namespace" in unlocked:
+            kinds.remove("pid")
         if time_offset is not None:
             kinds.append("time")
         return cls(
@@ -121,7 +125,9 @@ class Spec:
             network=network,
             namespaces=tuple(kinds),
             clock_offsets=None if time_offset is None else (int(time_offset), int(time_offset)),
-            capabilities=security.choose(cap_add, cap_drop),
+            capabilities=_capabilities(cap_add, cap_drop, unlocked),
+            seccomp=_seccomp(security_opt),
+            unlocked=security.check_unlocked(unlocked),
             **own,
         )
 
@@ -148,19 +154,66 @@ class Spec:
             steps.append(rootfs.init())
         if self.read_only:
             steps.append(mounts.Seal("/"))
+        if self.unlocked:
+            root_step, steps = _unlock(self.unlocked, root_step, steps)
         return Job(
             argv=self.argv(config),
             env=tuple(f"{key}={value}" for key, value in env.items()),
             cwd=self.workdir or config.workdir or "/",
             user=self.user or config.user or "0",
             namespaces=self.namespaces,
-            plan=mounts.Plan(root_step, tuple(steps)).sorted(),
+            plan=mounts.Plan(root_step, tuple(steps), self.unlocked).sorted(),
             hostname=hostname,
             capabilities=self.capabilities,
             terminal=self.tty,
             clock_offsets=self.clock_offsets,
+            **self.locks(),
             **where,
         )
+
+    def locks(self):
+        """Return what of a Job keeps every process of the container in, the first and each further one."""
+        off = "seccomp" in self.unlocked
+        return {
+            "seccomp": b"" if off else seccomp.program(self.seccomp, self.capabilities),
+            "unlocked": self.unlocked,
+        }
+
+
+def _capabilities(add, drop, unlocked):
+    if "capabilities" in unlocked:
+        add = (*add, "ALL")
+    return security.choose(add, drop)
+
+
+def _seccomp(options):
+    """Return the profile that docker's `--security-opt seccomp=…` words name."""
+    word = "default"
+    for option in options:
+        key, _, value = str(option).partition("=")
+        if option == "no-new-privileges":  # it is always on here
+            continue
+        if key != "seccomp" or not value:
+            raise BadValue(f"security option {option!r} can't be meant", "seccomp=unconfined or seccomp=FILE")
+        word = value if value in ("unconfined", "default") else os.path.abspath(value)
+        seccomp.read(word) if word.startswith("/") else None
+    return word
+
+
+def _unlock(unlocked, root_step, steps):
+    """Return the root step and the steps without those locks."""
+    if "masks" in unlocked:
+        steps = [step for step in steps if not isinstance(step, mounts.Mask)]
+    if "read_only" in unlocked:
+        steps = [step for step in steps if not isinstance(step, mounts.ReadOnly)]
+    if "cgroup_read_only" in unlocked:
+        steps = [
+            replace(step, attrs=step.attrs & ~mounts.RDONLY) if getattr(step, "kind", "").startswith("cgroup") else step
+            for step in steps
+        ]
+    if "nodev" in unlocked:
+        root_step = replace(root_step, attrs=root_step.attrs & ~mounts.NODEV)
+    return root_step, steps
 
 
 def _env(pair):
@@ -189,6 +242,8 @@ def describe(spec, job):
         "new session" + (", on a new pseudo-terminal" if job.terminal else ""),
         "keep the capabilities " + " ".join(job.capabilities),
         f"become user {job.user}",
-        "no_new_privs",
+        *([] if "no_new_privs" in job.unlocked else ["no_new_privs"]),
+        *(["seccomp: " + spec.seccomp] if job.seccomp else []),
+        *(f"LEFT OFF: {name}, so it is not true that {security.LOCKS[name]}" for name in job.unlocked),
         f"exec {shlex.join(job.argv)} in {job.cwd}",
     ]
