@@ -39,10 +39,10 @@ def new(width=9.0, height=4.0, rows=1, columns=1, **options):
     """Return (Figure, axes) in the common style, in inches."""
     import matplotlib
 
-    with matplotlib.rc_context(STYLE):
-        # Without pyplot: it would keep every figure alive until the kernel ends.
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(rows, columns, **options)
+    matplotlib.rcParams.update(STYLE)
+    # Without pyplot: it would keep every figure alive until the kernel ends.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def blank(axes):
