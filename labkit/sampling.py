@@ -72,6 +72,10 @@ SOURCES = {
 }
 
 
+# No line means none yet: a device gets one with its first transfer.
+_MAY_BE_ABSENT = ("read_bytes", "write_bytes")
+
+
 @dataclass
 class Trace:
     """Samples over time. `trace[name]` is an array as long as `time`; nan where the file had no number."""
@@ -247,7 +251,8 @@ class Sampler:
             self._times.append((due, now))
             for name, (index, pattern, scale) in self._columns.items():
                 found = pattern.findall(texts[index])
-                self._rows[name].append(scale * sum(map(int, found)) if found else math.nan)
+                absent = 0.0 if name.rpartition(".")[2] in _MAY_BE_ABSENT else math.nan
+                self._rows[name].append(scale * sum(map(int, found)) if found else absent)
             position = end
         self._offset += position
 
@@ -258,13 +263,12 @@ def _source(cgroup, name):
     for file, pattern, scale in SOURCES[name]:
         try:
             path = cgroup.file(file)
-            # A file without the line is another kernel's; one that is empty, or says
-            # `max`, may say a number later.
+            # A file without the line is another version's or an older kernel's.
             text = path.read_bytes()
         except Unsupported as error:
             missing.append(error.message)
             continue
-        if pattern.search(text) or not text.strip() or pattern.pattern.startswith(b"\\A"):
+        if pattern.search(text) or name in _MAY_BE_ABSENT or pattern.pattern.startswith(b"\\A"):
             return path, pattern, scale
         missing.append(f"{path} has no {pattern.pattern.decode()}")
     raise Unsupported(f"this kernel does not keep {name}: " + "; ".join(missing))
