@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from labkit.errors import Unsupported, from_oserror
 
 PROBES = {}
+PATIENCE = 20  # seconds for one command
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def run(*command, **options):
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=20,
+            timeout=PATIENCE,
             **options,
         )
     except FileNotFoundError:

@@ -172,6 +172,8 @@ def _settings(ip, record):
         },
         "IdentityProvider": {"token": record["token"]},
         "LabApp": {"extension_manager": "readonly"},
+        # It would call npm to look for servers of other languages.
+        "LanguageServerManager": {"autodetect": False},
     }
 
 

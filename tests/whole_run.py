@@ -28,6 +28,7 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     # For what the tests start: notebook kernels, commands.
     repo = str(Path(__file__).parent.parent)
@@ -36,9 +37,10 @@ def pytest_configure(config):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [repo, *paths]))
     if "LABKIT_ROOT" not in os.environ:
         # /var/tmp is a disk where /tmp may be memory: layers are made of files.
-        os.environ["LABKIT_ROOT"] = config.stash[_made_root] = tempfile.mkdtemp(
-            prefix="labkit-", dir="/var/tmp"
-        )
+        root = tempfile.mkdtemp(prefix="labkit-", dir="/var/tmp")
+        os.environ["LABKIT_ROOT"] = config.stash[_made_root] = root
+        # Below it, tmp_path too carries the name by which runs side by side tell their mounts apart.
+        config.option.basetemp = config.option.basetemp or f"{root}/tmp"
 
 
 def pytest_unconfigure(config):

@@ -1,0 +1,296 @@
+"""`lab up` serves the chapters, to whom has the token, and ends without a trace; `lab test` runs everything.
+
+Both run in a small clone of the lab with two tests and two chapters of its own.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import hosts
+import nbformat
+import pytest
+
+REPO = Path(__file__).parent.parent
+
+
+class Clone:
+    """A clone of the lab, a home and a LABKIT_ROOT."""
+
+    def __init__(self, folder):
+        self.folder = folder / "clone"
+        self.home = folder / "home"
+        self.root = folder / "root"
+        self.home.mkdir(parents=True)
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPO / "labkit", self.folder / "labkit", ignore=ignore)
+        shutil.copy(REPO / "pyproject.toml", self.folder)
+        (self.folder / "tests").mkdir()
+        for name in ("conftest.py", "hosts.py", "whole_run.py", "nbval-sanitize.cfg"):
+            shutil.copy(REPO / "tests" / name, self.folder / "tests")
+        (self.folder / "vagrant").mkdir()
+        shutil.copy(REPO / "vagrant" / "lab", self.folder / "vagrant")
+        self.chapter("01-second.ipynb", "print(2)", "2\n")
+        self.chapter("00-first.ipynb", "print(1)", "1\n")
+
+    def chapter(self, name, source, output):
+        printed = nbformat.v4.new_output("stream", text=output)
+        cell = nbformat.v4.new_code_cell(source, execution_count=1, outputs=[printed])
+        notebook = nbformat.v4.new_notebook(cells=[cell])
+        notebook.metadata["kernelspec"] = {
+            "name": "python3",
+            "language": "python",
+            "display_name": "Python 3",
+        }
+        (self.folder / "notebooks").mkdir(exist_ok=True)
+        nbformat.write(notebook, self.folder / "notebooks" / name)
+
+    def start(self, *arguments, before=(), **changes):
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.home),
+            "PYTHONPATH": str(self.folder),
+            "LABKIT_ROOT": str(self.root),
+            **changes,
+        }
+        return subprocess.Popen(
+            [*before, sys.executable, "-P", "-m", "labkit", *arguments],
+            env=environment,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments, **options):
+        """Run a lab command; return (exit status, stdout, stderr)."""
+        process = self.start(*arguments, **options)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+
+class Up:
+    """A `lab up` that is up."""
+
+    def __init__(self, clone):
+        self.clone = clone
+        self.port = free_port()
+        self.process = clone.start("up", "--port", str(self.port))
+        words, self.url = self.process.stdout.readline(), self.process.stdout.readline().strip()
+        assert "the lab is up" in words, words + self.process.stderr.read()
+        self.token = self.url.partition("token=")[2]
+        self.record = json.loads((clone.root / "run" / "jupyter" / "server.json").read_text())
+
+    def get(self, path, token="", data=None):
+        """Ask for a path; return (HTTP status, body)."""
+        headers = {"Authorization": f"token {token}"} if token else {}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, ""
+
+    def end(self, number):
+        """End it by a signal; return its exit status and the seconds that took."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        self.process.communicate(timeout=30)
+        return self.process.returncode, time.monotonic() - started
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    return Clone(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(scope="module")
+def up(clone):
+    """One `lab up` for all tests that only look at it."""
+    # Left by a lab that crashed, its process number given to somebody else since.
+    record = clone.root / "run" / "jupyter" / "server.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(
+        json.dumps({"host": "127.0.0.1", "port": 9, "token": "x", "pid": os.getpid(), "ticks": 1})
+    )
+    one = Up(clone)
+    yield one
+    one.end(signal.SIGTERM)
+
+
+# ---- lab up ---------------------------------------------------------------------
+
+
+def test_up_serves_the_first_chapter_at_the_url_it_prints(up):
+    assert up.url == f"http://127.0.0.1:{up.port}/lab/tree/00-first.ipynb?token={up.token}"
+    with urllib.request.urlopen(up.url, timeout=20) as page:
+        assert page.status == 200
+    status, body = up.get("/api/contents/00-first.ipynb", up.token)
+    assert status == 200 and "print(1)" in body
+
+
+def test_up_serves_nothing_without_the_token(up):
+    assert up.get("/api/contents/00-first.ipynb")[0] == 403
+    assert up.get("/api/contents/00-first.ipynb", "wrong" + up.token)[0] == 403
+
+
+def test_up_serves_the_loopback_only(up):
+    table = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+    assert re.findall(rf"\b([0-9A-F]+):{up.port:04X} \S+ 0A", table) == ["0100007F"]
+
+
+def test_the_token_is_long_and_only_root_reads_it(up):
+    assert len(up.token) >= 40
+    for file in ("run/jupyter/server.json", "lib/jupyter/jupyter_server_config.json"):
+        path = up.clone.root / file
+        assert up.token in path.read_text()
+        assert path.stat().st_mode & 0o077 == 0
+    assert up.token not in Path(f"/proc/{up.record['pid']}/cmdline").read_text()
+
+
+def test_a_second_up_prints_the_url_of_the_first(up):
+    status, out, _ = up.clone.run("up")
+    assert status == 0
+    assert out.splitlines()[-1] == up.url
+
+
+def test_a_terminal_finds_the_lab_command(up):
+    assert up.get("/api/terminals", up.token, data=b"")[0] == 200
+    children = Path(f"/proc/{up.record['pid']}/task/{up.record['pid']}/children").read_text().split()
+    shell = next(pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "bash\n")
+    # A login shell would read /etc/profile, which forgets this PATH.
+    assert Path(f"/proc/{shell}/cmdline").read_text() == "/bin/bash\0"
+    environment = dict(
+        line.split("=", 1) for line in Path(f"/proc/{shell}/environ").read_text().split("\0") if line
+    )
+    found = shutil.which("lab", path=environment["PATH"])
+    assert Path(found).resolve() == up.clone.folder / "vagrant" / "lab"
+
+
+def test_jupyterlab_asks_nobody_about_news(up):
+    _, page = up.get("/lab", up.token)
+    settings = json.loads(re.search(r'id="jupyter-config-data"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
+    assert "@jupyterlab/apputils-extension:announcements" in json.dumps(settings["disabledExtensions"])
+
+
+def test_the_users_own_jupyter_files_are_left_alone(up):
+    up.get("/lab", up.token)
+    assert list(up.clone.home.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_up_ends_with_its_kernels_and_leaves_no_process(tmp_path, number):
+    with hosts.unchanged():
+        up = Up(Clone(tmp_path))
+        assert up.get("/api/kernels", up.token, data=b"{}")[0] == 201
+        status, seconds = up.end(number)
+    assert status == 0
+    assert seconds < 10
+    assert not (up.clone.root / "run" / "jupyter" / "server.json").exists()
+
+
+def test_jupyterlab_ends_when_up_is_killed(tmp_path):
+    with hosts.unchanged(patience=10):
+        Up(Clone(tmp_path)).end(signal.SIGKILL)
+
+
+def test_a_taken_port_is_told_with_the_name_of_who_has_it(clone, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        status, out, err = clone.run("up", "--port", str(port), LABKIT_ROOT=str(tmp_path))
+    assert status != 0 and out == ""
+    name = Path("/proc/self/comm").read_text().strip()
+    assert f"port {port} is taken by {name} (pid {os.getpid()})" in err
+    assert f"lab up --port {port + 1}" in err
+    assert "Traceback" not in err
+
+
+def test_a_port_that_no_machine_has_is_refused(clone, tmp_path):
+    status, _, err = clone.run("up", "--port", "88888", LABKIT_ROOT=str(tmp_path))
+    assert status != 0 and "no port 88888" in err and "Traceback" not in err
+
+
+def test_a_jupyterlab_that_does_not_start_is_quoted(clone, tmp_path):
+    (tmp_path / "jupyterlab").mkdir()
+    (tmp_path / "jupyterlab" / "__init__.py").write_text("raise SystemExit('no tea today')")
+    status, _, err = clone.run(
+        "up", "--port", str(free_port()), LABKIT_ROOT=str(tmp_path), PYTHONPATH=f"{tmp_path}:{clone.folder}"
+    )
+    assert status != 0
+    assert "no tea today" in err and str(tmp_path / "run" / "jupyter" / "log") in err
+
+
+def test_chapters_that_can_not_be_saved_are_told_before(clone, tmp_path, needs_root):
+    folder = clone.folder / "notebooks"
+    script = f'mount --bind {folder} {folder}; mount -o remount,ro,bind {folder}; exec "$0" "$@"'
+    before = ("unshare", "--mount", "sh", "-c", script)
+    status, _, err = clone.run("up", "--port", str(free_port()), before=before, LABKIT_ROOT=str(tmp_path))
+    assert status != 0
+    assert f"{folder} can't be written to" in err
+
+
+# ---- lab test --------------------------------------------------------------------
+
+
+def test_test_runs_tests_then_chapters_in_a_root_of_their_own(tmp_path):
+    clone = Clone(tmp_path)
+    (clone.folder / "tests" / "test_it.py").write_text(
+        "import os, pytest\n"
+        f"def test_root(): assert os.environ['LABKIT_ROOT'] != {str(clone.root)!r}\n"
+        "def test_skipped(): pytest.skip('for want of a nail')\n"
+    )
+    clone.chapter(
+        "02-python.ipynb",
+        f"import os, sys, labkit; print(sys.executable == {sys.executable!r}, "
+        f"os.environ['LABKIT_ROOT'] != {str(clone.root)!r})",
+        "True True\n",
+    )
+    status, out, err = clone.run("test")
+    assert status == 0, out + err
+    assert out.index("test_it.py") < out.index("00-first.ipynb") < out.index("01-second.ipynb")
+    assert "for want of a nail" in out
+    summary = out.splitlines()[-1]
+    assert re.fullmatch(r"lab test: all is well: 4 passed, 0 failed, 1 skipped, in \d+ s", summary)
+    root = re.search(r"files of this run: ([^;]+)", out)[1]
+    assert not Path(root).exists()
+
+
+def test_test_of_a_chapter_fails_where_its_output_changed(tmp_path):
+    clone = Clone(tmp_path)
+    clone.chapter("01-second.ipynb", "print(3)", "2\n")
+    status, out, _ = clone.run("test", "01")
+    assert status == 1
+    assert "00-first" not in out
+    assert "NOT all is well, see above: 0 passed, 1 failed" in out.splitlines()[-1]
+
+
+def test_test_hands_pytests_own_words_on(clone):
+    (clone.folder / "tests" / "test_two.py").write_text("def test_a(): pass\ndef test_b(): assert False\n")
+    status, out, _ = clone.run("test", "tests/test_two.py", "-k", "test_a")
+    assert (status, "1 passed, 0 failed" in out.splitlines()[-1]) == (0, True)
+    status, out, _ = clone.run("test", "tests/test_two.py::test_b")
+    assert (status, "0 passed, 1 failed" in out.splitlines()[-1]) == (1, True)
+
+
+def test_test_of_nothing_is_no_success(clone):
+    status, out, _ = clone.run("test", "tests", "-k", "no_such_test")
+    assert status != 0
+    assert out.splitlines()[-1] == "lab test: nothing was tested"
