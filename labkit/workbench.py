@@ -8,11 +8,11 @@ tried in a child, which then waits while one looks:
     with workbench.bench(new_namespaces, name_it) as box:
         box.run("hostname")
 
-A mistake on it harms nobody. The bench has a mount table of its own, a copy of the
-host's in which all mounts are shared, as systemd has them on most machines: what
-leaks out of the box leaks onto the bench and no further, the same everywhere. The
-box dies with the bench, the bench with the notebook. And the notebook itself only
-forks and looks.
+A mistake on it harms nobody. The bench has a host name, links and a mount table of
+its own. The mounts are a copy of the host's, shared, as systemd has them on most
+machines: what leaks out of the box leaks onto the bench and no further, the same
+everywhere. The box dies with the bench, the bench with the notebook. And the
+notebook itself only forks and looks.
 See mount_namespaces(7), PR_SET_PDEATHSIG in prctl(2), nsenter(1).
 """
 
@@ -97,13 +97,13 @@ def _read_until_closed(fd, deadline):
 
 
 def _be_the_bench(clone, steps, report, words):
-    """Make the shared copy of the mount table, clone, and wait to be killed. Never returns."""
+    """Cut the bench off from the host, clone, and wait to be killed. Never returns."""
     try:
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
         for fd in (1, 2):
             os.dup2(words, fd)
         sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - lives as long as we do
-        sc.unshare(sc.CLONE_NEWNS)
+        sc.unshare(sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWNET)
         # Private first: else "shared" would keep the copy in the host's peer groups.
         sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
         sc.mount(None, "/", None, sc.MS_REC | sc.MS_SHARED)
