@@ -75,6 +75,9 @@ class Hashed:
         self._saw(data)
         return self._stream.write(data)
 
+    def tell(self):
+        return self.size
+
     @property
     def digest(self):
         """The digest of all bytes so far."""

@@ -33,22 +33,23 @@ class Change:
         return f"{self.kind} {self.path}"
 
 
-def changes(upperdir, lowerdirs=()):
+def changes(upperdir, lowerdirs=(), marks=()):
     """Return the Changes that an upperdir holds, in path order, as `docker diff` lists them.
 
     `lowerdirs` (the lowest first) tell what was there before: a file found in none of
-    them was added. A folder is C when something in it changed.
+    them was added. A folder is C when something in it changed. `marks` are names of
+    files that are the driver's own, not the container's (see whiteouts.FUSE_MARKS).
     """
     found = []
     upperdir = Path(upperdir)
-    for path, status in _walk(upperdir):
+    for path, status in _walk(upperdir, marks):
         inside = path.relative_to(upperdir)
         shown = f"/{inside}"
         if whiteouts.is_whiteout(status, path):
             found.append(Change(shown, "D"))
             continue
         found.append(Change(shown, "C" if _visible(inside, lowerdirs) else "A"))
-        if stat.S_ISDIR(status.st_mode) and whiteouts.is_opaque(path):
+        if stat.S_ISDIR(status.st_mode) and whiteouts.is_opaque(path, marks):
             hidden = _names_below(inside, lowerdirs) - set(os.listdir(path))
             found += [Change(f"{shown}/{name}", "D") for name in hidden]
     return sorted(found)
@@ -83,17 +84,19 @@ def _names_below(inside, lowerdirs):
     return {name for name in names if _visible(inside / name, lowerdirs)}
 
 
-def _walk(folder):
+def _walk(folder, marks=()):
     """Yield (path, lstat) of all below a folder, names in byte order, each folder before what is in it."""
     for entry in sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name)):
         status = entry.stat(follow_symlinks=False)
+        if entry.name in marks:
+            continue
         path = Path(folder, entry.name)
         yield path, status
         if stat.S_ISDIR(status.st_mode):
-            yield from _walk(path)
+            yield from _walk(path, marks)
 
 
-def diff(upperdir, out, compression=None, clamp=None):
+def diff(upperdir, out, compression=None, clamp=None, marks=()):
     """Write an upperdir as a layer's tar into the binary stream `out`; return (diff_id, digest, size).
 
     `compression` is None, "gzip" or "zstd"; `clamp` a time in seconds that no file's
@@ -108,13 +111,13 @@ def diff(upperdir, out, compression=None, clamp=None):
             plain = digests.Hashed(stream)
             tar = tarfile.open(  # noqa: SIM115 - closed below, after all is written
                 fileobj=plain,
-                mode="w|",
+                mode="w",
                 format=tarfile.PAX_FORMAT,
-                bufsize=digests.BLOCK,
                 encoding="utf-8",
                 errors="surrogateescape",
+                copybufsize=digests.BLOCK,
             )
-            _Packer(tar, Path(upperdir), clamp).all()
+            _Packer(tar, Path(upperdir), clamp, marks).all()
             tar.close()
     except OSError as error:
         raise from_oserror(error, f"writing a layer of {upperdir}") from None
@@ -122,13 +125,13 @@ def diff(upperdir, out, compression=None, clamp=None):
 
 
 class _Packer:
-    def __init__(self, tar, root, clamp):
-        self.tar, self.root, self.clamp = tar, root, clamp
+    def __init__(self, tar, root, clamp, marks):
+        self.tar, self.root, self.clamp, self.marks = tar, root, clamp, marks
         self._first = {}  # inode → the first name it was written under
 
     def all(self):
         self._add(self.root, os.lstat(self.root))
-        for path, status in _walk(self.root):
+        for path, status in _walk(self.root, self.marks):
             if not stat.S_ISSOCK(
                 status.st_mode
             ):  # a socket is the process's that listens: no tar can hold one
@@ -162,7 +165,7 @@ class _Packer:
                 self.tar.addfile(entry, file)
         else:
             self.tar.addfile(entry)
-        if entry.isdir() and whiteouts.is_opaque(path):
+        if entry.isdir() and whiteouts.is_opaque(path, self.marks):
             self._whiteout(os.path.join(inside, whiteouts.OPAQUE))
 
     def _whiteout(self, name):

@@ -87,7 +87,7 @@ class Layout:
 
     @contextlib.contextmanager
     def adding(self):
-        """Give (stream, keep): what is written to the stream is a blob once `keep(digest)` is called."""
+        """Give (stream, keep): what was written is a blob once `keep(digest)` is called."""
         scratch = self.folder / "blobs" / f".{secrets.token_hex(6)}.tmp"
         with ledger.made("file", path=str(scratch)):
             try:

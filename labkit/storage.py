@@ -20,6 +20,7 @@ import importlib
 import os
 import shutil
 import stat
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,6 +146,14 @@ def driver(name="overlay"):
     return found
 
 
+@dataclass(frozen=True)
+class _Stack:
+    """The part of an Image that a root is made of, as a container's note has it."""
+
+    layers: tuple
+    diff_ids: tuple
+
+
 class Driver:
     """What every driver does: a folder for each container, in the ledger, with a note of what it stands on."""
 
@@ -167,14 +176,10 @@ class Driver:
         try:
             home.mkdir(0o700)
             # Before anything else: from now on no layer of this image is garbage.
-            note = {
-                "driver": self.name,
-                "image": image.digest,
-                "layers": list(image.layers),
-                "userxattr": userxattr,
-            }
+            note = {"driver": self.name, "image": image.digest, "userxattr": userxattr}
+            note |= {"layers": list(image.layers), "diff_ids": list(image.diff_ids)}
             state.write_json(home / "rootfs.json", note)
-            rootfs = self._rootfs(image.layers, container_id, home, userxattr)
+            rootfs = self._rootfs(image, container_id, home, userxattr)
             self._make(rootfs, home)
             return rootfs
         except BaseException as error:
@@ -186,17 +191,16 @@ class Driver:
 
     def preview(self, image, container_id, userxattr=False):
         """Return the Rootfs that `prepare` would make. Nothing is made."""
-        return self._rootfs(image.layers, container_id, self._home(container_id), userxattr)
+        return self._rootfs(image, container_id, self._home(container_id), userxattr)
 
-    def find(self, container_id):
+    def get(self, container_id):
         """Return the Rootfs of a container that has one. Raises NotFound."""
         home = self._home(container_id)
         note = state.read_json(home / "rootfs.json")
         if note is None:
-            raise NotFound(
-                f"there is no container {container_id} with a root filesystem", "`lab ps -a` lists them"
-            )
-        return self._rootfs(tuple(note["layers"]), container_id, home, note["userxattr"])
+            raise NotFound(f"container {container_id} has no root filesystem", "`lab ps -a` lists containers")
+        image = _Stack(tuple(note["layers"]), tuple(note["diff_ids"]))
+        return self._rootfs(image, container_id, home, note["userxattr"])
 
     def remove(self, container_id):
         """Remove a container's root; quiet if it has none. What it changed is gone with it."""
@@ -210,7 +214,7 @@ class Driver:
     def _home(self, container_id):
         return state.lib_dir("containers") / state.check_name(container_id, "container id")
 
-    def _rootfs(self, layers, container_id, home, userxattr):
+    def _rootfs(self, image, container_id, home, userxattr):
         raise NotImplementedError
 
     def _make(self, rootfs, home):
@@ -232,25 +236,29 @@ class Overlay(Driver):
             raise Unsupported("this kernel has no overlayfs", "modprobe overlay, or --storage vfs")
 
     def _make(self, rootfs, home):
-        for name in ("diff", "work", "merged"):
-            (home / name).mkdir(0o755)
-        # The root folder's own mode and owner are the upperdir's.
-        if rootfs.lowerdirs:
-            _like(rootfs.lowerdirs[-1], home / "diff")
+        self._folders(rootfs, home)
         step = rootfs.step()
         if isinstance(step, LinkedOverlay):
             step.make_links()
 
-    def _rootfs(self, layers, container_id, home, userxattr):
+    def _folders(self, rootfs, home):
+        for name in ("diff", "work", "merged"):
+            (home / name).mkdir(0o755)
+        # The root folder's own mode, owner and time are the upperdir's.
+        if rootfs.lowerdirs:
+            _like(rootfs.lowerdirs[-1], home / "diff")
+
+    def _rootfs(self, image, container_id, home, userxattr):
         options = USER_OPTIONS if userxattr else DEFAULT_OPTIONS
         folders = (str(home / name) for name in ("diff", "work", "merged"))
-        return Rootfs(self.name, container_id, tuple(layers), *folders, options)
+        return Rootfs(self.name, container_id, tuple(image.layers), *folders, options)
 
 
 def _like(source, folder):
     status = os.stat(source)
     os.chown(folder, status.st_uid, status.st_gid)
     os.chmod(folder, stat.S_IMODE(status.st_mode))
+    os.utime(folder, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 # For the chapters: an overlay by hand, and what it costs
@@ -315,13 +323,20 @@ def _gone(error):
 
 def copy_tree(source, target):
     """Copy what is in a folder with owners, times, xattrs, hard links and holes, by cp(1)."""
-    import subprocess
+    _cp(f"{source}/.", target)
+    shutil.copystat(source, target)
 
-    done = subprocess.run(
-        ["cp", "-a", "--sparse=auto", f"{source}/.", str(target)], capture_output=True, text=True
-    )
+
+def copy_file(source, target):
+    """Copy one file, link or device with all that is said of it, by cp(1)."""
+    _cp(source, target)
+
+
+def _cp(source, target):
+    # --reflink=never: a copy is a copy, also where the file system could share blocks.
+    command = ["cp", "-a", "--sparse=auto", "--reflink=never", "-T", str(source), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise LabError(
-            f"copying {source} to {target} failed: {done.stderr.strip()[:300]}", "df -h; then try again"
+            f"copying {source} to {target} failed: {done.stderr.strip()[:300]}", "df -h: is there room?"
         )
-    shutil.copystat(source, target)

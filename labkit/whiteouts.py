@@ -23,6 +23,7 @@ from labkit.errors import BadArchive
 PREFIX = ".wh."
 OPAQUE = ".wh..wh..opq"
 _METADATA = ".wh..wh."  # aufs, docker's first driver, left its own books in some old layers
+FUSE_MARKS = (OPAQUE, ".wh..opq")  # files that fuse-overlayfs puts into an opaque folder beside the xattr
 XATTRS = ("trusted.overlay.", "user.overlay.")
 
 
@@ -54,9 +55,14 @@ def is_whiteout(status, path=None):
     return path is not None and stat.S_ISREG(status.st_mode) and not status.st_size and _has(path, "whiteout")
 
 
-def is_opaque(path):
-    """Tell whether a folder (path or fd) of an upperdir hides all that is below it."""
-    return any(_get(path, prefix + "opaque") == b"y" for prefix in XATTRS)
+def is_opaque(path, marks=()):
+    """Tell whether a folder (path or fd) of an upperdir hides all that is below it.
+
+    `marks` are names of files that say so too: FUSE_MARKS.
+    """
+    if any(_get(path, prefix + "opaque") == b"y" for prefix in XATTRS):
+        return True
+    return any(os.path.lexists(os.path.join(path, name)) for name in marks)
 
 
 def make(name, parent):
