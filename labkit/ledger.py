@@ -116,7 +116,10 @@ _ELSEWHERE = {
     "cgroup": "labkit.cgroups:remove_folder",
     "container": "labkit.container:forget",
     "link": "labkit.network:remove_link",
+    "loop": "labkit.drivers.loop:detach",
     "nft": "labkit.network:remove_rules",
+    "pool": "labkit.drivers.btrfs:give_back",
+    "subvolume": "labkit.drivers.btrfs:remove_subvolume",
 }
 
 
