@@ -44,14 +44,22 @@ _CODE = {
     ),
 }
 
+# The instruction that names the channel, twice in there: `mov edi, 3`, `mov x0, #3`.
+_MOVE = {
+    "x86_64": lambda fd: struct.pack("<BI", 0xBF, fd),
+    "aarch64": lambda fd: struct.pack("<I", 0xD2800000 | fd << 5),
+}
 
-def elf(machine=None):
+
+def elf(machine=None, channel=CHANNEL):
     """Return the little program as an ELF file: a header, one segment, the code."""
     machine = machine or platform.machine()
     if machine not in _CODE:
         raise Unsupported(f"labkit has no last step for {machine}", "the lab runs on x86-64 and arm64")
     number, code = _CODE[machine]
-    code, address, headers = bytes.fromhex(code), 0x400000, 64 + 56
+    move = _MOVE[machine]
+    code = bytes.fromhex(code).replace(move(CHANNEL), move(channel))
+    address, headers = 0x400000, 64 + 56
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     header = struct.pack("<HHIQQQIHHHHHH", 2, number, 1, address + headers, 64, 0, 0, 64, 56, 1, 0, 0, 0)
     size = headers + len(code)
@@ -59,19 +67,18 @@ def elf(machine=None):
     return ident + header + segment + code
 
 
-_made = None
+_made = {}
 
 
-def program():
+def program(channel=CHANNEL):
     """Return an fd of the sealed program, made once a process. Call it before clone."""
-    global _made
-    if _made is None:
+    if channel not in _made:
         try:
             fd = os.memfd_create("labkit-last-step", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | 0x10)  # MFD_EXEC
         except OSError:  # before Linux 6.3 every memfd may be executed, and there is no such flag
             fd = os.memfd_create("labkit-last-step", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.write(fd, elf())
+        os.write(fd, elf(channel=channel))
         seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-        _made = fd
-    return _made
+        _made[channel] = fd
+    return _made[channel]
