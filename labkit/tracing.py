@@ -104,11 +104,10 @@ def parse(text):
 
 
 def of_a_container(calls):
-    """Return the calls that built a container: from its first cgroup folder, or its clone, to its exec."""
-    kept = [call for call in calls if not call.failed and (call.kind != "cgroup" or "cgroup" in call.arguments)]
-    clone = next((call for call in kept if "CLONE_NEWNS" in call.arguments or "CLONE_NEWPID" in call.arguments), None)
+    """Return the calls that built a container: its cgroup folders, its clone, and all until its program is there."""
+    done = [call for call in calls if not call.failed and (call.kind != "cgroup" or "cgroup" in call.arguments)]
+    clone = next((call for call in done if "CLONE_NEWPID" in call.arguments and call.name != "setns"), None)
     if clone is None:
         raise LabError("no container was made: there is no clone with CLONE_NEWPID in the trace")
-    programs = [call for call in kept if call.name == "execve" and call.at > clone.at and call.pid != clone.pid]
-    last = programs[0].at if programs else float("inf")
-    return [call for call in kept if call.at <= last and (call.at >= clone.at or call.kind == "cgroup")]
+    end = max((call.at for call in done if call.name == "execve" and call.pid == int(clone.result)), default=0)
+    return [call for call in done if call.at <= end and (call.at >= clone.at or call.kind == "cgroup")]

@@ -190,7 +190,7 @@ def limits(box):
         yield (
             limit is not None and limit <= most,
             f"{controller}: {limit} {unit} at most",
-            f"{folder} has no limit that holds anything: each file of LIMITS takes its value as text",
+            f"{folder} has no limit that holds anything: each file takes its value as text",
             "(folder / file).write_text(str(value))",
         )
 
@@ -222,18 +222,18 @@ def power(box):
     process = proc.process(box.pid)
     small = security.mask(security.DEFAULT) & ~security.mask(["MKNOD"])
     more, ceiling = (security.names(bits & ~small) for bits in (process.cap_eff, process.cap_bnd))
-    yield process.cap_eff, "it keeps some capabilities", "with none, even chown fails: capset takes KEEP"
+    yield process.cap_eff, "it keeps some capabilities", "with none, even chown fails: capset takes `keep`"
     yield (
         not more,
         "none of them reaches the host",
         f"it has {len(more)} too many, among them {', '.join(more[-3:])}: capset(2) sets what is effective and permitted",
-        "sc.capset(KEEP, KEEP, 0)",
+        "sc.capset(keep, keep, 0)",
     )
     yield (
         not ceiling,
         "exec can't give more: the bounding set is as small",
         f"when root executes a program it gets the bounding set, with {', '.join(ceiling[-3:])}: PR_CAPBSET_DROP",
-        "sc.prctl(sc.PR_CAPBSET_DROP, number) for each number that is not in KEEP, before capset",
+        "sc.prctl(sc.PR_CAPBSET_DROP, number) for each number that is not in `keep`, before capset",
     )
     yield process.no_new_privs, "no_new_privs is set", "PR_SET_NO_NEW_PRIVS", "sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)"
 
@@ -268,6 +268,7 @@ def _status_of(function, words):
             null = os.open(os.devnull, os.O_RDWR)
             for fd in (0, 1, 2):
                 os.dup2(null, fd)
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - a notebook's own go elsewhere
             function(words)
         finally:
             os._exit(_CAME_BACK)

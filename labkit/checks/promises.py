@@ -78,9 +78,12 @@ def has_a_name(run):
 
 
 @promise
-def has_no_network_but_its_own(run):
-    """It sees no network link but its own loopback."""
-    return _prints(run, "cut -s -d: -f1 /proc/net/dev | tr -d ' '", "lo")
+def has_a_network_of_its_own(run):
+    """It has network links of its own, and not the host's."""
+    _, text = run(["readlink", "/proc/self/ns/net"])
+    if not text.startswith("net:["):
+        return f"it can't read which network namespace it is in: {text.strip()[:200]}"
+    return "it is in the host's network namespace" if text.strip() == os.readlink("/proc/self/ns/net") else ""
 
 
 @promise
