@@ -21,8 +21,8 @@ import signal
 import time
 from dataclasses import asdict, dataclass
 
-from labkit import cgroups, images, ledger, proc, spawner, state, storage, syscalls
-from labkit.errors import InUse, KernelError, LabError, NotFound
+from labkit import cgroups, devices, images, ledger, proc, spawner, state, storage, syscalls
+from labkit.errors import InUse, KernelError, LabError, NotFound, Unsupported
 from labkit.launch import Job
 from labkit.spec import PATH, Spec, describe
 
@@ -102,6 +102,10 @@ class Container:
                 self._claim()
                 self.rootfs = storage.driver(self.spec.storage).prepare(image, self.id)
                 self.cgroup = cgroups.Cgroup.create(self.id, self.spec.limits)
+                if "devices" not in self.spec.unlocked:
+                    # Where no cgroup can do it, nodev on every mount still does.
+                    with contextlib.suppress(Unsupported):
+                        devices.allow_only(self.cgroup)
                 # The process needs no line of its own in the ledger: it is born in the cgroup.
                 self._spawn(image.config, stdio)
         except BaseException:

@@ -47,7 +47,11 @@ def open_in_root(root, path, flags=os.O_PATH, follow=True):
     With follow=False a symlink anywhere on the way is refused (ELOOP).
     """
     if "in_root" in _unlocked:  # as a path of text, which links lead wherever they like
-        return os.open(f"{os.readlink(f'/proc/self/fd/{root}')}/{path}", flags | os.O_CLOEXEC)
+        text = os.readlink(f"/proc/self/fd/{root}") + "/" + str(path)
+        try:
+            return os.open(text, flags | os.O_CLOEXEC)
+        except OSError as error:
+            raise KernelError("open(2)", error.errno, text) from None
     resolve = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
     if not follow:
         resolve |= sc.RESOLVE_NO_SYMLINKS

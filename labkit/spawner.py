@@ -208,7 +208,8 @@ class Helper:
         return Spawned(pid, *fds)
 
     def status(self, spawned):
-        """Return the exit status of an ended process."""
+        """Wait for a process; return its exit status, once."""
+        select.select([spawned.pidfd], [], [])
         return self._ask(("status", spawned.pid))[0]
 
     def owner(self):

@@ -109,8 +109,7 @@ class Spec:
         if network not in ("none", "host"):
             raise BadValue(f"there is no network {network!r}", "none or host")
         kinds = [kind for kind in ALWAYS if not (kind == "net" and network == "host")]
-        if "pid_namespace" in unlocked:
-            kinds.remove("pid")
+        kinds = [kind for kind in kinds if f"{kind}_namespace" not in unlocked]
         if time_offset is not None:
             kinds.append("time")
         return cls(
