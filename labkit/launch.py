@@ -30,9 +30,10 @@ import struct
 import termios
 from dataclasses import dataclass
 
-from labkit import handover, mounts, namespaces, seccomp, security
+from labkit import gate, handover, hooks, mounts, namespaces, seccomp, security, settings
 from labkit import syscalls as sc
 from labkit.errors import CommandError, KernelError, LabError, NotFound, from_oserror, to_plain
+from labkit.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,23 @@ class Job:
     join: int | None = None  # the pid whose namespaces are entered
     seccomp: bytes = b""  # a BPF program, made by `seccomp.program`
     unlocked: tuple = ()  # names of security.LOCKS that are left off, to teach what they hold
+    # What only an OCI runtime is asked for:
+    ids: tuple | None = None  # uid, gid, further gids as numbers: the image's files are not asked
+    power: security.Sets | None = None  # the five capability sets one by one
+    settings: Settings = Settings()
+    paths: tuple = ()  # (kind, path) of namespaces that are joined and not made
+    hooks: tuple = ()
+    state: dict | None = None  # what hooks in the container are told
+    gate: str | None = None  # the folder of the gate to wait at before exec
+    survives: bool = False  # the death of who made it
+    keep_fds: int = 0  # how many fds from 3 on are the program's own
+    console_size: tuple | None = None  # rows, columns
 
 
 def become(job, channel, stdio):
     """Turn the calling process, fresh from clone3, into the job's program. Never returns."""
     try:
-        if channel.recv(8) != b"go":
-            os._exit(1)
+        _await_go(channel)
         _become(job, channel, stdio)
     except LabError as error:
         _report(channel, error)
@@ -74,8 +85,16 @@ def become(job, channel, stdio):
         os._exit(1)
 
 
+def _await_go(channel):
+    if channel.recv(8) != b"go":
+        os._exit(1)
+
+
 def _report(channel, error):
-    say(channel, "error", to_plain(error))
+    if _opened_gate is not None:
+        os.write(_opened_gate, json.dumps(to_plain(error)).encode(errors="replace"))
+    else:
+        say(channel, "error", to_plain(error))
 
 
 def say(channel, kind, value=None, fds=()):
@@ -83,41 +102,71 @@ def say(channel, kind, value=None, fds=()):
     socket.send_fds(channel, [json.dumps([kind, value]).encode(errors="replace")], list(fds))
 
 
+def _ask(channel, what):
+    """Have the parent do what only it may, and wait until it has."""
+    say(channel, what)
+    _await_go(channel)
+
+
+_opened_gate = None  # in a child that has passed its gate: where errors go from then on
+
+
 def _become(job, channel, stdio):
+    global _opened_gate
+    gate_fds = gate.come_to(job.gate) if job.gate else ()
+    profile = settings.open_apparmor() if job.settings.apparmor else None
     # Until exec this process is labkit with the host's power in the container's pid
     # namespace: nobody there may trace it or open its /proc/PID/exe and fds.
-    if "user" in job.namespaces:
-        os.setgroups([]) if not _setgroups_denied() else None
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+    if "user" in job.namespaces and not job.paths:
+        _become_root_inside()
     sc.prctl(sc.PR_SET_DUMPABLE, 0)
     if job.join is not None:
         _join(job, channel)
+    elif job.paths:
+        _join_paths(job, channel)
     if "session" not in job.unlocked:
         os.setsid()
     if job.join is None:
-        _furnish(job)
-    uid, gid, groups, home = find_user(job.user)
+        _furnish(job, channel)
+    uid, gid, groups, home = _user(job)
     if job.terminal:
-        stdio = _open_terminal(channel, uid, console=job.plan is not None)
+        stdio = _open_terminal(channel, uid, console=job.plan is not None, size=job.console_size)
     for target, fd in enumerate(stdio):
         os.dup2(fd, target)
     _go_to(job.cwd)
     if "keyring" not in job.unlocked:
         with contextlib.suppress(KernelError):  # a kernel without keyrings has none to leak
             sc.keyctl(sc.KEYCTL_JOIN_SESSION_KEYRING, None)
-    _drop_power(job, uid, gid, groups)
-    _reset_signals()
-    # Set last: a change of user clears it.
-    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
     if "close_fds" not in job.unlocked:
-        sc.close_range(3, 2**32 - 1, sc.CLOSE_RANGE_CLOEXEC)
+        sc.close_range(3 + job.keep_fds, 2**32 - 1, sc.CLOSE_RANGE_CLOEXEC)
+    if job.settings.rlimits:
+        _ask(channel, "rlimits")
+    _drop_power(job, uid, gid, groups)
+    _reset_signals(job.settings.umask)
+    # Set last: a change of user clears it.
+    if not job.survives:
+        sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
     env = dict(pair.split("=", 1) for pair in job.env)
     env.setdefault("HOME", home)
-    _exec(job, env, channel)
+    path = _find(job.argv[0], env)
+    if gate_fds:
+        say(channel, "created")
+        _opened_gate = gate_fds[1]
+        gate.wait(gate_fds[0])
+        hooks.run(job.hooks, ["startContainer"], job.state)
+    if profile is not None:
+        settings.apparmor_on_exec(profile, job.settings.apparmor)
+    _exec(job, path, env, channel.fileno() if _opened_gate is None else _opened_gate)
 
 
-def _furnish(job):
+def _become_root_inside():
+    """Be user 0 of the user namespace that this process is in. See user_namespaces(7)."""
+    os.setgroups([]) if not _setgroups_denied() else None
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def _furnish(job, channel):
     """Set up the new namespaces, up to the root."""
     if "cgroup" in job.namespaces:
         # Only now: a cgroup namespace begins at the cgroup its maker is in, and the
@@ -125,12 +174,22 @@ def _furnish(job):
         sc.unshare(sc.CLONE_NEWCGROUP)
     if job.hostname:
         sc.sethostname(job.hostname)
+    if job.settings.domainname:
+        sc.setdomainname(job.settings.domainname)
     if "net" in job.namespaces:
         loopback_up()
     if "time" in job.namespaces:
         namespaces.set_time_offsets(*(job.clock_offsets or (0, 0)))
+
+    def before_pivot():
+        if job.hooks:
+            _ask(channel, "hooks")
+            hooks.run(job.hooks, ["createContainer"], job.state)
+        # After the hooks: they may bring in the interface that a sysctl is about.
+        settings.write_sysctls(job.settings.sysctls)
+
     if job.plan:
-        job.plan.execute()
+        job.plan.execute(before_pivot)
 
 
 def _setgroups_denied():
@@ -152,14 +211,50 @@ def _join(job, channel):
         _, permitted, _ = sc.capget()
         needed = {*job.capabilities, "SETPCAP", "SETUID", "SETGID", "CHOWN"}
         security.set_capabilities(needed & set(security.names(permitted)))
-    # CLONE_PARENT: the grandchild becomes our sibling, so the spawner can wait for it.
-    pid, _ = sc.clone3(sc.CLONE_PARENT, 0)
-    if pid:
-        say(channel, "pid", pid)
-        os._exit(0)
+    _go_on_as_sibling(channel)
     if "user" in job.namespaces:
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
+
+
+def _join_paths(job, channel):
+    """Join namespaces by their files, then make the others as a grandchild's. See setns(2).
+
+    A user namespace that is joined comes first: it gives the power over the others.
+    One that is made comes last, with the clone: it takes the power over those joined.
+    """
+    for kind, path in sorted(job.paths, key=lambda pair: pair[0] != "user"):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise from_oserror(error, f"joining the {kind} namespace") from None
+        namespaces.enter(fd, [kind])
+        os.close(fd)
+        if kind == "user":
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+    _go_on_as_sibling(channel, namespaces.flags([kind for kind in job.namespaces if kind not in ("cgroup", "time")]))
+    _await_go(channel)  # until the parent has moved our ids, if they have to be
+    if "user" in job.namespaces:
+        _become_root_inside()
+    sc.prctl(sc.PR_SET_DUMPABLE, 0)
+
+
+def _go_on_as_sibling(channel, flags=0):
+    """Clone once more and go on as the child; this process tells its pid and ends. See clone3(2)."""
+    # CLONE_PARENT: the grandchild becomes our sibling, so the spawner can wait for it.
+    pid, _ = sc.clone3(sc.CLONE_PARENT | flags, 0)
+    if pid:
+        say(channel, "pid", pid)
+        os._exit(0)
+
+
+def _user(job):
+    if job.ids is None:
+        return find_user(job.user)
+    uid, gid, groups = job.ids
+    homes = [entry[5] for entry in _colon_file("/etc/passwd", 7) if entry[2] == str(uid)]
+    return uid, gid, groups, homes[0] if homes and homes[0] else "/"
 
 
 def loopback_up():
@@ -205,7 +300,7 @@ def _number(text, what, where):
     raise NotFound(f"no {what} {text!r} in the image's {where}", "a number is always possible: `--user 1000`")
 
 
-def _open_terminal(channel, uid, console):
+def _open_terminal(channel, uid, console, size=None):
     """Make a pseudo-terminal of the container's own devpts; send the master out. See pty(7)."""
     TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441
     master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
@@ -216,6 +311,8 @@ def _open_terminal(channel, uid, console):
     # By ioctl and not by name: /dev/pts/0 could be anything by now.
     slave = fcntl.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY)
     os.fchown(slave, uid, -1)
+    if size:
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     if console:
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         mounts.Bind(os.ttyname(slave), "/dev/console", recursive=False).execute(root)
@@ -241,35 +338,38 @@ def _drop_power(job, uid, gid, groups):
     if "no_new_privs" in job.unlocked:
         # Without that lock only CAP_SYS_ADMIN may install a filter: while it is there.
         seccomp.install(job.seccomp)
-    security.limit_bounding_set(job.capabilities)
+    sets = job.power or security.Sets.root(job.capabilities if uid == 0 else (), job.capabilities)
+    security.limit_bounding_set(sets.bounding)
     with contextlib.suppress(PermissionError):  # rootless: setgroups(2) was given up with the id map
         os.setgroups(groups)
     os.setresgid(gid, gid, gid)
+    if job.power:
+        sc.prctl(sc.PR_SET_KEEPCAPS, 1)  # or a change of user would empty all sets; exec clears it
     os.setresuid(uid, uid, uid)
-    security.set_capabilities(job.capabilities if uid == 0 else ())
+    security.set_sets(sets)
     if "no_new_privs" not in job.unlocked:
         security.no_new_privs()
 
 
-def _reset_signals():
+def _reset_signals(umask):
     # exec keeps what is ignored, and Python ignores these two.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    os.umask(0o022)
+    os.umask(umask)
 
 
-def _exec(job, env, channel):
-    """Replace this process, looking a bare name up on the container's PATH. See execve(2), environ(7)."""
-    path = _find(job.argv[0], env)
+def _exec(job, path, env, report_to):
+    """Replace this process; `report_to` is the fd that takes an errno. See execve(2), environ(7)."""
     filtered = job.seccomp if "no_new_privs" not in job.unlocked else b""
     if "exe" in job.unlocked:
         seccomp.install(filtered)
         with _as_command_error(path):
             os.execve(path, job.argv, env)
-    program = fcntl.fcntl(handover.program(), fcntl.F_DUPFD_CLOEXEC, handover.CHANNEL + 1)
-    os.dup2(channel.fileno(), handover.CHANNEL)
-    os.set_inheritable(handover.CHANNEL, True)
+    last = handover.CHANNEL + job.keep_fds
+    program = fcntl.fcntl(handover.program(last), fcntl.F_DUPFD_CLOEXEC, last + 1)
+    report_to = fcntl.fcntl(report_to, fcntl.F_DUPFD_CLOEXEC, last + 1)
+    os.dup2(report_to, last)
     # The last thing before exec: from here on this process too may do only what the filter lets it.
     seccomp.install(filtered)
     with _as_command_error(path):

@@ -23,6 +23,7 @@ import os
 import stat
 from dataclasses import dataclass, field, replace
 
+from labkit import proc
 from labkit import syscalls as sc
 from labkit.errors import BadValue, KernelError, from_oserror
 
@@ -375,6 +376,7 @@ class Plan:
     root: object
     steps: tuple = field(default=())
     unlocked: tuple = ()  # names of security.LOCKS that are left off
+    spread: tuple | None = None  # (MS_…, whether the whole tree): how the new root passes mounts on
 
     def sorted(self):
         """Return the plan with mounts parents first, then what covers them."""
@@ -403,22 +405,32 @@ class Plan:
             else "pivot_root: the root becomes /, the old root is unmounted",
         ]
 
-    def execute(self):
-        """Do it all, in the calling process, which must be alone in a new mount namespace."""
+    def execute(self, before_pivot=None):
+        """Do it all, in the calling process, which must be alone in a new mount namespace.
+
+        `before_pivot` is called when the root is complete and the host's files are still there.
+        """
         global _unlocked
         _unlocked = self.unlocked
-        if "private" not in self.unlocked:
+        if self.spread:
+            let_through(self.spread[0], self.root.target)
+        elif "private" not in self.unlocked:
             make_private()
         _do(self.root)
         root = os.open(self.root.target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for step in self.steps:
             _do(step, root)
+        if before_pivot:
+            before_pivot()
         if "pivot_root" in self.unlocked:
             os.fchdir(root)
             os.chroot(".")
         else:
             pivot(root)
         os.close(root)
+        if self.spread:
+            kind, whole = self.spread
+            sc.mount(None, "/", None, kind | (sc.MS_REC if whole else 0))
 
 
 def _do(step, *arguments):
@@ -434,6 +446,15 @@ def make_private():
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
 
 
+def let_through(kind, root):
+    """Leave mounts shared with, or slaves of, the parent's, so that a bind of one can be; but not those at `root`."""
+    if kind != sc.MS_SHARED:
+        sc.mount(None, "/", None, sc.MS_REC | (sc.MS_PRIVATE if kind in (sc.MS_PRIVATE, sc.MS_UNBINDABLE) else sc.MS_SLAVE))
+    # pivot_root(2) refuses a shared parent, and what is mounted on one would show up on the host.
+    above = [mount.target for mount in proc.mounts() if (root + "/").startswith(mount.target.rstrip("/") + "/")]
+    sc.mount(None, max(above, key=len), None, sc.MS_PRIVATE)
+
+
 def pivot(root):
     """Make the mount behind the fd `root` this namespace's root and drop the old one.
 
@@ -446,6 +467,8 @@ def pivot(root):
         os.fchdir(root)
         sc.pivot_root(".", ".")
         os.fchdir(old)
+        # Where its mounts are shared, taking them away here would take them from the host.
+        sc.mount(None, ".", None, sc.MS_REC | sc.MS_SLAVE)
         sc.umount2(".", sc.MNT_DETACH)
         os.chdir("/")
     finally:

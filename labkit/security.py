@@ -11,6 +11,8 @@ so setuid and setcap files in the image lose their power.
 See capabilities(7), PR_SET_NO_NEW_PRIVS in prctl(2).
 """
 
+from dataclasses import dataclass
+
 from labkit import syscalls as sc
 from labkit.errors import BadValue, Unsupported
 from labkit.proc import read
@@ -100,6 +102,22 @@ def choose(add=(), drop=()):
     return tuple(names((wanted | named) & here & ~dropped))
 
 
+@dataclass(frozen=True)
+class Sets:
+    """The five capability sets of a process, as names. See capabilities(7)."""
+
+    bounding: tuple = ()
+    effective: tuple = ()
+    permitted: tuple = ()
+    inheritable: tuple = ()
+    ambient: tuple = ()
+
+    @classmethod
+    def root(cls, keep, bounding=None):
+        """Return the sets of a process that has `keep` and may win no more than `bounding`."""
+        return cls(tuple(keep if bounding is None else bounding), tuple(keep), tuple(keep))
+
+
 def last_capability():
     """Return the number of the newest capability this kernel knows."""
     return int(read("/proc/sys/kernel/cap_last_cap"))
@@ -115,9 +133,15 @@ def limit_bounding_set(keep):
 
 def set_capabilities(keep):
     """Keep only `keep` as effective and permitted; none is inheritable or ambient. See capset(2)."""
-    bits = mask(keep)
+    set_sets(Sets.root(keep))
+
+
+def set_sets(sets):
+    """Take on all sets but the bounding one. Ambient ones must be permitted and inheritable too. See capset(2)."""
     sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_CLEAR_ALL)
-    sc.capset(bits, bits, 0)
+    sc.capset(mask(sets.effective), mask(sets.permitted), mask(sets.inheritable))
+    for name in sets.ambient:
+        sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_RAISE, mask([name]).bit_length() - 1)
 
 
 def no_new_privs():

@@ -26,7 +26,7 @@ import sys
 import threading
 from dataclasses import dataclass
 
-from labkit import handover, launch, namespaces, proc
+from labkit import handover, launch, namespaces, proc, settings
 from labkit import syscalls as sc
 from labkit.errors import CommandError, KernelError, LabError, NotFound, from_oserror, from_plain
 
@@ -40,21 +40,23 @@ class Spawned:
     terminal: int | None = None  # the master side, if the job asked for one
 
 
-def spawn(job, stdio):
+def spawn(job, stdio, at_hooks=None):
     """Clone a process for `job` with `stdio` as its fds 0, 1 and 2; return when its program runs.
 
-    Raises what stopped it, CommandError if only the last step, exec, failed. The
+    With a gate in the job it returns when the process waits there. `at_hooks` is
+    called with the pid at the moment of the hooks, before pivot_root. Raises what stopped it, CommandError if only the last step, exec, failed. The
     caller must have one thread. See clone3(2).
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     into = None
     spawned = None
     try:
-        handover.program()
+        handover.program(handover.CHANNEL + job.keep_fds)
         if job.cgroup_into:
             into = os.open(job.cgroup_into, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # The cgroup and time namespaces come later, in the child: see launch.
-        kinds = () if job.join is not None else [k for k in job.namespaces if k not in ("cgroup", "time")]
+        joins = job.join is not None or job.paths
+        kinds = () if joins else [k for k in job.namespaces if k not in ("cgroup", "time")]
         pid, pidfd = sc.clone3(namespaces.flags(kinds) | sc.CLONE_PIDFD, signal.SIGCHLD, into)
         if pid == 0:
             launch.become(job, theirs, stdio)
@@ -62,7 +64,7 @@ def spawn(job, stdio):
         spawned = Spawned(pid, pidfd)
         _prepare(job, pid)
         ours.send(b"go")
-        spawned = _until_exec(ours, spawned, job)
+        spawned = _until_exec(ours, spawned, job, at_hooks)
         return spawned
     except OSError as error:
         _abandon(spawned)
@@ -85,11 +87,18 @@ def _prepare(job, pid):
                 file.write(str(pid))
         except OSError as error:
             raise KernelError("writing a pid", error.errno, path) from None
+    if job.settings.oom_score_adj is not None:
+        settings.set_oom_score_adj(pid, job.settings.oom_score_adj)
+    if not job.paths:
+        _map_ids(job, pid)
+
+
+def _map_ids(job, pid):
     if "user" in job.namespaces and job.join is None:
         namespaces.map_ids(pid, job.uid_map, job.gid_map)
 
 
-def _until_exec(channel, spawned, job):
+def _until_exec(channel, spawned, job, at_hooks=None):
     """Follow the child's messages until exec closes its end of the channel.
 
     They are read as from a stranger: in the end it is one, and in a container that
@@ -105,11 +114,22 @@ def _until_exec(channel, spawned, job):
         kind, value = _read(message)
         if kind == "terminal" and job.terminal and spawned.terminal is None and fds:
             spawned.terminal = fds[0]
-        elif kind == "pid" and job.join is not None and spawned.pid == first and _is_child(value):
+        elif kind == "created" and job.gate:
+            break
+        elif kind == "rlimits" and job.settings.rlimits:
+            settings.set_rlimits(spawned.pid, job.settings.rlimits)
+            channel.send(b"go")
+        elif kind == "hooks" and job.hooks:
+            at_hooks(spawned.pid)
+            channel.send(b"go")
+        elif kind == "pid" and (job.join is not None or job.paths) and spawned.pid == first and _is_child(value):
             # It joined a pid namespace: its child is the one that counts.
             os.waitid(os.P_PIDFD, spawned.pidfd, os.WEXITED)
             os.close(spawned.pidfd)
             spawned.pid, spawned.pidfd = value, os.pidfd_open(value)
+            if job.paths:
+                _map_ids(job, value)
+                channel.send(b"go")
         else:
             raise from_plain(value)
     # The channel also closes when the child is killed before exec, by the OOM killer
