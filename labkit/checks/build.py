@@ -89,7 +89,8 @@ def root(box):
 
 
 def _overlay(box):
-    found = [mount for mount in proc.mounts(box.pid) if mount.type == "overlay"]
+    hosts = {mount.device for mount in proc.mounts()}  # which may have overlays of its own
+    found = [mount for mount in proc.mounts(box.pid) if mount.type == "overlay" and mount.device not in hosts]
     return found[-1] if found else None
 
 
