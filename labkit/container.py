@@ -146,10 +146,10 @@ class Container:
         return [(self.folder / name, f"/etc/{name}") for name in texts]
 
     def _where(self):
-        """Return how a process gets into the cgroup: born in the v2 folder, written into v1's."""
+        """Return how a process gets into the cgroup: born in the v2 folder, by its own hand into v1's."""
         into = next((str(folder.path) for folder in self.cgroup.folders if folder.version == 2), None)
-        procs = tuple(str(f.path / "cgroup.procs") for f in self.cgroup.folders if f.version == 1)
-        return {"cgroup_into": into, "cgroup_procs": procs}
+        tasks = tuple(str(folder.path / "tasks") for folder in self.cgroup.folders if folder.version == 1)
+        return {"cgroup_into": into, "cgroup_tasks": tasks}
 
     def open_log(self, stack):
         """Open its log for adding; `stack` closes it."""

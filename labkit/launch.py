@@ -49,7 +49,8 @@ class Job:
     hostname: str | None = None
     capabilities: tuple = ()
     terminal: bool = False
-    cgroup_procs: tuple = ()  # files that take the pid
+    cgroup_tasks: tuple = ()  # v1: files that the child writes itself into
+    cgroup_procs: tuple = ()  # files that the parent writes the child's pid into
     cgroup_into: str | None = None  # a v2 cgroup's folder, to be born in
     uid_map: tuple = ()
     gid_map: tuple = ()
@@ -113,6 +114,7 @@ _opened_gate = None  # in a child that has passed its gate: where errors go from
 
 def _become(job, channel, stdio):
     global _opened_gate
+    _enter_cgroups(job.cgroup_tasks)
     gate_fds = gate.come_to(job.gate) if job.gate else ()
     profile = settings.open_apparmor() if job.settings.apparmor else None
     # Until exec this process is labkit with the host's power in the container's pid
@@ -157,6 +159,20 @@ def _become(job, channel, stdio):
     if profile is not None:
         settings.apparmor_on_exec(profile, job.settings.apparmor)
     _exec(job, path, env, channel.fileno() if _opened_gate is None else _opened_gate)
+
+
+def _enter_cgroups(tasks):
+    """Move this thread, the only one, into v1 cgroups. See cgroups(7).
+
+    A thread that moves itself (0 in `tasks`) is cheap. To move a process by its
+    number the kernel stops all forks on the machine, and waits some 10 ms for that.
+    """
+    for path in tasks:
+        try:
+            with open(path, "w") as file:
+                file.write("0")
+        except OSError as error:
+            raise from_oserror(error, f"entering the cgroup of {path}") from None
 
 
 def _become_root_inside():
