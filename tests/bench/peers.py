@@ -1,0 +1,164 @@
+"""The other ways to start the same container, each one command, on the same root and the same limits.
+
+crun and runc get an OCI bundle with what labkit's default container has: six
+namespaces, the same mounts, masks, capabilities, three limits and a seccomp
+filter that refuses the same calls. Their root is an overlay that is mounted for
+them beforehand; labkit and the C program mount theirs each time. bwrap gets the
+namespaces only, since that is all it does.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from labkit import cgroups, images, ledger, rootfs, seccomp, security, state, storage, syscalls
+from labkit.errors import Unsupported
+from labkit.mounts import NODEV, NOEXEC, NOSUID, RDONLY, Filesystem
+
+MEMORY, PIDS, QUOTA = 64 << 20, 50, 100_000
+HERE = Path(__file__).parent
+
+
+def versions():
+    """Return {peer: its version} of those that are installed."""
+    found = {}
+    for name in ("crun", "runc", "bwrap", "unshare", "umoci", "skopeo", "gcc"):
+        if shutil.which(name):
+            text = subprocess.run([name, "--version"], capture_output=True, text=True, check=False).stdout
+            found[name] = (re.search(r"\d+(\.\d+)+\S*", text) or ["?"])[0]
+    return found
+
+
+def compile_floor(folder):
+    """Compile the C program that does only the syscalls; return its path. Raises Unsupported without a compiler."""
+    if not shutil.which("gcc"):
+        raise Unsupported("there is no gcc", "apt-get install gcc: without it there is no yardstick in C")
+    target = Path(folder) / "floor"
+    subprocess.run(["gcc", "-O2", "-o", target, HERE / "floor.c"], check=True)
+    return target
+
+
+@contextlib.contextmanager
+def scene():
+    """Make a folder with all that the peers need; yield it as a dict; take everything away again."""
+    folder = Path(state.run_dir()) / "bench"
+    image = images.get("busybox")
+    capabilities = security.choose()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ledger.made("folder", path=str(folder)))
+        folder.mkdir()
+        # The folder in which all cgroups of this state are made stays while it has one in it.
+        group = stack.enter_context(cgroups.Cgroup.create("bench-holds-the-folder"))
+        bases = [str(part.path.parent) for part in group.folders]
+        (folder / "bases").write_text("".join(f"{base}\n" for base in bases))
+        (folder / "filter").write_bytes(seccomp.program("default", capabilities))
+        (folder / "none").write_bytes(b"")
+        bundle = folder / "bundle"
+        for name in ("upper", "work", "bundle/rootfs"):
+            (folder / name).mkdir(parents=True)
+        # Made by us, for them: crun and runc want a root that is there.
+        stack.enter_context(storage.mounted(image.layers, folder / "upper", folder / "work", bundle / "rootfs"))
+        (bundle / "config.json").write_text(json.dumps(_config(capabilities, group), indent=1))
+        yield {
+            "folder": folder,
+            "lowerdir": str(image.layers[-1]),
+            "bundle": str(bundle),
+            "rootfs": str(bundle / "rootfs"),
+            "floor": str(compile_floor(folder)),
+        }
+
+
+def _config(capabilities, group):
+    """Return a config.json (runtime-spec 1.0) for the container that labkit makes by default."""
+    caps = [f"CAP_{name}" for name in capabilities]
+    own = "/" + os.path.relpath(group.path("memory").parent, _mount_of(group.path("memory")))
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": False,
+            "user": {"uid": 0, "gid": 0},
+            "args": ["true"],
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "cwd": "/",
+            "capabilities": {kind: caps for kind in ("bounding", "effective", "permitted")},
+            "noNewPrivileges": True,
+        },
+        "root": {"path": "rootfs"},
+        "hostname": "bench",
+        "mounts": [_mount(step) for step in rootfs.kernel_filesystems() if isinstance(step, Filesystem)],
+        "linux": {
+            "cgroupsPath": f"{own}/peer",
+            "resources": {
+                "memory": {"limit": MEMORY},
+                "cpu": {"quota": QUOTA, "period": 100_000},
+                "pids": {"limit": PIDS},
+            },
+            "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
+            "maskedPaths": list(rootfs.MASKED),
+            "readonlyPaths": list(rootfs.READ_ONLY),
+            "seccomp": _seccomp(capabilities),
+        },
+    }
+
+
+def _mount_of(path):
+    while not os.path.ismount(path):
+        path = path.parent
+    return path
+
+
+def _mount(step):
+    names = {RDONLY: "ro", NOSUID: "nosuid", NODEV: "nodev", NOEXEC: "noexec"}
+    options = [name for bit, name in names.items() if step.attrs & bit]
+    if step.target == "/dev":  # they make their devices there with mknod, labkit binds the host's
+        options.remove("nodev")
+    return {
+        "destination": step.target,
+        "type": step.kind,
+        "source": step.kind,
+        "options": [*options, *step.options],
+    }
+
+
+def _seccomp(capabilities):
+    """Return labkit's default filter in the words of config.json."""
+    actions = {seccomp.ALLOW: "SCMP_ACT_ALLOW"}
+    profile = seccomp.default(capabilities)
+
+    def rule(one):
+        action = {"action": actions[one.action]} if one.action in actions else {"action": "SCMP_ACT_ERRNO", "errnoRet": one.action & 0xFFFF}
+        when = [
+            {"index": index, "op": op, "value": value, **({"valueTwo": two} if op.endswith("MASKED_EQ") else {})}
+            for index, op, value, two in one.when
+        ]
+        return {"names": list(one.names), **action, **({"args": when} if when else {})}
+
+    return {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": profile.otherwise & 0xFFFF,
+        "architectures": ["SCMP_ARCH_X86_64" if os.uname().machine == "x86_64" else "SCMP_ARCH_AARCH64"],
+        "syscalls": [rule(one) for one in profile.rules],
+    }
+
+
+def bwrap(scene):
+    """Return bwrap's command for the same namespaces."""
+    flags = "--unshare-uts --unshare-ipc --unshare-pid --unshare-net --unshare-cgroup --new-session --die-with-parent"
+    return ["bwrap", *flags.split(), "--bind", scene["rootfs"], "/", "--proc", "/proc", "--dev", "/dev", "true"]
+
+
+def runtime(name, scene, number):
+    """Return the command of an OCI runtime for the bundle."""
+    return [name, "--root", f"{scene['folder']}/{name}", "run", "--bundle", scene["bundle"], f"bench{number}"]
+
+
+def hide_unified():
+    """In a mount namespace of one's own, take the v2 tree of a hybrid machine away: crun refuses it."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    if os.path.ismount("/sys/fs/cgroup/unified"):
+        syscalls.umount2("/sys/fs/cgroup/unified", syscalls.MNT_DETACH)
