@@ -47,6 +47,14 @@ def check(text, what="digest"):
     return text
 
 
+def check_archived(text):
+    """Return `text` if it is a digest, else raise BadArchive: a manifest said it, not a participant."""
+    try:
+        return check(text)
+    except BadValue as error:
+        raise BadArchive(f"a manifest names a blob by {text!r:.80}", error.hint) from None
+
+
 def hex_of(text):
     """Return the 64 hexadecimal digits of a digest: a safe file name."""
     return check(text).removeprefix("sha256:")

@@ -13,13 +13,12 @@ it is in. Those folders are the lowerdirs of every container; nothing ever write
 """
 
 import contextlib
-import os
+import platform
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from labkit import base, digests, layers, ledger, state
-from labkit.errors import BadArchive, BadValue, InUse, NotFound
+from labkit import base, digests, layers, state
+from labkit.errors import BadArchive, BadValue, NotFound
 from labkit.layout import Layout, normal
 
 
@@ -75,7 +74,7 @@ def get(ref):
     if isinstance(ref, Image):
         return ref
     with locked(shared=True) as layout:
-        name, digest = _find(layout, ref)
+        name, digest = find_in(layout, ref)
         return _image(layout, name, digest, unpack=True)
 
 
@@ -88,10 +87,11 @@ def all():
 def find(ref):
     """Return (name, manifest digest) of what `ref` means here. Raises NotFound."""
     with locked(shared=True) as layout:
-        return _find(layout, ref)
+        return find_in(layout, ref)
 
 
-def _find(layout, ref):
+def find_in(layout, ref):
+    """Return (name, manifest digest) of what `ref` means in a held store."""
     names = layout.names()
     if not isinstance(ref, str):
         raise BadValue(f"{ref!r} is not the name of an image", "a string like 'busybox' or 'busybox:latest'")
@@ -125,7 +125,7 @@ def _image(layout, name, digest, unpack):
     manifest, config = read(layout, digest)
     diff_ids = tuple(config["rootfs"]["diff_ids"])
     folders = tuple(
-        unpacked(layout, layer["digest"], diff_id) if unpack else str(_folder(diff_id))
+        unpacked(layout, layer["digest"], diff_id) if unpack else str(layer_folder(diff_id))
         for layer, diff_id in zip(manifest["layers"], diff_ids, strict=True)
     )
     size = sum(part["size"] for part in [manifest["config"], *manifest["layers"]])
@@ -144,7 +144,7 @@ def read(layout, digest):
             raise BadArchive(
                 f"{digest} is not the manifest of an image", "an index, or damaged: pull or load it again"
             )
-        digests.check(part.get("digest"))
+        digests.check_archived(part.get("digest"))
     config = layout.read_json(manifest["config"]["digest"])
     rootfs = config.get("rootfs") if isinstance(config.get("rootfs"), dict) else {}
     diff_ids = rootfs.get("diff_ids")
@@ -153,7 +153,7 @@ def read(layout, digest):
             f"the config of {digest} does not name each layer's diffID", "damaged: pull or load it again"
         )
     for diff_id in diff_ids:
-        digests.check(diff_id, "diffID")
+        digests.check_archived(diff_id)
     return manifest, config
 
 
@@ -193,7 +193,8 @@ def parse_config(config):
 # Layers as folders
 
 
-def _folder(diff_id):
+def layer_folder(diff_id):
+    """Return where a layer is unpacked, or would be."""
     return state.lib_dir("layers") / digests.hex_of(diff_id) / "diff"
 
 
@@ -202,7 +203,7 @@ def unpacked(layout, digest, diff_id):
 
     The folder `<diffID>/` gets its name when all in it has been checked.
     """
-    folder = _folder(diff_id)
+    folder = layer_folder(diff_id)
     if folder.exists():
         return str(folder)
     with state.lock(f"layer-{digests.hex_of(diff_id)[:16]}"):  # of two who want it, one unpacks
@@ -216,83 +217,33 @@ def unpacked(layout, digest, diff_id):
     return str(folder)
 
 
-def layers_in_use():
-    """Return {folder of a layer: id of a container whose root stands on it}."""
-    used = {}
-    for path in state.lib_dir("containers").glob("*/rootfs.json"):
-        for folder in (state.read_json(path) or {}).get("layers", ()):
-            used.setdefault(folder, path.parent.name)
-    return used
-
-
-# Names and garbage
+# Names
 
 
 def tag(ref, name):
     """Give an image another name; return the Image."""
     name = normal(name)
-    with locked() as layout:
-        layout.set_name(name, _find(layout, ref)[1])
+    with locked(shared=True) as layout:
+        layout.set_name(name, find_in(layout, ref)[1])
     return get(name)
 
 
-def remove(ref, force=False):
-    """Take a name from an image, and remove what then has no name. Return bytes given back.
+def adopt(layout, name, digest):
+    """Name an image whose blobs are in the store, after looking it through and unpacking it; return it.
 
-    Raises InUse while a container stands on its layers, unless forced: then the name
-    goes, and the layers stay as long as the container does.
+    Caller holds the store, shared. Raises BadArchive: then nothing has the name that had not before.
     """
-    with locked() as layout:
-        name, digest = _find(layout, ref)
-        others = [other for other, its in layout.names().items() if its == digest and other != name]
-        if not others and not force:
-            used = layers_in_use()
-            for folder in _image(layout, name, digest, unpack=False).layers:
-                elsewhere = folder in _named_folders(layout, without=name)
-                if folder in used and not elsewhere:
-                    raise InUse(
-                        f"the image {name} is in use by container {used[folder]}", f"lab stop {used[folder]}"
-                    )
-        layout.drop_name(name)
-        return _collect(layout)
+    image = _image(layout, normal(name), digest, unpack=True)
+    layout.set_name(image.name, digest)
+    return image
 
 
-def collect():
-    """Remove blobs and layer folders that no name and no container needs; return bytes given back."""
-    with locked() as layout:
-        return _collect(layout)
+def adopt_unnamed(layout, digest):
+    """Look an image through and unpack it, without a name as yet. Caller holds the store, shared."""
+    _image(layout, "", digest, unpack=True)
 
 
-def _named_folders(layout, without=None):
-    return {
-        str(_folder(diff_id))
-        for name, digest in layout.names().items()
-        if name != without
-        for diff_id in read(layout, digest)[1]["rootfs"]["diff_ids"]
-    }
-
-
-def _collect(layout):
-    freed = layout.collect(layout.reachable(layout.names().values()))
-    needed = _named_folders(layout) | set(layers_in_use())
-    for folder in state.lib_dir("layers").iterdir():
-        if str(folder / "diff") not in needed:
-            freed += usage(folder)
-            # First its name, in one step: a half-removed layer must not look whole.
-            doomed = Path(f"{folder}.removed")
-            entry = ledger.write("folder", path=str(doomed))
-            os.rename(folder, doomed)
-            ledger.undo(entry)
-    return freed
-
-
-def usage(folder):
-    """Return the bytes a folder's files occupy on disk, each inode once."""
-    seen, total = set(), 0
-    for path, _, names in os.walk(folder):
-        for name in (".", *names):
-            status = os.lstat(os.path.join(path, name))
-            if status.st_ino not in seen:
-                seen.add(status.st_ino)
-                total += status.st_blocks * 512
-    return total
+def wanted_platform():
+    """Return (os, architecture) of this machine in OCI's words: linux, amd64 or arm64."""
+    machine = platform.machine()
+    return "linux", {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)

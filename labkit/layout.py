@@ -15,6 +15,7 @@ See the OCI image specification, image-layout.md and manifest.md.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import secrets
 from pathlib import Path
 
 from labkit import digests, ledger, state
-from labkit.errors import BadArchive, BadValue, NotFound, from_oserror
+from labkit.errors import BadArchive, BadValue, NotFound, Unsupported, from_oserror
 
 REF_NAME = "org.opencontainers.image.ref.name"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -103,7 +104,7 @@ class Layout:
                 raise from_oserror(error, "storing a blob") from None
 
     def add_stream(self, source, digest=None, progress=None):
-        """Store all that a binary stream gives; return (digest, size). Raises BadArchive on another digest."""
+        """Store all that a binary stream gives; return (digest, size). Raises BadArchive."""
         with self.adding() as (out, keep):
             hashed = digests.Hashed(out, progress)
             while block := source.read(digests.BLOCK):
@@ -153,27 +154,28 @@ class Layout:
     def names(self):
         """Return {name: digest of its manifest}."""
         return {
-            entry["annotations"][REF_NAME]: digests.check(entry.get("digest"))
-            for entry in self.index()
-            if isinstance(entry.get("annotations"), dict) and REF_NAME in entry["annotations"]
+            _name_of(entry): digests.check(entry.get("digest")) for entry in self.index() if _name_of(entry)
         }
 
     def set_name(self, name, digest):
         """Let a name mean this manifest, whatever it meant before."""
-        kept = [entry for entry in self.index() if entry.get("annotations", {}).get(REF_NAME) != name]
         new = {
             "mediaType": MANIFEST,
             "digest": digest,
             "size": self.path(digest).stat().st_size,
             "annotations": {REF_NAME: name},
         }
-        self._write_index([*kept, new])
+        with self._changing():
+            self._write_index([*(entry for entry in self.index() if _name_of(entry) != name), new])
 
     def drop_name(self, name):
         """Forget a name; its blobs stay until `collect`."""
-        self._write_index(
-            [entry for entry in self.index() if entry.get("annotations", {}).get(REF_NAME) != name]
-        )
+        with self._changing():
+            self._write_index([entry for entry in self.index() if _name_of(entry) != name])
+
+    def _changing(self):
+        """Hold the list of names: two who change it at once would each forget the other's change."""
+        return state.lock("index-" + hashlib.sha256(str(self.folder).encode()).hexdigest()[:16])
 
     def _write_index(self, entries):
         index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}
@@ -200,6 +202,24 @@ class Layout:
                 freed += path.stat().st_size
                 path.unlink()
         return freed
+
+
+def choose(index, platform):
+    """Return the digest of the image for a platform (os, architecture) in an index of several."""
+    wanted = dict(zip(("os", "architecture"), platform, strict=True))
+    for entry in index["manifests"] if isinstance(index["manifests"], list) else ():
+        said = entry.get("platform") if isinstance(entry, dict) else None
+        if isinstance(said, dict) and wanted.items() <= said.items():
+            return digests.check_archived(entry.get("digest"))
+    raise Unsupported(
+        f"that image is not made for {'/'.join(platform)}", "choose another, or another machine"
+    )
+
+
+def _name_of(entry):
+    annotations = entry.get("annotations")
+    name = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def parse_object(data, what):

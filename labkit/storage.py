@@ -155,7 +155,7 @@ class _Stack:
 
 
 class Driver:
-    """What every driver does: a folder for each container, in the ledger, with a note of what it stands on."""
+    """What every driver does: a folder for each container, in the ledger, and a note of what it stands on."""
 
     name = ""
 
@@ -175,10 +175,7 @@ class Driver:
         entry = ledger.write("folder", owner=owner, path=str(home))
         try:
             home.mkdir(0o700)
-            # Before anything else: from now on no layer of this image is garbage.
-            note = {"driver": self.name, "image": image.digest, "userxattr": userxattr}
-            note |= {"layers": list(image.layers), "diff_ids": list(image.diff_ids)}
-            state.write_json(home / "rootfs.json", note)
+            self._stand_on(image, home, userxattr)
             rootfs = self._rootfs(image, container_id, home, userxattr)
             self._make(rootfs, home)
             return rootfs
@@ -188,6 +185,16 @@ class Driver:
             if isinstance(error, OSError):
                 raise from_oserror(error, f"making the root filesystem of {container_id}") from None
             raise
+
+    def _stand_on(self, image, home, userxattr):
+        """Note which layers this root stands on: from then on none of them is garbage."""
+        note = {"driver": self.name, "image": image.digest, "userxattr": userxattr}
+        note |= {"layers": list(image.layers), "diff_ids": list(image.diff_ids)}
+        with state.lock("images", shared=True):
+            for folder in image.layers:
+                if not os.path.isdir(folder):
+                    raise NotFound(f"the layer {folder} is not there", "the image was removed: get it again")
+            state.write_json(home / "rootfs.json", note)
 
     def preview(self, image, container_id, userxattr=False):
         """Return the Rootfs that `prepare` would make. Nothing is made."""

@@ -24,7 +24,7 @@ PREFIX = ".wh."
 OPAQUE = ".wh..wh..opq"
 _METADATA = ".wh..wh."  # aufs, docker's first driver, left its own books in some old layers
 FUSE_MARKS = (OPAQUE, ".wh..opq")  # files that fuse-overlayfs puts into an opaque folder beside the xattr
-XATTRS = ("trusted.overlay.", "user.overlay.")
+XATTRS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
 
 
 def read_name(name):

@@ -167,7 +167,7 @@ HOSTILE = {
 REASONS = {
     r"dotdot|hard link dotdot": "leads upward",
     r"absolute|hard link absolute": "is absolute",
-    r"symlinked parent|folder swapped|proc magic|(hard link|whiteout|opaque) through": "leads out of the layer",
+    r"symlinked parent|folder swapped|proc magic|(hard link|whiteout|opaque) through": "leads out of",
     r"loop of|symlink to itself": "is a loop of symlinks",
     r"file as parent": "is used as a folder",
     r"symlink to nothing": "is a symlink to nothing",

@@ -82,11 +82,11 @@ def work(root):
         file.truncate(1 << 20)
 
 
-EXPECTED = {
-    "C /etc/passwd", "A /new", "A /new/file", "A /new/linked", "A /new/link", "D /bin/ls", "D /etc/hosts",
-    "A /etc/renamed", "C /home", "C /etc/group", "A /etc/group/in", "C /root", "C /srv", "C /mnt", "A /sparse",
-    "C /etc", "C /bin",
-}  # fmt: skip
+EXPECTED = set(
+    """\
+C /etc/passwd|A /new|A /new/file|A /new/linked|A /new/link|C /bin|D /bin/ls|D /etc/hosts|A /etc/renamed|C /home
+C /etc/group|A /etc/group/in|C /root|C /srv|C /mnt|A /sparse|C /etc""".replace("\n", "|").split("|")
+)
 
 
 def test_changes_are_told_as_docker_diff_tells_them(rootfs):
@@ -119,7 +119,8 @@ def test_layer_taken_of_a_container_makes_the_same_root_again(rootfs, image, tmp
         found = differences(after, snapshot(merged, times=False, ignore=MARKS))
     if rootfs.driver == "fuse-overlayfs":
         # As above: one name of busybox that was copied up has become a file of its own.
-        found = [line for line in found if not line.startswith("b'bin/")]
+        # And the kernel keeps the times of what FUSE serves: those on disk come a moment later.
+        found = [line for line in found if not line.startswith("b'bin/") and ": time is" not in line]
     assert found == []
 
 
@@ -270,7 +271,7 @@ def test_paths_with_signs_that_mount_options_use(folders, tmp_path, odd):
 
 @pytest.mark.parametrize("door", ["fsconfig", "mount"])
 def test_more_layers_than_a_page_of_options_can_name(folders, tmp_path, monkeypatch, door):
-    """Linux before 6.8 takes the lowerdirs in one string of at most one page; 200 paths of 100 bytes don't fit."""
+    """Linux before 6.8 takes the lowerdirs in a string of one page: 200 paths of 100 bytes don't fit."""
     if door == "mount":
 
         def refuse(self):

@@ -1,0 +1,92 @@
+"""What nothing needs any more: names taken away, then blobs and layer folders collected.
+
+Removing an image takes away a name, no more. What is then needed is found by walking
+from what is alive: each name leads to a manifest, that to a config and layers; each
+container's note (rootfs.json) lists the layers its root stands on. All else goes.
+
+The store is held alone meanwhile. Whoever adds to it, or stands a container on a
+layer, holds it shared, so no layer is taken between being found and being used.
+"""
+
+import os
+from pathlib import Path
+
+from labkit import images, ledger, state, storage
+from labkit.drivers import flat
+from labkit.errors import InUse
+
+
+def layers_in_use():
+    """Return {folder of a layer: id of a container whose root stands on it}."""
+    return {folder: container for container, note in _notes() for folder in note["layers"]}
+
+
+def _notes():
+    for path in state.lib_dir("containers").glob("*/rootfs.json"):
+        note = state.read_json(path)
+        if note:
+            yield path.parent.name, note
+
+
+def remove(ref, force=False):
+    """Take a name from an image, and remove what then has no name; return the bytes given back.
+
+    Raises InUse while a container stands on its layers, unless forced: then the name
+    goes, and the layers stay as long as the container does.
+    """
+    with images.locked() as layout:
+        name, _ = images.find_in(layout, ref)
+        if not force:
+            used, kept = layers_in_use(), _folders(layout, without=name)
+            for folder in _folders(layout, only=name):
+                if folder in used and folder not in kept:
+                    container = used[folder]
+                    raise InUse(
+                        f"the image {name} is in use by container {container}", f"`lab rm -f {container}`"
+                    )
+        layout.drop_name(name)
+        return _collect(layout)
+
+
+def collect():
+    """Remove blobs and layer folders that no name and no container needs; return the bytes given back."""
+    with images.locked() as layout:
+        return _collect(layout)
+
+
+def _stacks(layout, without=None, only=None):
+    """Yield the diffIDs of each image's layers."""
+    for name, digest in layout.names().items():
+        if name != without and only in (None, name):
+            yield images.read(layout, digest)[1]["rootfs"]["diff_ids"]
+
+
+def _folders(layout, **which):
+    return {str(images.layer_folder(diff_id)) for stack in _stacks(layout, **which) for diff_id in stack}
+
+
+def _collect(layout):
+    freed = layout.collect(layout.reachable(layout.names().values()))
+    needed = _folders(layout) | set(layers_in_use())
+    for folder in state.lib_dir("layers").iterdir():
+        if str(folder / "diff") not in needed:
+            freed += _remove(folder)
+    stacks = [*_stacks(layout), *(note["diff_ids"] for _, note in _notes())]
+    chains = {flat.chain(stack) for stack in stacks}
+    for folder in state.lib_dir("flat").iterdir():
+        if folder.name not in chains:
+            freed += _remove(folder)
+    return freed
+
+
+def _remove(folder):
+    freed = storage.usage(folder).allocated
+    # First its name, in one step: a half-removed layer must not look whole.
+    doomed = Path(f"{folder}.removed")
+    entry = ledger.write("folder", path=str(doomed))
+    if not folder.name.endswith(".removed"):
+        os.rename(folder, doomed)
+    else:
+        ledger.remove_tree(folder)
+    ledger.undo(entry)
+    return freed

@@ -1,0 +1,159 @@
+"""Pull and push against a real registry on this machine's loopback."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+
+import pytest
+from tars import entry, folder, tar
+from test_images import add_image
+from trees import differences, snapshot
+
+from labkit import digests, images, layout, ledger, registry, state
+from labkit.errors import BadValue, LabError, NotFound
+
+pytestmark = pytest.mark.usefixtures("needs_root")
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    """A registry of this module's own; yields its host:port."""
+    if not shutil.which("docker-registry") or not shutil.which("skopeo"):
+        pytest.skip("apt-get install docker-registry skopeo")
+    place = tmp_path_factory.mktemp("registry")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (place / "config.yml").write_text(f"""\
+version: 0.1
+log: {{level: error}}
+storage: {{filesystem: {{rootdirectory: {place}/data}}}}
+http: {{addr: "127.0.0.1:{port}"}}
+""")
+    process = subprocess.Popen(["docker-registry", "serve", place / "config.yml"], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "the registry does not answer"
+                time.sleep(0.05)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def second(tmp_path, monkeypatch):
+    """Change to another, empty store."""
+    return lambda name="second": monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / name))
+
+
+def test_pushed_image_is_the_same_when_it_is_pulled(host, second):
+    second("first")
+    before = images.get("busybox")
+    pushed = registry.push("busybox", f"{host}/box:1")
+    second()
+    after = registry.pull(f"{host}/box:1")
+    assert (after.name, after.diff_ids) == (f"{host}/box:1", before.diff_ids)
+    assert pushed == before.digest
+    assert differences(snapshot(before.layers[0]), snapshot(after.layers[0])) == []
+    assert ledger.entries() == []
+
+
+def test_layers_that_are_here_are_not_fetched_again(host, second):
+    second("first")
+    shared = tar(folder("."), entry("shared", data=os.urandom(500_000)))
+    for name in ("a", "b"):
+        add_image(
+            images.store(), f"{host}/{name}:1", shared, tar(folder("."), entry(name, data=name.encode()))
+        )
+        registry.push(f"{host}/{name}:1")
+    second()
+    a = registry.pull(f"{host}/a:1")
+    blob = images.store().path(images.read(images.store(), a.digest)[0]["layers"][0]["digest"])
+    written = blob.stat().st_mtime_ns
+    seen = []
+    b = registry.pull(f"{host}/b:1", progress=lambda done, total: seen.append((done, total)))
+    assert a.layers[0] == b.layers[0] and blob.stat().st_mtime_ns == written
+    assert seen[-1][0] == seen[-1][1] > 0
+
+
+def test_progress_grows_to_the_whole(host, second):
+    second("first")
+    add_image(images.store(), f"{host}/big:1", tar(folder("."), entry("big", data=os.urandom(30 << 20))))
+    registry.push(f"{host}/big:1")
+    second()
+    seen = []
+    registry.pull(f"{host}/big:1", progress=lambda done, total: seen.append((done, total)))
+    parts = [done for done, _ in seen]
+    assert parts == sorted(parts) and len({total for _, total in seen}) == 1 and seen[-1][0] == seen[-1][1]
+
+
+def test_registry_says_what_it_has_not(host, second):
+    second()
+    with pytest.raises(NotFound, match="pulling"):
+        registry.pull(f"{host}/nope:1")
+    assert images.store().names() == {} and ledger.entries() == []
+
+
+def test_registry_that_is_not_there_is_told(second):
+    second()
+    with pytest.raises(LabError, match="connection refused"):
+        registry.pull("127.0.0.1:1/x")
+
+
+@pytest.mark.parametrize("name", ["--help", "-x", "a b", "", "http://x/y", "$(reboot)", "a;b"])
+def test_name_is_never_an_option_or_a_command(name, second):
+    second()
+    with pytest.raises(BadValue):
+        registry.pull(name)
+
+
+def test_layer_that_was_exchanged_in_the_registry_is_refused(host, second, tmp_path_factory):
+    """The registry serves other bytes under the digest that the manifest promises."""
+    second("first")
+    data = tar(folder("."), entry("mine", data=os.urandom(3000)))
+    add_image(images.store(), f"{host}/evil:1", data)
+    registry.push(f"{host}/evil:1")
+    request = urllib.request.Request(
+        f"http://{host}/v2/evil/manifests/1", headers={"Accept": "application/vnd.oci.image.manifest.v1+json"}
+    )
+    stored = json.load(urllib.request.urlopen(request))["layers"][0]["digest"]
+    (blob,) = tmp_path_factory.getbasetemp().rglob(f"{digests.hex_of(stored)}/data")
+    damaged = bytearray(blob.read_bytes())
+    damaged[-10] ^= 1
+    blob.write_bytes(damaged)
+    second()
+    with pytest.raises(LabError):
+        registry.pull(f"{host}/evil:1")
+    assert images.store().names() == {} and ledger.entries() == []
+    assert not images.store().has(stored)
+
+
+def test_pull_that_is_killed_leaves_a_sound_store(host, second):
+    second("first")
+    add_image(images.store(), f"{host}/slow:1", tar(folder("."), entry("big", data=os.urandom(20 << 20))))
+    registry.push(f"{host}/slow:1")
+    second()
+    for delay in (0.05, 0.1, 0.15, 0.2, 0.3, 0.5):
+        process = subprocess.Popen(
+            ["python3", "-c", f"from labkit import registry; registry.pull('{host}/slow:1')"], cwd=os.getcwd()
+        )
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        ledger.clean()
+        for name, digest in images.store().names().items():
+            images.read(images.store(), digest)
+            assert images.get(name).layers
+        assert layout.Layout(state.lib_dir("images")).index() is not None
+    assert ledger.entries() == []
+    assert registry.pull(f"{host}/slow:1").layers
