@@ -27,6 +27,7 @@ _HOME = {
     "Image": "images",
     "Cgroup": "cgroups",
     "in_child": "child",
+    "progress": "lessons",
 }
 
 

@@ -8,11 +8,13 @@
 A check is a generator of requirements: (holds, what is required, hint, bigger hint).
 It is followed until the first that does not hold, so a later one may rely on the
 earlier ones. The first failure shows the hint, every further one the bigger hint.
-What comes back is a Result: true or false, and its repr is what to read.
+What comes back is a Result: true or false, and its repr is what to read. Tried in a
+notebook, it counts for the participant's progress: see `lessons`.
 """
 
 import functools
 
+from labkit import lessons
 from labkit.errors import LabError
 
 _failures = {}  # exercise: how often it was tried in vain
@@ -44,19 +46,26 @@ class Result:
 def exercise(check):
     """Make a generator of requirements into a check that returns a Result."""
 
-    @functools.wraps(check)
-    def checked(*arguments, **words):
+    def tried(*arguments, **words):
         held = []
         try:
             for holds, text, *hints in check(*arguments, **words):
                 if not holds:
-                    return _failed(checked, held, text, hints)
+                    return _failed(check, held, text, hints)
                 held.append(text)
         except LabError as error:
-            return _failed(checked, held, error.message, [error.hint or "look at the message above"])
-        _failures.pop(checked, None)
+            return _failed(check, held, error.message, [error.hint or "look at the message above"])
+        _failures.pop(check, None)
         return Result(held)
 
+    @functools.wraps(check)
+    def checked(*arguments, **words):
+        result = tried(*arguments, **words)
+        if lessons.in_notebook():
+            lessons.note(name, result.passed)
+        return result
+
+    name = checked.exercise = f"{check.__module__.rpartition('.')[2]}.{check.__name__}"
     return checked
 
 
