@@ -121,7 +121,8 @@ def participants(notebook):
             raise BadValue(f"the exercise in cell {number} has no gap", 'mark it: "# >>> your turn: …" and "# <<<"')
         cell["metadata"]["tags"] = ["exercise"]
         folded = f"<details><summary>Solution</summary>\n\n```python\n{closed(source)}\n```\n\n</details>"
-        cells.append({"cell_type": "markdown", "id": f"{cell['id']}-folded", "metadata": {}, "source": folded})
+        name = {"id": f"{cell['id'][:50]}-folded"} if "id" in cell else {}  # nbformat before 4.5 has none
+        cells.append({"cell_type": "markdown", **name, "metadata": {}, "source": folded})
     return notebook | {"cells": cells}
 
 

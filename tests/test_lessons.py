@@ -1,0 +1,179 @@
+"""Participants get gaps and keep their work; what they passed is remembered; an instructor sees a room."""
+
+import json
+import os
+import threading
+
+import nbformat
+import pytest
+
+from labkit import checks, lessons
+from labkit.errors import BadValue, NotFound
+
+MARKED = '''\
+def name_it():
+    """Name it."""
+    # >>> your turn: one call
+    sc.sethostname("x")
+    # <<<
+    return 1'''
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A repo with two chapters, and a participant who has no copies yet."""
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setattr(lessons, "CHAPTERS", tmp_path / "notebooks")
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "root"))
+    write("02-two.ipynb", MARKED, title="# 02 · The second")
+    write("04-four.ipynb", "answer = 4", gap="answer = ...")
+    return tmp_path
+
+
+def write(name, source, title="# Title", gap=None):
+    cell = nbformat.v4.new_code_cell(source, execution_count=3, metadata={"tags": ["solution"]})
+    cell.outputs = [nbformat.v4.new_output("stream", text="Done.")]
+    if gap is not None:
+        cell.metadata["gap"] = gap
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(title), cell])
+    nbformat.write(notebook, lessons.CHAPTERS / name)
+
+
+def copy_of(name):
+    return nbformat.read(lessons.folder() / name, 4)
+
+
+# ---- gaps ----
+
+
+def test_a_marked_gap_is_open_in_the_copy_and_filled_in_the_solution():
+    assert lessons.opened(MARKED).split("\n")[2:] == ["    # your turn: one call", "    ...", "    return 1"]
+    assert lessons.closed(MARKED).split("\n")[2:] == ['    sc.sethostname("x")', "    return 1"]
+
+
+def test_what_stands_in_the_gap_can_be_said():
+    source = "# >>> your turn: the flags\n#: flags = 0\nflags = 1\n# <<<"
+    assert lessons.opened(source) == "# your turn: the flags\nflags = 0"
+    assert lessons.closed(source) == "flags = 1"
+
+
+@pytest.mark.parametrize("source", ["# >>> a\nx = 1", "x = 1\n# <<<", "# >>> a\n# >>> b\n# <<<"])
+def test_half_a_mark_is_refused(source):
+    with pytest.raises(BadValue, match="other half"):
+        lessons.opened(source)
+
+
+def test_an_exercise_without_a_gap_is_refused(lab):
+    write("05-five.ipynb", "x = 1")
+    with pytest.raises(BadValue, match="05-five.ipynb.*no gap"):
+        lessons.copy_all()
+
+
+def test_a_copy_has_no_output_and_folds_the_solution_into_a_text_cell(lab):
+    lessons.copy_all()
+    two, four = copy_of("02-two.ipynb"), copy_of("04-four.ipynb")
+    nbformat.validate(two)
+    _, exercise, folded = two.cells
+    assert "..." in exercise.source and "sethostname" not in exercise.source
+    assert exercise.outputs == [] and exercise.execution_count is None
+    assert folded.cell_type == "markdown" and folded.source.startswith("<details>") and "sethostname" in folded.source
+    assert four.cells[1].source == "answer = ..." and "answer = 4" in four.cells[2].source
+
+
+def test_every_real_chapter_opens_and_its_gaps_are_still_python():
+    for chapter in lessons.chapters():
+        solved = json.loads(chapter.read_text())
+        opened = lessons.participants(solved)
+        nbformat.validate(nbformat.reads(json.dumps(opened), 4))
+        for cell in opened["cells"]:
+            if cell["cell_type"] == "code" and "exercise" in cell["metadata"].get("tags", []):
+                compile(cell["source"], chapter.name, "exec")
+
+
+# ---- copies ----
+
+
+def test_a_participants_work_is_never_written_over(lab):
+    lessons.copy_all()
+    copy = lessons.folder() / "04-four.ipynb"
+    copy.write_text(copy.read_text().replace("answer = ...", "answer = 5"))
+    mine = copy.read_bytes()
+    assert lessons.copy_all() == []
+    write("04-four.ipynb", "answer = 44", gap="answer = ...")
+    (told,) = lessons.copy_all()
+    assert "04" in told and "lab reset 04" in told
+    assert copy.read_bytes() == mine
+
+
+def test_a_copy_that_nobody_touched_follows_the_repo(lab):
+    lessons.copy_all()
+    write("04-four.ipynb", "answer = 44", gap="answer = 'new edition'")
+    assert lessons.copy_all() == []
+    assert copy_of("04-four.ipynb").cells[1].source == "answer = 'new edition'"
+
+
+def test_reset_gives_a_fresh_copy_and_keeps_each_old_one(lab):
+    assert lessons.reset("04") is None
+    copy = lessons.folder() / "04-four.ipynb"
+    olds = []
+    for text in ("first try", "second try"):
+        copy.write_text(text)
+        olds.append(lessons.reset(4))
+        assert olds[-1].read_text() == text
+        assert copy_of("04-four.ipynb").cells[1].source == "answer = ..."
+    assert [old.name for old in olds] == ["04-four.before-1.ipynb", "04-four.before-2.ipynb"]
+    assert olds[0].read_text() == "first try"
+
+
+@pytest.mark.parametrize("number", ["99", "", "x", "../02", "0"])
+def test_reset_of_no_chapter_changes_nothing(lab, number):
+    lessons.copy_all()
+    before = sorted(os.listdir(lessons.folder()))
+    with pytest.raises(NotFound, match="02, 04"):
+        lessons.reset(number)
+    assert sorted(os.listdir(lessons.folder())) == before
+
+
+# ---- progress ----
+
+
+def test_progress_counts_what_was_passed_and_once_passed_stays_passed(lab):
+    write("12-mine.ipynb", "from labkit.checks import build as b\nb.hostname(1)\nb.root(2)\nb.promises.ALL", gap="...")
+    (chapter,) = [chapter for chapter in lessons.contents() if chapter.number == "12"]
+    assert chapter.checks == ("build.hostname", "build.root")
+    for passed in (False, True, False):
+        lessons.note("build.hostname", passed)
+    assert lessons.read_progress()["checks"]["build.hostname"]["tries"] == 2
+    text = repr(lessons.progress("12"))
+    assert "1 of 2" in text and "[x] The box is named" in text and "[ ] An overlay" in text
+    assert "12   1 of  2  Title" in repr(lessons.progress())
+    assert 'value="1" max="2"' in lessons.progress()._repr_html_()
+
+
+def test_progress_of_no_chapter_is_told(lab):
+    with pytest.raises(NotFound, match="no chapter 99"):
+        lessons.progress("99")
+
+
+def test_many_kernels_note_at_once_and_nothing_is_lost(lab):
+    threads = [threading.Thread(target=lessons.note, args=(f"a.b{n}", True)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(lessons.read_progress()["checks"]) == 12
+
+
+def test_progress_that_can_not_be_saved_breaks_no_exercise(lab, monkeypatch):
+    (lessons.folder() / "progress.json").write_text("{ half")
+    lessons.note("build.hostname", True)
+
+
+def test_a_check_outside_a_notebook_counts_for_nobody(lab):
+    @checks.exercise
+    def always():
+        """It holds."""
+        yield True, "it holds"
+
+    assert always()
+    assert lessons.read_progress()["checks"] == {}
