@@ -60,7 +60,9 @@ def make_folder(tree, path):
     """
     for _ in range(_ATTEMPTS):
         try:
-            path.parent.mkdir(exist_ok=True)
+            # Not mkdir(exist_ok=True): that looks again, and raises if it went meanwhile.
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path.parent)
             if tree.version == 1 and "cpuset" in tree.controllers:
                 V1(path.parent, tree).prepare()
             if tree.version == 2:
@@ -74,6 +76,21 @@ def make_folder(tree, path):
         except OSError as error:
             raise from_oserror(error, f"making the cgroup {path}") from None
     raise LabError(f"{path.parent} is removed again and again", "another program removes it: find out which")
+
+
+def place(tree, path):
+    """Return where a cgroup path leads in a tree: from its root, or relative to this process. Raise BadValue for `..`."""
+    if ".." in Path(path).parts:
+        raise BadValue(f"cgroup path {path!r} has `..` in it")
+    return (tree.mount if str(path).startswith("/") else tree.own) / str(path).lstrip("/")
+
+
+def make_parents(tree, path):
+    """Make the folders above `path` that are missing."""
+    for above in reversed(path.parents):
+        if tree.mount in above.parents and not above.exists():
+            with contextlib.suppress(InUse):  # somebody else was faster
+                make_folder(tree, above)
 
 
 def remove_folder(path, also=()):

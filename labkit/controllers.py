@@ -269,7 +269,7 @@ class V1(_Folder):
                 memory_peak=self.number("memory.max_usage_in_bytes"),
                 # v1 has no word for "no limit": it shows the largest number of whole pages.
                 memory_max=None if limit is None or limit > 1 << 62 else limit,
-                memory_max_hits=self.number("memory.failcnt"),
+                memory_max_hits=self._max_hits(),
                 oom_kills=self.numbers("memory.oom_control").get("oom_kill"),
             )
             if (both := self.number("memory.memsw.usage_in_bytes")) is not None:
@@ -277,6 +277,14 @@ class V1(_Folder):
         if "pids" in self.controllers:
             found.update(self._pids())
         return found
+
+
+    def _max_hits(self):
+        """Return how often the limit was run into, None if this kernel does not count it (6.18 does not)."""
+        # What may not pass the limit on both together is not tried on memory alone.
+        hits = sum(self.number(f"memory.{which}failcnt") or 0 for which in ("", "memsw."))
+        full = self.number("memory.max_usage_in_bytes") >= self.number("memory.limit_in_bytes")
+        return None if full and hits == 0 else hits
 
 
 def _text(value):

@@ -300,7 +300,7 @@ def _io(words):
     by_device = {}
     for word, name in _IO_WORDS.items():
         values = words.get(word, ())
-        for text in (values,) if isinstance(values, str) else values:
+        for text in values if isinstance(values, list | tuple) else (values,):
             path, colon, rate = str(text).rpartition(":")
             if not colon:
                 raise BadValue(f"{word} {text!r} is not DEVICE:RATE", "like /dev/vda:1m")

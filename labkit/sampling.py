@@ -52,7 +52,7 @@ SOURCES = {
     "memory_current": (_only("memory.current"),),
     "memory_anon": (_counter("memory.stat", "anon"), _counter("memory.stat", "rss")),
     "memory_file": (_counter("memory.stat", "file"), _counter("memory.stat", "cache")),
-    "memory_max_hits": (_counter("memory.events", "max"), _only("memory.failcnt")),
+    "memory_max_hits": (_counter("memory.events", "max"),),
     "memory_high_hits": (_counter("memory.events", "high"),),
     "oom_kills": (_counter("memory.events", "oom_kill"), _counter("memory.oom_control", "oom_kill")),
     "pids_current": (_only("pids.current"),),
