@@ -431,7 +431,7 @@ def transferred(group, number, direction):
 def test_frozen_processes_use_no_cpu_and_go_on_when_thawed(group):
     with inside(group, *workloads.spin()):
         group.freeze()
-        assert cpu_share(group, 0.3) == 0
+        assert cpu_share(group, 0.3) < 0.005  # the last µs of going to sleep may still be charged
         group.thaw()
         until(lambda: cpu_share(group, 0.1) > 0)
 
