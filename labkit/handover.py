@@ -67,18 +67,21 @@ def elf(machine=None, channel=CHANNEL):
     return ident + header + segment + code
 
 
-_made = {}
+MFD_EXEC = 0x10  # linux/memfd.h
 
 
 def program(channel=CHANNEL):
-    """Return an fd of the sealed program, made once a process. Call it before clone."""
-    if channel not in _made:
-        try:
-            fd = os.memfd_create("labkit-last-step", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | 0x10)  # MFD_EXEC
-        except OSError:  # before Linux 6.3 every memfd may be executed, and there is no such flag
-            fd = os.memfd_create("labkit-last-step", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.write(fd, elf(channel=channel))
-        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-        _made[channel] = fd
-    return _made[channel]
+    """Return an fd of a new sealed program.
+
+    New each time: who holds one open for writing can't write, but keeps the kernel
+    from executing it (ETXTBSY). That may be his own, and not the next container's.
+    """
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create("labkit-last-step", flags | MFD_EXEC)
+    except OSError:  # before Linux 6.3 every memfd may be executed, and there is no such flag
+        fd = os.memfd_create("labkit-last-step", flags)
+    os.write(fd, elf(channel=channel))
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd

@@ -26,7 +26,7 @@ import sys
 import threading
 from dataclasses import dataclass
 
-from labkit import handover, launch, namespaces, proc, settings
+from labkit import launch, namespaces, proc, settings
 from labkit import syscalls as sc
 from labkit.errors import CommandError, KernelError, LabError, NotFound, from_oserror, from_plain
 
@@ -40,18 +40,18 @@ class Spawned:
     terminal: int | None = None  # the master side, if the job asked for one
 
 
-def spawn(job, stdio, at_hooks=None):
+def spawn(job, stdio, at_hooks=None, enter=None):
     """Clone a process for `job` with `stdio` as its fds 0, 1 and 2; return when its program runs.
 
     With a gate in the job it returns when the process waits there. `at_hooks` is
-    called with the pid at the moment of the hooks, before pivot_root. Raises what stopped it, CommandError if only the last step, exec, failed. The
+    called with the pid at the moment of the hooks, before pivot_root; `enter` before
+    anything else, to move the process to its cgroup in some other way. Raises what stopped it, CommandError if only the last step, exec, failed. The
     caller must have one thread. See clone3(2).
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     into = None
     spawned = None
     try:
-        handover.program(handover.CHANNEL + job.keep_fds)
         if job.cgroup_into:
             into = os.open(job.cgroup_into, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # The cgroup and time namespaces come later, in the child: see launch.
@@ -62,6 +62,8 @@ def spawn(job, stdio, at_hooks=None):
             launch.become(job, theirs, stdio)
         theirs.close()
         spawned = Spawned(pid, pidfd)
+        if enter:
+            enter(pid)
         _prepare(job, pid)
         ours.send(b"go")
         spawned = _until_exec(ours, spawned, job, at_hooks)
