@@ -389,6 +389,21 @@ def _images(argv):
 # ---- the host ----
 
 
+@command("lsns", "every namespace on this machine, and who is in it")
+def _lsns(argv):
+    from labkit import namespaces
+
+    parser = _parser("lsns")
+    parser.add_argument("-t", "--type", choices=namespaces.KINDS, help="one kind only")
+    kind = parser.parse_args(argv).type
+    rows = [
+        (str(one.inode), one.kind, str(one.processes), str(one.pid or ""), str(one.parent or ""), str(one.owner or ""), one.command[:60])
+        for one in namespaces.survey()
+        if kind in (None, one.kind)
+    ]
+    _table("INODE,KIND,PROCESSES,PID,PARENT,OWNER,COMMAND", rows)
+
+
 @command("clean", "give back what was left behind; --all also ends what runs")
 def _clean(argv):
     from labkit import ledger
@@ -420,6 +435,34 @@ def _up(argv):
     from labkit import workshop
 
     return workshop.up(argv)
+
+
+@command("reset", "get a fresh copy of a chapter; yours is kept beside it")
+def _reset(argv):
+    from labkit import lessons
+
+    parser = _parser("reset")
+    parser.add_argument("chapter", nargs="+", help="its number: 04")
+    for number in parser.parse_args(argv).chapter:
+        aside = lessons.reset(number)
+        print(f"chapter {number} is fresh" + (f"; yours is kept as {aside.name}" if aside else ""))
+    print("a page that shows it already: File, Reload from Disk")
+
+
+@command("progress", "what you have passed; with a chapter's number each exercise of it")
+def _progress(argv):
+    from labkit import lessons
+
+    parser = _parser("progress")
+    parser.add_argument("chapter", nargs="?")
+    print(lessons.progress(parser.parse_args(argv).chapter))
+
+
+@command("room", "for an instructor: what each seat of a room has passed")
+def _room(argv):
+    from labkit import room
+
+    return room.main(argv)
 
 
 @command("test", "run all tests")

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit import state
-from labkit.errors import BadValue, LabError, NotFound, from_oserror
+from labkit.errors import BadValue, LabError, NotFound, Unsupported, from_oserror
 
 REPO = Path(__file__).resolve().parent.parent
 CHAPTERS = REPO / "notebooks"
@@ -133,8 +133,13 @@ def copy_all():
     """Give the participant a copy of each chapter that they have none of; return what there is to say, as lines.
 
     A copy that was never touched follows the repo; one that was is left as it is,
-    even if there is a newer edition.
+    even if there is a newer edition. Raises Unsupported if nothing can be saved there.
     """
+    if not os.access(folder(), os.W_OK):
+        raise Unsupported(
+            f"{folder()} can't be written to, and your chapters are saved there",
+            "make room for it, or name another place with LABKIT_ROOT=/folder",
+        )
     words = []
     for chapter in chapters():
         copy = folder() / chapter.name

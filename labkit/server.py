@@ -17,11 +17,21 @@ import sys
 import time
 from pathlib import Path
 
-from labkit import proc, state, syscalls
-from labkit.errors import BadValue, InUse, LabError, Unsupported, from_oserror
+from labkit import lessons, proc, state, syscalls
+from labkit.errors import BadValue, InUse, LabError, from_oserror
 
 REPO = Path(__file__).resolve().parent.parent
-CHAPTERS = REPO / "notebooks"
+
+# What a room needs: letters for the last row, and nothing that pops up.
+_ROOM = {
+    "@jupyterlab/apputils-extension:themes": {
+        "overrides": {"code-font-size": "15px", "content-font-size1": "16px", "ui-font-size1": "14px"}
+    },
+    "@jupyterlab/apputils-extension:notification": {"checkForUpdates": False, "fetchNews": "false"},
+    "@jupyterlab/terminal-extension:plugin": {"fontSize": 16},
+    "@jupyterlab/docmanager-extension:plugin": {"autosaveInterval": 20},
+    "@jupyterlab/filebrowser-extension:browser": {"showLastModifiedColumn": False, "singleClickNavigation": True},
+}
 
 
 def running():
@@ -92,11 +102,6 @@ def _check_folder():
             f"the folder {REPO} has a colon in its name, and Python's search path can't have one",
             "rename or move it",
         )
-    if not os.access(CHAPTERS, os.W_OK):
-        raise Unsupported(
-            f"{CHAPTERS} can't be written to, and chapters are saved there",
-            "copy the lab to a disk of this machine",
-        )
 
 
 def _check_port(ip, port):
@@ -137,13 +142,12 @@ def _launch(ip, record):
     # The pop-up that asks whether to fetch news, and then does.
     news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
     state.write_json(home / "labconfig" / "page_config.json", news)
+    state.write_json(home / "labconfig" / "default_setting_overrides.json", _ROOM)
     state.write_json(home / "jupyter_server_config.json", _settings(ip, record))
     environment = os.environ | {
         "JUPYTER_CONFIG_DIR": str(home),
         "JUPYTER_DATA_DIR": str(home / "data"),
         "JUPYTER_RUNTIME_DIR": str(state.run_dir("jupyter", "runtime")),
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         "IPYTHONDIR": str(home / "ipython"),
         "PATH": f"{_lab_on_path()}:{os.environ['PATH']}",
     }
@@ -152,7 +156,7 @@ def _launch(ip, record):
         # A session of its own: Ctrl-C must reach only us, or JupyterLab stops to ask.
         return subprocess.Popen(
             command,
-            cwd=CHAPTERS,
+            cwd=lessons.folder(),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=words,
@@ -168,7 +172,7 @@ def _settings(ip, record):
             "ip": ip,
             "port": record["port"],
             "port_retries": 0,
-            "root_dir": str(CHAPTERS),
+            "root_dir": str(lessons.folder()),
             # bash as a login shell would set PATH anew, without `lab` on it.
             "terminado_settings": {"shell_command": ["/bin/bash"]},
         },

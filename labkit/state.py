@@ -88,7 +88,7 @@ def write_atomic(path, data, mode=0o600, sync=True):
                 os.fsync(file.fileno())
         os.rename(scratch, path)
     except OSError as error:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it was never made, or the disk is read-only
             os.unlink(scratch)
         raise from_oserror(error, f"writing {path}") from None
 

@@ -1,8 +1,9 @@
 """The lab's two long commands: `lab up`, which serves the chapters, and `lab test`.
 
-`lab up` starts one JupyterLab, on the loopback and behind a token, waits until it
-really answers, prints its URL, and stays in front of it until Ctrl-C. Whoever
-calls it a second time gets the URL of the one that runs.
+`lab up` gives the participant copies of the chapters (see `lessons`) and starts one
+JupyterLab for them, on the loopback and behind a token. It waits until that really
+answers, prints its URL, and stays in front of it until Ctrl-C. Whoever calls it a
+second time gets the URL of the one that runs.
 """
 
 import argparse
@@ -13,13 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from labkit import server, state
-from labkit.server import CHAPTERS, REPO
-
-
-def chapters():
-    """Return the notebooks in their order."""
-    return sorted(CHAPTERS.glob("[0-9][0-9]-*.ipynb"))
+from labkit import lessons, server, state
+from labkit.lessons import REPO, chapters
 
 
 # ---- lab up ------------------------------------------------------------------
@@ -33,6 +29,8 @@ def up(argv):
         if record:
             print("the lab is up already:", _address(record), sep="\n", flush=True)
             return 0
+        for line in lessons.copy_all():
+            print(line, flush=True)
         process, record = server.start(options.ip, options.port)
     print("the lab is up, until you press Ctrl-C here:", _address(record), sep="\n", flush=True)
     return _stay(process)

@@ -7,7 +7,7 @@ import threading
 import nbformat
 import pytest
 
-from labkit import checks, lessons
+from labkit import checks, lessons, room
 from labkit.errors import BadValue, NotFound
 
 MARKED = '''\
@@ -177,3 +177,46 @@ def test_a_check_outside_a_notebook_counts_for_nobody(lab):
 
     assert always()
     assert lessons.read_progress()["checks"] == {}
+
+
+# ---- a room ----
+
+
+@pytest.fixture
+def a_room(lab, tmp_path, monkeypatch):
+    """A shared folder that two seats write into."""
+    write("12-mine.ipynb", "from labkit.checks import build\nbuild.hostname(1)\nbuild.root(2)", gap="...")
+    shared = tmp_path / "room"
+    shared.mkdir()
+    monkeypatch.setenv("LAB_ROOM", str(shared))
+    for seat in ("one", "two"):
+        monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / seat))
+        lessons.note("build.hostname", True)
+        for _ in range(room.STUCK):
+            lessons.note("build.root", seat == "two")
+    return shared
+
+
+def test_a_room_shows_each_seat_by_number_and_who_is_stuck(a_room):
+    head, totals, *rows = room.table(room.seats([str(a_room)]))
+    assert head.split()[:2] == ["seat", "12"] and totals.split() == ["of", "2"]
+    one, two = (next(row for row in rows if row.split()[1] == count) for count in "12")
+    assert one.endswith(f"12 root, {room.STUCK} tries")
+    assert two.split()[0].startswith("seat-") and two.endswith("0 min")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"last": "x", "checks": {}}', '{"last": NaN, "checks": {}}', '{"last": 1, "checks": {"build.root": 3}}']
+)
+def test_a_damaged_or_hostile_seat_is_told_and_spoils_no_other(a_room, text):
+    (a_room / "seat-zzzz.json").write_text(text)
+    lines = room.table(room.seats([str(a_room)]))
+    assert len(lines) == 5
+    assert lines[-1].startswith("seat-zzzz") and lines[-1].endswith("damaged")
+
+
+def test_a_seat_that_is_not_there_is_told(lab):
+    (seat,) = room.seats(["http://127.0.0.1:9/lab?token=x"])
+    assert seat.name == "127.0.0.1:9" and "refused" in seat.problem
+    with pytest.raises(NotFound):
+        room.seats(["/no/such/folder"])

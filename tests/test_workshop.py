@@ -42,12 +42,12 @@ class Clone:
         self.chapter("01-second.ipynb", "print(2)", "2\n")
         self.chapter("00-first.ipynb", "print(1)", "1\n")
 
-    def chapter(self, name, source, output):
+    def chapter(self, name, source, output, kernel="python3"):
         printed = nbformat.v4.new_output("stream", text=output)
         cell = nbformat.v4.new_code_cell(source, execution_count=1, outputs=[printed])
         notebook = nbformat.v4.new_notebook(cells=[cell])
         notebook.metadata["kernelspec"] = {
-            "name": "python3",
+            "name": kernel,
             "language": "python",
             "display_name": "Python 3",
         }
@@ -239,12 +239,41 @@ def test_a_jupyterlab_that_does_not_start_is_quoted(clone, tmp_path):
 
 
 def test_chapters_that_can_not_be_saved_are_told_before(clone, tmp_path, needs_root):
-    folder = clone.folder / "notebooks"
+    folder = tmp_path / "lib" / "notebooks"
+    folder.mkdir(parents=True)
     script = f'mount --bind {folder} {folder}; mount -o remount,ro,bind {folder}; exec "$0" "$@"'
     before = ("unshare", "--mount", "sh", "-c", script)
     status, _, err = clone.run("up", "--port", str(free_port()), before=before, LABKIT_ROOT=str(tmp_path))
     assert status != 0
     assert f"{folder} can't be written to" in err
+
+
+def test_up_serves_copies_with_the_gaps_open_and_keeps_what_was_written_into_them(tmp_path):
+    clone = Clone(tmp_path)
+    path = clone.folder / "notebooks" / "00-first.ipynb"
+    solved = json.loads(path.read_text())
+    solved["cells"][0] |= {"source": "# >>> your turn: say 1\nprint(1)\n# <<<", "metadata": {"tags": ["solution"]}}
+    path.write_text(json.dumps(solved))
+    for mine in ("# your turn: say 1\n...", "print('mine')"):
+        up = Up(clone)
+        status, body = up.get("/api/contents/00-first.ipynb", up.token)
+        notebook = json.loads(body)["content"]
+        assert status == 200 and notebook["cells"][0]["source"] == mine
+        copy = clone.root / "lib" / "notebooks" / "00-first.ipynb"
+        text = json.loads(copy.read_text())
+        text["cells"][0]["source"] = "print('mine')"
+        copy.write_text(json.dumps(text))
+        up.end(signal.SIGTERM)
+
+
+def test_reset_and_room_work_from_the_terminal(clone, up):
+    status, out, err = clone.run("reset", "01")
+    assert (status, err) == (0, "") and "01-second.before-1.ipynb" in out
+    status, out, err = clone.run("reset", "77")
+    assert status == 125 and "no chapter 77" in err
+    status, out, err = clone.run("room", up.url, f"http://127.0.0.1:{up.port}/?token=wrong")
+    assert status == 0, err
+    assert "nothing tried yet" in out and "the token is not right" in out
 
 
 # ---- lab test --------------------------------------------------------------------
@@ -262,6 +291,7 @@ def test_test_runs_tests_then_chapters_in_a_root_of_their_own(tmp_path):
         f"import os, sys, labkit; print(sys.executable == {sys.executable!r}, "
         f"os.environ['LABKIT_ROOT'] != {str(clone.root)!r})",
         "True True\n",
+        kernel="somebody-elses",
     )
     status, out, err = clone.run("test")
     assert status == 0, out + err

@@ -1,0 +1,132 @@
+"""`lab room`: an instructor sees how far each seat is, and who is stuck where. No names.
+
+A seat's progress is one small file, `progress.json` (see `lessons`), and comes by
+one of two ways:
+
+    lab room /mnt/room              a shared folder, where each seat was started
+                                    with `LAB_ROOM=/mnt/room lab up`
+    lab room http://…/lab?token=…   the address that `lab up` printed on the seat,
+                                    where the network lets one in (`--ip`)
+
+A seat is known by four random digits, or by its address. What is read from it was
+written by a stranger: it is checked, and what can't be meant is not shown.
+"""
+
+import argparse
+import json
+import math
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit import lessons
+from labkit.errors import BadValue, NotFound
+
+MOST = 1 << 20  # bytes of one seat's file
+STUCK = 4  # tries of one exercise, none passed
+
+
+@dataclass(frozen=True)
+class Seat:
+    """One seat: how many checks of each chapter it has passed, when it last tried one, where it is stuck."""
+
+    name: str
+    passed: dict  # chapter number: how many
+    last: float | None = None
+    stuck: str = ""
+    problem: str = ""  # why nothing is known of it
+
+
+def seats(places):
+    """Return the Seats in folders, in files, or at addresses. One that can't be read says why in `problem`."""
+    sources = []
+    for place in places:
+        if place.startswith(("http://", "https://")):
+            sources.append(place)
+        elif Path(place).is_dir():
+            sources += sorted(Path(place).glob("seat-*.json")) or [Path(place, "progress.json")]
+        elif Path(place).exists():
+            sources.append(Path(place))
+        else:
+            raise NotFound(f"there is no folder {place}", "a folder, a file, or an address that begins with http://")
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(_seat, sources))
+
+
+def _seat(source):
+    name = str(source.parent if source.name == "progress.json" else source.stem) if isinstance(source, Path) else ""
+    name = name or urllib.parse.urlsplit(str(source)).netloc
+    try:
+        text = source.read_bytes()[:MOST] if isinstance(source, Path) else _fetched(source)
+        return _read(name, json.loads(text))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return Seat(name, {}, problem=_why(error))
+
+
+def _why(error):
+    if isinstance(error, urllib.error.HTTPError):
+        return {403: "the token is not right", 404: "nothing tried yet"}.get(error.code, f"HTTP {error.code}")
+    if isinstance(error, FileNotFoundError):
+        return "nothing tried yet"
+    return str(getattr(error, "reason", error))[:80] if isinstance(error, OSError) else "its file is damaged"
+
+
+def _fetched(address):
+    """Return progress.json by JupyterLab's own contents API, with the address's own token."""
+    parts = urllib.parse.urlsplit(address)
+    token = urllib.parse.parse_qs(parts.query).get("token", [""])[0]
+    url = f"{parts.scheme}://{parts.netloc}/api/contents/progress.json?content=1&type=file&format=text"
+    request = urllib.request.Request(url, headers={"Authorization": f"token {token}"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=5) as answer:
+        return json.loads(answer.read(MOST))["content"]
+
+
+def _read(name, record):
+    chapters = {check: chapter.number for chapter in lessons.contents() for check in chapter.checks}
+    passed, stuck, last = {}, "", record["last"]
+    for check, entry in record["checks"].items():
+        if check not in chapters:
+            continue
+        if entry["passed"]:
+            passed[chapters[check]] = passed.get(chapters[check], 0) + 1
+        elif int(entry["tries"]) >= STUCK:
+            stuck = f"{chapters[check]} {check.partition('.')[2]}, {int(entry['tries'])} tries"
+    if last is not None and not (isinstance(last, int | float) and math.isfinite(last)):
+        raise ValueError("`last` is no time")
+    return Seat(name, passed, last, stuck)
+
+
+def table(found, now=None):
+    """Return lines of text: a row a seat, a column a chapter that has exercises."""
+    now = time.time() if now is None else now
+    chapters = [chapter for chapter in lessons.contents() if chapter.checks]
+    rows = [["seat", *(chapter.number for chapter in chapters), "last", "stuck at"]]
+    rows.append(["of", *(str(len(chapter.checks)) for chapter in chapters), "", ""])
+    for seat in sorted(found, key=lambda seat: (bool(seat.problem), seat.name)):
+        counts = [str(seat.passed.get(chapter.number, "·")) for chapter in chapters]
+        minutes = "" if seat.last is None else f"{max(0, now - seat.last) // 60:.0f} min"
+        rows.append([seat.name, *counts, minutes, seat.problem or seat.stuck])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def main(argv):
+    """Print the room once, or with --every again and again until Ctrl-C."""
+    parser = argparse.ArgumentParser("lab room", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("place", nargs="+", help="a shared folder, a progress.json, or a seat's address")
+    parser.add_argument("--every", type=float, metavar="SECONDS", help="look again, until Ctrl-C")
+    options = parser.parse_args(argv)
+    if options.every is not None and not options.every >= 1:
+        raise BadValue(f"--every {options.every:g} is too often", "one second or more")
+    while True:
+        lines = table(seats(options.place))
+        if options.every is None:
+            print(*lines, sep="\n")
+            return 0
+        print("\x1b[2J\x1b[H", *(f"{line}\n" for line in lines), sep="", flush=True)
+        time.sleep(options.every)
