@@ -63,6 +63,20 @@ def test_it_leaves_the_host_as_it_was(needs_root):
         doctor.report()
 
 
+def test_its_mounts_reach_nobody_where_mounts_are_shared(needs_root):
+    """systemd makes / shared, so that what is mounted in a new namespace shows in the old one too."""
+
+    def look():
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SHARED)
+        before = Path("/proc/self/mountinfo").read_text()
+        doctor.report()
+        return before, Path("/proc/self/mountinfo").read_text()
+
+    before, after = in_child(look)
+    assert after == before
+
+
 def test_what_the_kernel_refuses_is_missing_and_its_errno_is_named(monkeypatch):
     monkeypatch.setattr(syscalls, "unshare", refuse(errno.EINVAL))
     finding = doctor.find("time namespace")
