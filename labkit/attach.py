@@ -122,6 +122,18 @@ def foreground(spawned, pipes, log, interactive, kill):
             pump(spawned.pidfd, routes, on_signal, wakeup)
 
 
+def pump_signals(spawned):
+    """Hand on signals to a process that has one's own fds already, until it ends."""
+
+    def on_signal(number):
+        if number != signal.SIGWINCH:
+            with contextlib.suppress(KernelError):
+                syscalls.pidfd_send_signal(spawned.pidfd, number)
+
+    with _signals_as_bytes() as wakeup:
+        pump(spawned.pidfd, {}, on_signal, wakeup)
+
+
 @contextlib.contextmanager
 def _signals_as_bytes():
     """Turn signals into bytes on an fd, so that one select waits for everything."""

@@ -110,6 +110,29 @@ class Cgroup:
         return group
 
     @classmethod
+    def at(cls, path, limits=None, found=None):
+        """Make a cgroup at a place that somebody else chose, and answers for; return it.
+
+        An absolute path begins at the root of each tree, another at this process's own
+        place. An empty cgroup that is there already is used. `found` is called with the
+        folders' paths before they are made. Raises InUse if processes are in one.
+        """
+        places = [(tree, cgroupfs.place(tree, path)) for tree in cgroupfs.trees()]
+        if found:
+            found([str(folder) for _, folder in places])
+        if inside := cgroupfs.members([str(folder) for _, folder in places]):
+            raise InUse(f"the cgroup {path} has processes already: {inside}", "another cgroupsPath")
+        for tree, folder in places:
+            cgroupfs.make_parents(tree, folder)
+            cgroupfs.remove_tree(folder)
+        return cls._make(str(path), places, limits)
+
+    @classmethod
+    def of_paths(cls, paths):
+        """Return the cgroup that these folders, one a tree, are; those gone are left out."""
+        return cls(paths[0] if paths else "", [cgroupfs.folder_at(path) for path in paths if os.path.isdir(path)])
+
+    @classmethod
     def open(cls, name):
         """Return the cgroup of that name that labkit made, from whichever process. Raise NotFound."""
         state.check_name(name, "cgroup name")
@@ -272,6 +295,13 @@ class Cgroup:
                 f"{self.name} did not {'freeze' if frozen else 'thaw'} within {timeout} s",
                 "a process in it waits in the kernel: `ps -eo pid,stat,wchan,comm`",
             )
+
+    def is_frozen(self):
+        """Tell whether its processes are stopped where they are."""
+        folder = self._v2()
+        if folder and folder.has("cgroup.freeze"):
+            return folder.text("cgroup.freeze").strip() == "1"
+        return any(folder.text("freezer.state").strip() in ("FROZEN", "FREEZING") for folder in self.folders)
 
     def wait_empty(self, timeout=5):
         """Return True once no process is in it, False after `timeout` seconds."""

@@ -155,7 +155,7 @@ def _become(job, channel, stdio):
         say(channel, "created")
         _opened_gate = gate_fds[1]
         gate.wait(gate_fds[0])
-        hooks.run(job.hooks, ["startContainer"], job.state)
+        hooks.run(job.hooks, ["startContainer"], {**job.state, "status": "created", "pid": os.getpid()})
     if profile is not None:
         settings.apparmor_on_exec(profile, job.settings.apparmor)
     _exec(job, path, env, channel.fileno() if _opened_gate is None else _opened_gate)
@@ -200,7 +200,7 @@ def _furnish(job, channel):
     def before_pivot():
         if job.hooks:
             _ask(channel, "hooks")
-            hooks.run(job.hooks, ["createContainer"], job.state)
+            hooks.run(job.hooks, ["createContainer"], {**job.state, "pid": os.getpid()})
         # After the hooks: they may bring in the interface that a sysctl is about.
         settings.write_sysctls(job.settings.sysctls)
 
@@ -226,6 +226,8 @@ def _join(job, channel):
     if "capabilities" not in job.unlocked:
         _, permitted, _ = sc.capget()
         needed = {*job.capabilities, "SETPCAP", "SETUID", "SETGID", "CHOWN"}
+        if job.seccomp and "no_new_privs" in job.unlocked:
+            needed.add("SYS_ADMIN")  # or no filter can be installed
         security.set_capabilities(needed & set(security.names(permitted)))
     _go_on_as_sibling(channel)
     if "user" in job.namespaces:

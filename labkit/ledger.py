@@ -115,6 +115,7 @@ def undo(entry):
 _ELSEWHERE = {
     "cgroup": "labkit.cgroups:remove_folder",
     "container": "labkit.container:forget",
+    "oci": "labkit.oci:forget",
     "hierarchy": "labkit.museum:remove_hierarchy",
     "link": "labkit.network:remove_link",
     "loop": "labkit.drivers.loop:detach",

@@ -86,6 +86,12 @@ def parse(words):
     return Options(attrs, below, atime, spread, bind, "rbind" in seen, "tmpcopyup" in seen, tuple(data))
 
 
+def words():
+    """Return every word that a mount may have, the filesystem's own aside."""
+    plain = {*_SET, *_CLEAR, *_ATIME, *_SPREAD, *_OF_FILESYSTEM, *_NOTHING, "bind", "tmpcopyup"}
+    return sorted(plain | {f"r{word}" for word in (*_SET, *_CLEAR, *_SPREAD, "bind")})
+
+
 def propagation(word):
     """Return the (MS_…, whether the whole tree) of a word like `rslave`. Raises BadValue."""
     options = parse([word])

@@ -285,6 +285,8 @@ class Symlink:
         parent = open_in_root(root, os.path.dirname(self.target), follow=False)
         try:
             os.symlink(self.text, os.path.basename(self.target), dir_fd=parent)
+        except FileExistsError:
+            pass  # the image's own, or the host's /dev: it is as good
         except OSError as error:
             raise from_oserror(error, f"linking {self.target}") from None
         finally:

@@ -8,7 +8,7 @@ part is masked and part read-only.
 
 import os
 
-from labkit import proc
+from labkit import cgroupfs, hierarchies, proc
 from labkit.errors import Unsupported
 from labkit.mounts import NODEV, NOEXEC, NOSUID, RDONLY, Bind, Filesystem, Mask, ReadOnly, Seal, Symlink
 
@@ -51,33 +51,60 @@ def kernel_filesystems(devpts_gid=True):
         Filesystem("tmpfs", "/dev/shm", ("mode=1777", "size=65536k")),
         Filesystem("mqueue", "/dev/mqueue"),
         *(Bind(f"/dev/{name}", f"/dev/{name}", recursive=False) for name in DEVICES),
+        *device_links(),
+        Filesystem("sysfs", "/sys", (), RDONLY | NOSUID | NODEV | NOEXEC),
+    )
+
+
+def device_links():
+    """Return the steps for the links in /dev that programs expect."""
+    return (
         Symlink("pts/ptmx", "/dev/ptmx"),
         Symlink("/proc/self/fd", "/dev/fd"),
         Symlink("/proc/self/fd/0", "/dev/stdin"),
         Symlink("/proc/self/fd/1", "/dev/stdout"),
         Symlink("/proc/self/fd/2", "/dev/stderr"),
-        Filesystem("sysfs", "/sys", (), RDONLY | NOSUID | NODEV | NOEXEC),
     )
 
 
-def cgroup_filesystems():
+def cgroup_filesystems(target="/sys/fs/cgroup", group=None, own_namespace=True, sealed=RDONLY | NOSUID | NODEV | NOEXEC):
     """Return the steps for /sys/fs/cgroup, read-only, as this kernel has it: v2, v1, or both.
 
-    In a new cgroup namespace such a mount begins at the container's own cgroup.
+    In a new cgroup namespace such a mount begins at the container's own cgroup. Without
+    one, the folders of `group` are bound there: it looks the same from inside.
     """
-    sealed = RDONLY | NOSUID | NODEV | NOEXEC
+    if not own_namespace:
+        return _bound_cgroups(target, group, sealed)
     host = [mount for mount in proc.mounts() if mount.type in ("cgroup", "cgroup2")]
     if any(mount.target == "/sys/fs/cgroup" and mount.type == "cgroup2" for mount in host):
-        return (Filesystem("cgroup2", "/sys/fs/cgroup", (), sealed),)
-    steps = [Filesystem("tmpfs", "/sys/fs/cgroup", ("mode=755",), NOSUID | NODEV | NOEXEC)]
+        return (Filesystem("cgroup2", target, (), sealed),)
+    steps = [Filesystem("tmpfs", target, ("mode=755",), NOSUID | NODEV | NOEXEC)]
+    ours = {str(tree.mount) for tree in cgroupfs.trees()}
     for mount in host:
+        if mount.target not in ours:  # no folder of the container's in there: it would see the host's
+            continue
         # A hierarchy is named by its controllers; mounting the same set again gives the same tree.
         options = tuple(option for option in mount.super_options if option not in ("rw", "ro", "none"))
+        place = f"{target}/{os.path.basename(mount.target)}"
         if mount.type == "cgroup2":
-            steps.append(Filesystem("cgroup2", mount.target, (), sealed))
+            steps.append(Filesystem("cgroup2", place, (), sealed))
         elif not any(option.startswith(("name=", "release_agent=")) for option in options):
-            steps.append(Filesystem("cgroup", mount.target, options, sealed))
-    return (*steps, Seal("/sys/fs/cgroup"))
+            steps.append(Filesystem("cgroup", place, options, sealed))
+    return (*steps, Seal(target)) if sealed & RDONLY else tuple(steps)
+
+
+def _bound_cgroups(target, group, sealed):
+    trees = {str(tree.mount): tree for tree in hierarchies.hierarchies()}
+    folders = {str(cgroupfs.tree_at(folder.path).mount): str(folder.path) for folder in group.folders}
+    if "/sys/fs/cgroup" in trees:
+        return (Bind(folders["/sys/fs/cgroup"], target, sealed, recursive=False),)
+    steps = [Filesystem("tmpfs", target, ("mode=755",), NOSUID | NODEV | NOEXEC)]
+    for mount, folder in folders.items():
+        name = os.path.basename(mount)
+        steps.append(Bind(folder, f"{target}/{name}", sealed, recursive=False))
+        # Where two controllers share a tree (cpu,cpuacct), programs look for each by its own name.
+        steps += [Symlink(name, f"{target}/{part}") for part in name.split(",") if part != name]
+    return (*steps, Seal(target)) if sealed & RDONLY else tuple(steps)
 
 
 # A PID 1 that does its two duties: it hands signals on and it reaps. The same

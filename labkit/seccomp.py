@@ -64,7 +64,7 @@ FORBIDDEN = (
 )
 
 ALLOW, KILL, KILL_THREAD = 0x7FFF0000, 0x80000000, 0
-_ACTIONS = {
+ACTIONS = {
     "SCMP_ACT_ALLOW": ALLOW,
     "SCMP_ACT_ERRNO": 0x00050000,
     "SCMP_ACT_KILL": KILL_THREAD,
@@ -74,14 +74,14 @@ _ACTIONS = {
     "SCMP_ACT_TRACE": 0x7FF00000,
     "SCMP_ACT_LOG": 0x7FFC0000,
 }
-_COMPARE = {f"SCMP_CMP_{name}": number for number, name in enumerate("NE LT LE EQ GE GT MASKED_EQ".split(), 1)}
+OPERATORS = {f"SCMP_CMP_{name}": number for number, name in enumerate("NE LT LE EQ GE GT MASKED_EQ".split(), 1)}
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "arm64": 0xC00000B7}
 _DOCKER_ARCH = {"x86_64": {"amd64"}, "aarch64": {"arm64"}, "arm64": {"arm64"}}
 
 
 def refuse(number):
     """Return the action that makes a syscall fail with an errno."""
-    return _ACTIONS["SCMP_ACT_ERRNO"] | number
+    return ACTIONS["SCMP_ACT_ERRNO"] | number
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Profile:
 
     rules: tuple
     otherwise: int = refuse(errno.EPERM)
+    also: tuple = ()  # further processors whose programs this kernel runs: x86, x32, arm
 
 
 def forbidden(capabilities=()):
@@ -134,21 +135,32 @@ def read(path, capabilities=()):
     does not know are left out, as docker does.
     """
     try:
-        text = Path(path).read_bytes()[: 1 << 20]
-        words = json.loads(text)
-        otherwise = _action(words["defaultAction"], words.get("defaultErrnoRet"))
-        rules = tuple(_rule(rule) for rule in words.get("syscalls") or () if _applies(rule, capabilities))
+        words = json.loads(Path(path).read_bytes()[: 1 << 20])
     except FileNotFoundError:
         raise NotFound(f"there is no seccomp profile {path}", "a file in docker's JSON, or `unconfined`") from None
     except OSError as error:
         raise from_oserror(error, f"reading the seccomp profile {path}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadValue(f"the seccomp profile {path} can't be read: {error!r}", "docker's JSON format is wanted") from None
-    return Profile(rules, otherwise)
+    return parse(words, capabilities, f"the seccomp profile {path}")
+
+
+def parse(words, capabilities=(), what="the seccomp profile"):
+    """Return the Profile that docker's JSON, or the runtime specification's, means. Raises BadValue.
+
+    Processors other than this one that it names (`architectures`) get the same rules.
+    """
+    try:
+        otherwise = _action(words["defaultAction"], words.get("defaultErrnoRet"))
+        rules = tuple(_rule(rule) for rule in words.get("syscalls") or () if _applies(rule, capabilities))
+        also = tuple(name.removeprefix("SCMP_ARCH_").lower() for name in words.get("architectures") or ())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadValue(f"{what} can't be read: {error!r}", "docker's JSON format is wanted") from None
+    return Profile(rules, otherwise, also)
 
 
 def _action(name, number=None):
-    action = _ACTIONS[name]
+    action = ACTIONS[name]
     number = errno.EPERM if number is None else number
     if not isinstance(number, int) or not 0 <= number < 4096:
         raise ValueError(f"errno {number!r}")
@@ -162,7 +174,7 @@ def _rule(words):
     when = []
     for test in words.get("args") or ():
         place, value, second = test["index"], test["value"], test.get("valueTwo", 0)
-        if test["op"] not in _COMPARE or place not in range(6) or not all(0 <= n < 1 << 64 for n in (value, second)):
+        if test["op"] not in OPERATORS or place not in range(6) or not all(0 <= n < 1 << 64 for n in (value, second)):
             raise ValueError(f"argument {test!r}")
         when.append((place, test["op"], value, second))
     return Rule(tuple(names), _action(words["action"], words.get("errnoRet")), tuple(when))
@@ -208,6 +220,9 @@ def _library():
     library.seccomp_rule_add_array.argtypes = [
         ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint, ctypes.POINTER(_arg_cmp)
     ]  # fmt: skip
+    library.seccomp_arch_resolve_name.restype = ctypes.c_uint32
+    library.seccomp_arch_resolve_name.argtypes = [ctypes.c_char_p]
+    library.seccomp_arch_add.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
     library.seccomp_export_bpf.argtypes = [ctypes.c_void_p, ctypes.c_int]
     library.seccomp_syscall_resolve_name.argtypes = [ctypes.c_char_p]
     library.seccomp_syscall_resolve_num_arch.restype = ctypes.c_void_p  # a string for us to free
@@ -243,9 +258,13 @@ def compile_profile(profile):
         library.seccomp_attr_set(context, SCMP_FLTATR_ACT_BADARCH, refuse(errno.ENOSYS))
         # A binary tree: eight comparisons for 350 syscalls, not 350. Older libseccomp has lists only.
         library.seccomp_attr_set(context, SCMP_FLTATR_CTL_OPTIMIZE, 2)
+        for name in profile.also:
+            # One that this libseccomp does not know stays shut: ENOSYS. EEXIST: our own.
+            if token := library.seccomp_arch_resolve_name(name.encode(errors="replace")):
+                library.seccomp_arch_add(context, token)
         for rule in profile.rules:
             if rule.action != profile.otherwise:
-                _add(library, context, rule)
+                _add(library, context, rule, bool(profile.also))
         if failure := library.seccomp_export_bpf(context, memory):
             raise LabError(f"libseccomp can't make a program of this profile: {os.strerror(-failure)}")
         return _newer_is_enosys(profile) + os.pread(memory, 1 << 20, 0)
@@ -254,12 +273,12 @@ def compile_profile(profile):
         library.seccomp_release(context)
 
 
-def _add(library, context, rule):
-    tests = (_arg_cmp * len(rule.when))(*(_arg_cmp(i, _COMPARE[op], a, b) for i, op, a, b in rule.when))
+def _add(library, context, rule, others=False):
+    tests = (_arg_cmp * len(rule.when))(*(_arg_cmp(i, OPERATORS[op], a, b) for i, op, a, b in rule.when))
     for name in rule.names:
         number = library.seccomp_syscall_resolve_name(name.encode(errors="replace"))
-        # Negative: a name of other processors, or newer than this libseccomp. The kernel has no such number here.
-        if number >= 0 and (failure := library.seccomp_rule_add_array(context, rule.action, number, len(tests), tests)):
+        # Negative: a name of other processors, or (-1) newer than this libseccomp. The kernel has no such number here.
+        if (number >= 0 or (others and number != -1)) and (failure := library.seccomp_rule_add_array(context, rule.action, number, len(tests), tests)):
             raise BadValue(f"the seccomp rule for {name} can't be used: {os.strerror(-failure)}")
 
 
@@ -286,7 +305,11 @@ def program(word="default", capabilities=()):
     """
     if word == "unconfined":
         return b""
-    profile = None if word == "default" else read(word, capabilities)
+    return kept(None if word == "default" else read(word, capabilities), capabilities)
+
+
+def kept(profile=None, capabilities=()):
+    """Return the BPF program of a Profile, the default one if None, compiled now or once before."""
     what = repr((profile or FORBIDDEN, sorted(capabilities), os.uname().release, platform.machine()))
     # The code is part of the name: a changed labkit must not use what an older one compiled.
     what += str(os.stat(__file__).st_mtime_ns)
