@@ -204,6 +204,11 @@ class Sampler:
             os.close(self._out)
             self._out = None
 
+    def seconds(self):
+        """Return how long ago the first sample was, in s: now, on the trace's time axis."""
+        self._drain()
+        return time.monotonic() - self._times[0][1]
+
     def mark(self, text):
         """Remember that something happens now."""
         self.marks.append((time.monotonic(), text))

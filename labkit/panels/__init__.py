@@ -1,0 +1,147 @@
+"""Panels: turn a knob while a container runs, and see at once what the kernel makes of it.
+
+A panel is three things that know nothing of each other: knobs (ipywidgets), an
+experiment that is running, and a picture that is drawn again a few times a second
+from what was sampled so far. What a panel needs is an Experiment:
+
+    start(values)     make it: containers, a sampler; called with the knobs' values
+    turn(values)      a knob was turned while it runs
+    draw()            return a Figure of what has been seen so far
+    stop()            take everything away; harmless when it is called twice
+
+The picture is an image widget whose bytes are replaced: nothing is printed, so a
+panel can be displayed where nothing may be (and saved, with its last picture for
+who reads the notebook without a kernel). It stops by its button, after `seconds`,
+when its cell is run again, and when the notebook's kernel ends: then the spawner
+sees its socket close and kills the container, and the ledger has the rest.
+"""
+
+import atexit
+import threading
+
+from labkit.errors import LabError
+from labkit.figures import png
+
+FRAMES = 3  # pictures a second: one takes about 0.1 s of CPU, which the workload does not get
+_shown = {}  # name: the Panel that is on screen
+
+
+class Panel:
+    """Knobs, a start button, and a live picture. `name` is one of a kind: a second one replaces the first."""
+
+    def __init__(self, name, experiment, knobs, seconds=20, alt=""):
+        import ipywidgets
+
+        if name in _shown:
+            _shown[name].close()
+        _shown[name] = self
+        self.name, self.experiment, self.knobs = name, experiment, knobs
+        self.seconds, self.alt = seconds, alt
+        self._thread, self._end = None, threading.Event()
+        self._lock = threading.RLock()
+        self.button = ipywidgets.ToggleButton(description="Start", icon="play", tooltip="start and stop")
+        self.message = ipywidgets.HTML()
+        self.picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "min_height": "20px"})
+        self.widget = ipywidgets.VBox(
+            [ipywidgets.HBox([*knobs.values(), self.button], layout={"flex_flow": "row wrap"}), self.message, self.picture]
+        )
+        self.button.observe(self._pressed, "value")
+        for knob in knobs.values():
+            knob.observe(self._turned, "value")
+
+    def __repr__(self):
+        return f"<panel {self.name}: {', '.join(self.knobs)}>"
+
+    def _repr_mimebundle_(self, **_):
+        bundle = self.widget._repr_mimebundle_()
+        # Its text would be a page of widget reprs; ours stays the same.
+        return {**(bundle[0] if isinstance(bundle, tuple) else bundle), "text/plain": repr(self)}
+
+    @property
+    def values(self):
+        """The knobs' values by name."""
+        return {name: knob.value for name, knob in self.knobs.items()}
+
+    @property
+    def running(self):
+        """Whether the experiment runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def _pressed(self, change):
+        if change["new"]:
+            self.start()
+        else:
+            self.stop()
+
+    def _turned(self, _):
+        if self.running:
+            with self._lock:
+                self._try(self.experiment.turn, self.values)
+
+    def _try(self, action, *arguments):
+        """Do it; say on the panel what stopped it, and tell whether it went well."""
+        try:
+            action(*arguments)
+        except LabError as error:
+            self.message.value = f"<pre>{type(error).__name__}: {error}</pre>".replace("→", "&rarr;")
+            return False
+        return True
+
+    def start(self):
+        """Start the experiment with the knobs as they are. What can't be started is said on the panel."""
+        self.stop()
+        self.message.value = ""
+        if not self._try(self.experiment.start, self.values):
+            self.stop()
+            return
+        self._end.clear()
+        self._show(True)
+        self._thread = threading.Thread(target=self._run, name=f"panel {self.name}", daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        for _ in range(int(self.seconds * FRAMES)):
+            if self._end.wait(1 / FRAMES):
+                break
+            with self._lock:
+                if not self._try(self._frame):
+                    break
+        with self._lock:
+            self._try(self._frame)
+            self._try(self.experiment.stop)
+        self._show(False)
+
+    def _frame(self):
+        figure = self.experiment.draw()
+        if figure is not None:
+            self.picture.value = png(figure, dpi=80)
+
+    def _show(self, running):
+        self.button.unobserve(self._pressed, "value")
+        self.button.value = running
+        self.button.description, self.button.icon = ("Stop", "stop") if running else ("Start", "play")
+        self.button.observe(self._pressed, "value")
+
+    def stop(self):
+        """Stop the experiment and take away what it made; return when it is gone."""
+        self._end.set()
+        if self._thread and self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._lock:
+            self._try(self.experiment.stop)
+        self._thread = None
+
+    def close(self):
+        """Stop it and take it off the screen."""
+        self.stop()
+        self.widget.close()
+        _shown.pop(self.name, None)
+
+
+def close_all():
+    """Stop every panel."""
+    for panel in list(_shown.values()):
+        panel.close()
+
+
+atexit.register(close_all)
