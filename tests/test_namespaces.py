@@ -1,0 +1,137 @@
+"""namespaces: the survey says what util-linux says; pins hold; joining arrives; hostile words change nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import hosts
+import pytest
+
+from labkit import namespaces, proc
+from labkit import syscalls as sc
+from labkit.child import in_child
+from labkit.cli import main
+from labkit.container import Container
+from labkit.errors import BadValue, LabError, NotFound
+
+pytestmark = pytest.mark.usefixtures("needs_root")
+
+
+def _lsns():
+    command = ["lsns", "--json", "-o", "NS,TYPE,NPROCS,PID,PNS,ONS"]
+    rows = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["namespaces"]
+    return {
+        (row["type"], int(row["ns"])): tuple(int(row[name] or 0) for name in ("nprocs", "pid", "pns", "ons"))
+        for row in rows
+    }
+
+
+def _survey():
+    return {
+        (one.kind, one.inode): (one.processes, one.pid or 0, one.parent or 0, one.owner or 0)
+        for one in namespaces.survey()
+        if one.processes
+    }
+
+
+def test_survey_agrees_with_lsns_of_util_linux():
+    assert shutil.which("lsns")
+    with Container("busybox", ["sh", "-c", "sleep 60 & sleep 60; true"]).start():
+        for _ in range(20):  # processes come and go between two looks
+            before, theirs, after = _survey(), _lsns(), _survey()
+            # lsns itself is in the shared ones; the lookers are the only difference allowed.
+            if before == after and _same(before, theirs):
+                break
+        else:
+            raise AssertionError(f"{before}\n{theirs}")
+    assert any(kind == "pid" and values[2] for (kind, _), values in before.items()), "a pid namespace has a parent"
+
+
+def _same(ours, theirs):
+    theirs = {key: values for key, values in theirs.items() if values[0]}
+    if ours.keys() != theirs.keys():
+        return False
+    return all(
+        ours[key][1:] == theirs[key][1:] and 0 <= theirs[key][0] - ours[key][0] <= 1 for key in ours
+    )
+
+
+def _become_root_in_a_user_namespace():
+    sc.unshare(sc.CLONE_NEWUSER)
+    namespaces.map_ids("self", [(0, 0, 1)], [(0, 0, 1)])
+    return proc.namespace("self", "user")
+
+
+def test_survey_sees_who_owns_what_and_finds_one_that_only_its_child_holds():
+    child_waits, release = os.pipe()
+    read, say = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            middle = _become_root_in_a_user_namespace()
+            inner = _become_root_in_a_user_namespace()
+            sc.unshare(sc.CLONE_NEWUTS)
+            os.write(say, f"{middle} {inner}".encode())
+            os.close(release)
+            os.read(child_waits, 1)
+        finally:
+            os._exit(0)
+    try:
+        os.close(say)
+        middle, inner = map(int, os.read(read, 100).split())
+        found = {(one.kind, one.inode): one for one in namespaces.survey()}
+        assert found["uts", proc.namespace(pid, "uts")].owner == inner
+        assert found["user", inner].parent == found["user", inner].owner == middle
+        assert found["user", middle].processes == 0
+        assert found["user", middle].parent == proc.namespace("self", "user")
+    finally:
+        os.close(release)
+        os.waitpid(pid, 0)
+        os.close(child_waits)
+        os.close(read)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in namespaces.KINDS if kind not in ("user", "time")])
+def test_a_pin_keeps_a_namespace_after_its_last_process(kind):
+    with hosts.unchanged():
+        with Container("busybox", "sleep 60").start() as box:
+            inode = proc.namespace(box.pid, kind)
+            with namespaces.pin(box.pid, kind) as path:
+                box.delete()
+                found = [one for one in namespaces.survey() if (one.kind, one.inode) == (kind, inode)]
+                assert [(one.processes, one.command) for one in found] == [(0, str(path))]
+
+                def arrive(path=path):
+                    namespaces.join(path, kind)
+                    name = "pid_for_children" if kind == "pid" else kind
+                    return os.readlink(f"/proc/{os.getpid()}/ns/{name}") if kind != "mnt" else None
+
+                if kind == "pid":  # its PID 1 is gone for good: nothing can be born in it again
+                    assert str(inode) in in_child(arrive)
+                elif kind != "mnt":
+                    assert str(inode) in in_child(arrive)
+        assert not [one for one in namespaces.survey() if (one.kind, one.inode) == (kind, inode)]
+
+
+def test_pin_and_join_refuse_what_is_not_there(tmp_path):
+    with hosts.unchanged():
+        with pytest.raises(BadValue), namespaces.pin(os.getpid(), "planet"):
+            pass
+        with pytest.raises(NotFound), namespaces.pin(2**22 + 1, "net"):
+            pass
+        with pytest.raises(LabError):
+            namespaces.join(tmp_path / "none", "net")
+        (tmp_path / "file").touch()
+        with pytest.raises(LabError):
+            in_child(namespaces.join, tmp_path / "file", "net")
+
+
+def test_lab_lsns_prints_a_row_for_each(capsys):
+    with Container("busybox", "sleep 60").start() as box:
+        assert main(["lsns", "-t", "pid"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        inode = str(proc.namespace(box.pid, "pid"))
+        (row,) = [line.split() for line in lines if line.startswith(inode)]
+        assert row[:4] == [inode, "pid", "1", str(box.pid)]
+    assert main(["lsns", "-t", "planet"]) == 125
