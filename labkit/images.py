@@ -239,8 +239,8 @@ def adopt(layout, name, digest):
 
 
 def adopt_unnamed(layout, digest):
-    """Look an image through and unpack it, without a name as yet. Caller holds the store, shared."""
-    _image(layout, "", digest, unpack=True)
+    """Look an image through and unpack it, without a name as yet; return it. Caller holds the store, shared."""
+    return _image(layout, "", digest, unpack=True)
 
 
 def wanted_platform():

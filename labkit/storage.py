@@ -16,6 +16,7 @@ the three methods above. See Documentation/filesystems/overlayfs.rst.
 """
 
 import contextlib
+import hashlib
 import importlib
 import os
 import shutil
@@ -271,9 +272,18 @@ def _like(source, folder):
 # For the chapters: an overlay by hand, and what it costs
 
 
-@contextlib.contextmanager
-def mounted(lowerdirs, upperdir, workdir, merged, options=DEFAULT_OPTIONS):
-    """Mount an overlay on the host at `merged` for the block; yield `merged` as a Path.
+def place(name):
+    """Make an empty folder for a chapter's own experiments; it is in the ledger. Return its Path."""
+    state.check_name(name)
+    folder = state.lib_dir("chapters") / name
+    ledger.write("folder", path=str(folder))
+    ledger.remove_tree(folder)
+    folder.mkdir()
+    return folder
+
+
+def mount(lowerdirs, upperdir, workdir, merged, options=DEFAULT_OPTIONS):
+    """Mount an overlay on the host at `merged`, until `unmount` or the ledger takes it away.
 
     `lowerdirs` are in the order of an image's layers, the lowest first. With upperdir
     and workdir None it is read-only. The mount is in the ledger, and made in a child.
@@ -288,15 +298,40 @@ def mounted(lowerdirs, upperdir, workdir, merged, options=DEFAULT_OPTIONS):
     absolute = [os.path.realpath(folder) for folder in lowerdirs]
     upperdir, workdir = (os.path.realpath(folder) if folder else "" for folder in (upperdir, workdir))
     merged = os.path.realpath(merged)
-    with contextlib.ExitStack() as stack:
-        links = state.run_dir("links") / state.new_id()
-        step = _overlay(absolute, upperdir, workdir, merged, options, links)
-        if isinstance(step, LinkedOverlay):
-            stack.enter_context(ledger.made("folder", path=str(links)))
-            step.make_links()
-        stack.enter_context(ledger.made("mount", target=merged))
+    links = _links_for(merged)
+    step = _overlay(absolute, upperdir, workdir, merged, options, links)
+    if isinstance(step, LinkedOverlay):
+        ledger.write("folder", path=str(links))
+        step.make_links()
+    ledger.write("mount", target=merged)
+    try:
         child.in_child(step.execute)
-        yield Path(merged)
+    except LabError:
+        unmount(merged)
+        raise
+
+
+def unmount(merged):
+    """Take away what `mount` put on `merged`; quiet if there is nothing."""
+    merged = os.path.realpath(merged)
+    ours = {("mount", merged), ("folder", str(_links_for(merged)))}
+    for entry in reversed(ledger.entries()):
+        if (entry.kind, *entry.what.values()) in ours:
+            ledger.undo(entry)
+
+
+def _links_for(merged):
+    return state.run_dir("links") / hashlib.sha256(os.fsencode(merged)).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def mounted(lowerdirs, upperdir, workdir, merged, options=DEFAULT_OPTIONS):
+    """Mount an overlay for the block; yield `merged` as a Path. What it takes and raises: see `mount`."""
+    mount(lowerdirs, upperdir, workdir, merged, options)
+    try:
+        yield Path(os.path.realpath(merged))
+    finally:
+        unmount(merged)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""Checks of chapters 06 and 07: the folders are mounted as the participant left them, and looked at."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from labkit import ledger, state, storage
+from labkit.checks import exercise
+
+
+@contextlib.contextmanager
+def _seen(lowers, upper):
+    """Yield the merged view of folders as they are, read-only, at a place of the check's own."""
+    merged = state.lib_dir("chapters") / state.new_id()
+    with ledger.made("folder", path=str(merged)):
+        merged.mkdir()
+        with storage.mounted([*lowers, upper], None, None, merged):
+            yield merged
+
+
+@exercise
+def hides(lowers, upper, name):
+    """The upperdir hides `name` of the lowerdirs, which still have it; all else is still seen."""
+    have = [Path(lower) for lower in lowers if os.path.lexists(Path(lower, name))]
+    yield (
+        have,
+        f"a lowerdir has {name}",
+        "make the lowerdirs again, as in the cells above: they must keep it",
+    )
+    others = {other for lower in lowers for other in os.listdir(lower)} - {name}
+    with _seen(lowers, upper) as merged:
+        names = set(os.listdir(merged))
+    yield (
+        name not in names,
+        f"merged does not show {name}",
+        "what does the kernel put into the upperdir when a file is deleted?",
+        "a character device with the numbers 0 and 0, under the file's own name: os.mknod(path, mode, device)",
+        f'os.mknod(upper / "{name}", stat.S_IFCHR, os.makedev(0, 0))',
+    )
+    yield others <= names, "merged shows all the other files", "only one name was to be hidden"
+
+
+@exercise
+def shows_only(lowers, upper, folder, names):
+    """In merged, `folder` holds `names` and nothing of the lowerdirs, whose files are still there."""
+    below = {
+        name for lower in lowers if Path(lower, folder).is_dir() for name in os.listdir(Path(lower, folder))
+    }
+    yield below, f"the lowerdirs have files in {folder}", "make the lowerdirs again, as in the cells above"
+    yield Path(upper, folder).is_dir(), f"the upperdir has a folder {folder}", f'(upper / "{folder}").mkdir()'
+    with _seen(lowers, upper) as merged:
+        found = set(os.listdir(merged / folder))
+    yield (
+        set(names) <= found,
+        f"merged shows {', '.join(sorted(names))} in {folder}",
+        f'write it: (upper / "{folder}" / NAME).write_text("…")',
+    )
+    yield (
+        found == set(names),
+        f"and nothing else: {len(below)} of the lowerdirs' files are hidden",
+        "each could get a whiteout, but one mark on the folder hides them all",
+        "the xattr trusted.overlay.opaque with the value y: os.setxattr(path, name, value)",
+        f'os.setxattr(upper / "{folder}", "trusted.overlay.opaque", b"y")',
+    )
+
+
+@exercise
+def changed_for_less(merged, upper, name, mode, limit=1 << 20):
+    """The file has the mode in merged, its contents are whole, and the upperdir took less than `limit` bytes."""
+    path = Path(merged, name)
+    yield (
+        os.path.ismount(merged),
+        "the overlay is mounted",
+        "storage.mount(lower, upper, work, merged, options=…)",
+    )
+    yield path.is_file(), f"{name} is there", "mount over the lowerdir that has it"
+    yield (
+        path.stat().st_mode & 0o777 == mode,
+        f"its mode is {mode:o}",
+        f"(merged / {name!r}).chmod(0o{mode:o})",
+    )
+    used = storage.usage(upper)
+    yield (
+        used.files == 1,
+        "the upperdir has one file: the kernel copied it up",
+        "change it through merged, not in the lowerdir",
+    )
+    yield (
+        used.allocated < limit,
+        f"and it takes {used.allocated} bytes there, of {used.apparent} that it says it has",
+        "which mount option leaves the data where it is? Begin with empty folders: what is copied up stays",
+        'metacopy: unmount, empty the upperdir, mount with options=("metacopy=on",), then chmod',
+    )
+
+
+@exercise
+def kept_outside(box, path, volume, size):
+    """The container wrote `size` bytes at `path`, they are in the volume, and not in its own upperdir."""
+    yield box.status == "running", "the container runs", "start it again"
+    found = box.exec(["stat", "-c", "%s", path])
+    yield (
+        found.code == 0 and found.output.strip() == str(size),
+        f"{path} has {size} bytes in the container",
+        f"box.exec(['dd', 'if=/dev/zero', 'of={path}', 'bs=1M', 'count={size >> 20}'])",
+    )
+    yield (
+        any(
+            Path(folder, name).stat().st_size == size
+            for folder, _, names in os.walk(volume)
+            for name in names
+        ),
+        "the volume's folder on the host holds them",
+        'where must the volume be mounted? volumes=["NAME:/FOLDER/IN/THE/CONTAINER"]',
+        f'volumes=["NAME:{os.path.dirname(path)}"]',
+    )
+    yield (
+        storage.usage(box.rootfs.upperdir).allocated < size // 10,
+        "the container's upperdir stayed thin",
+        "the file was written to the container's root before: start a new container",
+    )

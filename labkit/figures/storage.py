@@ -1,0 +1,170 @@
+"""Layers and what they cost, drawn: where a file is seen from, copy-up, containers by the dozen."""
+
+import os
+from pathlib import Path
+
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from labkit import figures, whiteouts
+
+_FOLDERS = (figures.SKY, figures.GREEN, figures.PURPLE, figures.YELLOW)
+
+
+def stack(lowers, upper=None, title="Who wins"):
+    """Draw folders as overlayfs stacks them: a column for each name, seen from above.
+
+    Read from the folders themselves. `lowers` are in the order of an image's layers, the
+    lowest first. What is seen in merged is filled; what is hidden is pale; a whiteout is a cross.
+    """
+    folders = [*map(Path, lowers), *([Path(upper)] if upper else [])]
+    names = sorted({name for folder in folders for name in os.listdir(folder)})
+    width = max(2.6, 2.0 + 1.45 * len(names))
+    figure, axes = figures.new(min(width * 1.25, 11), 1.1 + 0.85 * (len(folders) + 1))
+    figures.blank(axes)
+    axes.set(xlim=(-1.6, len(names) - 0.4), ylim=(-0.5, len(folders) + 0.5))
+    axes.set_title(title)
+    for column, name in enumerate(names):
+        seen = None
+        for row in reversed(range(len(folders))):
+            path = folders[row] / name
+            if not os.path.lexists(path):
+                continue
+            gone = whiteouts.is_whiteout(path.lstat(), path)
+            _cell(axes, column, row, name, _colour(folders, row, upper), pale=seen is not None, gone=gone)
+            if seen is None:
+                seen = row
+                if gone:
+                    continue
+                _cell(axes, column, len(folders), name, _colour(folders, row, upper))
+                axes.annotate(
+                    "",
+                    (column, len(folders) - 0.31),
+                    (column, row + 0.33),
+                    arrowprops={"arrowstyle": "-|>", "color": figures.GREY, "linestyle": ":"},
+                )
+    for row, folder in enumerate([*folders, None]):
+        label = folder.name if folder else "merged"
+        axes.text(-0.65, row, label, ha="right", va="center", fontweight="bold" if not folder else "normal")
+    return figure
+
+
+def _colour(folders, row, upper):
+    return figures.ORANGE if upper and row == len(folders) - 1 else _FOLDERS[row % len(_FOLDERS)]
+
+
+def _cell(axes, column, row, name, colour, pale=False, gone=False):
+    axes.add_patch(
+        FancyBboxPatch(
+            (column - 0.42, row - 0.3),
+            0.84,
+            0.6,
+            boxstyle="round,pad=0,rounding_size=0.08",
+            facecolor="white" if pale or gone else colour,
+            edgecolor=colour,
+            linewidth=2,
+            linestyle="--" if pale else "-",
+            alpha=0.55 if pale else 1,
+        )  # fmt: skip
+    )
+    text = f"{name}\n(whiteout)" if gone else name
+    axes.text(
+        column, row, text, ha="center", va="center", fontsize=10 if gone else 12,
+        color=figures.GREY if pale else "black", linespacing=0.95,
+    )  # fmt: skip
+    if gone and not pale:
+        for ends in ((-0.36, 0.36), (0.36, -0.36)):
+            axes.plot(
+                [column + ends[0], column + ends[1]], [row - 0.24, row + 0.24], color=figures.RED, alpha=0.35
+            )
+
+
+def size(number, _=None):
+    """Return bytes in words: 1 KB, 64 MB."""
+    for unit in ("B", "KB", "MB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.0f} GB"
+
+
+def copy_up(series, title="What the first change of a file costs"):
+    """Draw time and upperdir bytes against the file's size, both axes logarithmic.
+
+    `series` is {label: [copyup.Cost, …]}.
+    """
+    figure, (left, right) = figures.new(11, 4.6, columns=2)
+    # Where two lines lie on each other, the wide one below still shows at the edges.
+    looks = zip(figures.PALETTE, "osD^vP", (7, 3.5, 2.2, 2.2, 2.2, 2.2), strict=False)
+    for (label, costs), (colour, marker, width) in zip(series.items(), looks, strict=False):
+        sizes = [cost.size for cost in costs]
+        style = {
+            "color": colour,
+            "marker": marker,
+            "label": label,
+            "markersize": 5 + width,
+            "linewidth": width,
+        }
+        left.plot(sizes, [cost.seconds * 1000 for cost in costs], **style)
+        right.plot(sizes, [cost.upper or float("nan") for cost in costs], **style)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(LogLocator(base=32))
+        axes.xaxis.set_major_formatter(FuncFormatter(size))
+        axes.set(xlabel="size of the file")
+    left.set(yscale="log", ylabel="time of the first change [ms]")
+    left.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+    right.set_yscale("log", base=2)
+    right.yaxis.set_major_locator(LogLocator(base=32))
+    right.yaxis.set_major_formatter(FuncFormatter(lambda number, _: size(number)))
+    right.set(ylabel="bytes it put into the upperdir")
+    none = [label for label, costs in series.items() if not any(cost.upper for cost in costs)]
+    if none:  # a logarithm has no place for nothing
+        right.text(
+            0.97,
+            0.03,
+            "\n".join(f"{label}: none" for label in none),
+            transform=right.transAxes,
+            ha="right",
+            fontsize=11,
+        )
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=12)
+    return figure
+
+
+def pieces(costs, title="The same bytes, in fewer or more files"):
+    """Draw the time of copy-ups of the same bytes in more and more files: a list of copyup.Cost."""
+    figure, axes = figures.new(9, 4)
+    axes.plot(
+        [cost.files for cost in costs],
+        [cost.seconds * 1000 for cost in costs],
+        color=figures.BLUE,
+        marker="o",
+    )
+    axes.set(xscale="log", yscale="log", xlabel="number of files", ylabel="time until each is copied up [ms]")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+    axes.set(ylim=(0.5 * costs[0].seconds * 1000, None))
+    axes.set_title(f"{title}: {size(costs[0].size)} in all")
+    return figure
+
+
+def containers(found, image_size, title="Many containers of one image"):
+    """Draw disk and start time of 1 to N containers: {driver: [(containers, bytes, seconds), …]}."""
+    figure, (left, right) = figures.new(11, 4.6, columns=2)
+    for (driver, points), colour, marker in zip(found.items(), figures.PALETTE, "osD^", strict=False):
+        counts = [point[0] for point in points]
+        style = {"color": colour, "marker": marker, "label": driver, "markersize": 7}
+        left.plot(counts, [point[1] / (1 << 20) for point in points], **style)
+        right.plot(counts, [point[2] * 1000 for point in points], **style)
+    left.axhline(image_size / (1 << 20), color="black", linestyle="--", linewidth=1.4)
+    left.annotate(
+        f"the image: {size(image_size)}", (max(counts), image_size / (1 << 20)), (0, 5), textcoords="offset points",
+        ha="right", va="bottom", fontsize=11,
+    )  # fmt: skip
+    left.set(xlabel="containers", ylabel="disk that they take [MB]", ylim=(-0.03 * left.get_ylim()[1], None))
+    right.set(xlabel="containers", ylabel="time to make all their roots [ms]", ylim=(0, None))
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=12)
+    return figure
