@@ -148,7 +148,7 @@ def copy_all():
         if not copy.exists():
             _make(chapter, copy)
         elif note and note["edition"] != edition:
-            if _digest(copy) == note["copy"]:
+            if _work(copy) == note["copy"]:
                 _make(chapter, copy)
             else:
                 number = chapter.name[:2]
@@ -196,7 +196,7 @@ def _make(chapter, copy):
     state.write_atomic(copy, text, mode=0o644)
     with state.lock("lessons"):
         notes = _notes()
-        notes[chapter.name] = {"edition": _digest(chapter), "copy": _digest(copy)}
+        notes[chapter.name] = {"edition": _digest(chapter), "copy": _work(copy)}
         state.write_json(_notes_file(), notes)
 
 
@@ -210,6 +210,16 @@ def _notes():
 
 def _digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _work(copy):
+    """Return a digest of what a person did in a notebook: its texts and outputs. JupyterLab changes the rest by opening it."""
+    try:
+        cells = state.read_json(copy)["cells"]
+        work = [(cell["cell_type"], "".join(cell["source"]), cell.get("outputs")) for cell in cells]
+    except (BadValue, KeyError, TypeError):
+        return None  # no notebook any more: somebody's own work for sure
+    return hashlib.sha256(json.dumps(work).encode()).hexdigest()
 
 
 # ---- progress ----

@@ -107,6 +107,9 @@ def test_a_participants_work_is_never_written_over(lab):
 
 def test_a_copy_that_nobody_touched_follows_the_repo(lab):
     lessons.copy_all()
+    copy = copy_of("04-four.ipynb")
+    copy.metadata["kernelspec"] = {"name": "python3", "display_name": "as JupyterLab writes it on opening"}
+    nbformat.write(copy, lessons.folder() / "04-four.ipynb")
     write("04-four.ipynb", "answer = 44", gap="answer = 'new edition'")
     assert lessons.copy_all() == []
     assert copy_of("04-four.ipynb").cells[1].source == "answer = 'new edition'"
