@@ -39,10 +39,11 @@ def missing():
 
 
 @contextlib.contextmanager
-def private(images=("busybox",), seconds=60):
+def private(images=("busybox",), seconds=60, runtimes=None, network=False):
     """Start an engine, hand it some of our images, yield it, and take all of it away.
 
-    Raises Unsupported without Docker, LabError if it doesn't answer in `seconds`.
+    `runtimes` are {name: path} of OCI runtimes beside its own. With `network` it has a
+    bridge and published ports, in a network namespace that is only its own. Raises Unsupported without Docker, LabError if it doesn't answer in `seconds`.
     """
     if reason := missing():
         raise Unsupported(f"no real Docker to compare with: {reason}", "apt-get install docker.io")
@@ -53,7 +54,7 @@ def private(images=("busybox",), seconds=60):
         folder.mkdir(0o700)
         try:
             with _cgroup(name) as places:
-                docker.start(places, seconds)
+                docker.start(places, seconds, runtimes or {}, network)
                 for image in images:
                     docker.give(image)
                 yield docker
@@ -88,6 +89,9 @@ def _cgroup(name):
         yield places
 
 
+_NO_NETWORK = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false")
+
+
 class Engine:
     """One dockerd. Called with docker's own words it returns what docker prints."""
 
@@ -106,7 +110,7 @@ class Engine:
             raise LabError(f"docker {words[0]} failed: {done.stderr.strip()[-500:]}")
         return done.stdout + ("" if check else done.stderr)
 
-    def start(self, places, seconds):
+    def start(self, places, seconds, runtimes, network):
         """Start dockerd in its cgroup and wait until it answers."""
         v1 = any(tree.version == 1 and tree.controllers for tree, _ in places)
         lines = []
@@ -115,6 +119,7 @@ class Engine:
             home.mkdir(exist_ok=True)  # on v2 a folder with children may hold no process
             lines.append(f"echo $$ > {shlex.quote(str(home / 'cgroup.procs'))}")
         lines += [f"umount -l {shlex.quote(mount)}" for mount in _other_trees(v1)]
+        lines += ["ip link set lo up"] if network else []
         # What dockerd makes there without being asked goes with its mount namespace.
         etc = [self.folder / name for name in ("etc", "etc-work")]
         for path in etc:
@@ -124,16 +129,17 @@ class Engine:
         lines += [f"mount -t overlay -o {shlex.quote(layers)} overlay /etc"]
         flags = [
             f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/pid",
-            f"--host=unix://{self.socket}", "--bridge=none", "--iptables=false", "--ip6tables=false",
-            "--ip-forward=false", "--ip-masq=false", "--exec-opt=native.cgroupdriver=cgroupfs",
+            f"--host=unix://{self.socket}", "--exec-opt=native.cgroupdriver=cgroupfs",
+            *([] if network else _NO_NETWORK), *(f"--add-runtime={name}={path}" for name, path in runtimes.items()),
             # v1: below the folder dockerd is in; v2: from the root of the tree.
             f"--cgroup-parent={'boxes' if v1 else f'/{state.label()}/{self.folder.name}'}",
         ]  # fmt: skip
         dockerd = shutil.which("dockerd", path=_PATH)
+        apart = ["unshare", "--mount", "--propagation=private", *(["--net"] if network else [])]
         script = "set -e\n" + "\n".join(lines) + "\nexec " + shlex.join([dockerd, *flags])
         with open(self.folder / "log", "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-c", _REAPER, "unshare", "--mount", "--propagation=private", "sh", "-c", script],
+                [sys.executable, "-S", "-E", "-c", _REAPER, *apart, "sh", "-c", script],
                 env={"PATH": _PATH, "HOME": str(self.folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
