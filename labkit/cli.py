@@ -95,7 +95,8 @@ def _run(argv):
     add("-u", "--user", metavar="USER[:GROUP]")
     add("--init", action="store_true", help="a small PID 1 that reaps and hands signals on")
     add("--read-only", action="store_true", help="seal the root filesystem")
-    add("--network", default="none", help="none or host")
+    add("--network", default="auto", metavar="NAME", help="none, host, bridge (the default), or a bridge of that name")
+    add("-p", "--publish", action="append", default=[], metavar="[ADDRESS:]HOST:CONTAINER[/udp]")
     add("--cap-add", action="append", default=[], metavar="CAP")
     add("--cap-drop", action="append", default=[], metavar="CAP")
     add("--security-opt", action="append", default=[], metavar="OPTION", help="seccomp=unconfined, seccomp=FILE")
@@ -384,6 +385,19 @@ def _images(argv):
     _parser("images").parse_args(argv)
     images.get("busybox")
     _table("IMAGE,ID,LAYERS,SIZE", [(i.name, i.id[7:19], str(len(i.layers)), f"{i.size} B") for i in images.all()])
+
+
+@command("networks", "list the networks that containers are on")
+def _networks(argv):
+    from labkit import network
+
+    _parser("networks").parse_args(argv)
+    rows = []
+    for name in network.all_networks():
+        known = network.record(name)
+        who = ", ".join((user["names"] or [number])[0] + " " + user["address"] for number, user in known["users"].items())
+        rows.append((name, known["bridge"], known["subnet"], who))
+    _table("NETWORK,BRIDGE,SUBNET,CONTAINERS", rows)
 
 
 # ---- the host ----

@@ -18,6 +18,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import time
 from dataclasses import asdict, dataclass
 
@@ -81,7 +82,12 @@ class Container:
         image = images.get(self.spec.image)
         names = ("UPPERDIR", "WORKDIR", "MERGED")
         root = storage.Rootfs(self.spec.storage, self.id, image.layers, *names)
-        return describe(self.spec, self.spec.job(image.config, root.step(), self._hostname()))
+        plug = None
+        if self.spec.network not in ("none", "host"):
+            from labkit import network
+
+            plug = network.preview("bridge" if self.spec.network == "auto" else self.spec.network, self.id)
+        return describe(self.spec, self.spec.job(image.config, root.step(), self._hostname(), network=plug))
 
     def _hostname(self):
         return self.spec.hostname or self.id
@@ -130,7 +136,8 @@ class Container:
     def _spawn(self, config, stdio):
         hostname = self._hostname()
         files = self._files(hostname)
-        job = self.spec.job(config, self.rootfs.step(), hostname, files, **self._where())
+        plug = self._connect(hostname)
+        job = self.spec.job(config, self.rootfs.step(), hostname, files, network=plug, **self._where())
         with contextlib.ExitStack() as stack:
             if stdio is None:
                 stdio = (_opened(stack, os.devnull, os.O_RDONLY), *[self.open_log(stack)] * 2)
@@ -138,12 +145,45 @@ class Container:
             self.spawned = self.spawner.spawn(job, stdio)
 
     def _files(self, hostname):
-        """Write the three files that tell a container its own name; return where they go."""
-        texts = {"hostname": f"{hostname}\n", "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{hostname}\n"}
+        """Write the three files that tell a container names, its own first; return where they go."""
+        texts = {
+            "hostname": f"{hostname}\n",
+            "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{hostname}\n",
+            "resolv.conf": "",
+        }
+        if self.spec.network != "none":
+            from labkit import network
+
+            texts["resolv.conf"] = network.resolv_conf()
         for name, text in texts.items():
             (self.folder / name).write_text(text)
             (self.folder / name).chmod(0o644)
         return [(self.folder / name, f"/etc/{name}") for name in texts]
+
+    def _connect(self, hostname):
+        """Put it on its network; return the Plug, or None if it has no cable."""
+        if self.spec.network in ("none", "host"):
+            return None
+        from labkit import network
+
+        name = "bridge" if self.spec.network == "auto" else self.spec.network
+        try:
+            plug = network.join(name, self.id, (self.spec.name, hostname, self.id), self.spec.ports)
+        except Unsupported as error:
+            if self.spec.network != "auto" or self.spec.ports:
+                raise
+            # Asked for by nobody: a container without it is still one, if that is said.
+            print(f"no network but the container's own loopback: {error}", file=sys.stderr)
+            return None
+        self._write(network=name, address=plug.address)
+        return plug
+
+    def _unplug(self):
+        name = self.record().get("network")
+        if name:
+            from labkit import network
+
+            network.unplug(name, self.id)
 
     def _where(self):
         """Return how a process gets into the cgroup: born in the v2 folder, by its own hand into v1's."""
@@ -352,6 +392,7 @@ class Container:
         self.oom_killed = bool(self.cgroup.stats().oom_kills)
         self.cgroup.kill()  # what `exec` started without a pid namespace's end to kill it
         self.cgroup.remove()
+        self._unplug()
         self._write(status="exited", code=self._status, oom_killed=self.oom_killed, ended=time.time())
 
     def delete(self):

@@ -55,6 +55,7 @@ class Job:
     uid_map: tuple = ()
     gid_map: tuple = ()
     clock_offsets: tuple | None = None  # seconds: monotonic, boottime
+    network: object | None = None  # a network.Plug, put in by the parent
     join: int | None = None  # the pid whose namespaces are entered
     seccomp: bytes = b""  # a BPF program, made by `seccomp.program`
     unlocked: tuple = ()  # names of security.LOCKS that are left off, to teach what they hold

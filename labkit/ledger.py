@@ -120,6 +120,7 @@ _ELSEWHERE = {
     "link": "labkit.network:remove_link",
     "loop": "labkit.drivers.loop:detach",
     "nft": "labkit.network:remove_rules",
+    "plug": "labkit.network:unplug",
     "pool": "labkit.drivers.btrfs:give_back",
     "subvolume": "labkit.drivers.btrfs:remove_subvolume",
 }

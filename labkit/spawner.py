@@ -89,6 +89,10 @@ def _prepare(job, pid):
                 file.write(str(pid))
         except OSError as error:
             raise KernelError("writing a pid", error.errno, path) from None
+    if job.network is not None:
+        from labkit import network
+
+        network.plug_in(job.network, pid)
     if job.settings.oom_score_adj is not None:
         settings.set_oom_score_adj(pid, job.settings.oom_score_adj)
     if not job.paths:

@@ -77,7 +77,8 @@ class Spec:
     interactive: bool = False
     rm: bool = False
     init: bool = False
-    network: str = "none"
+    network: str = "none"  # none, host, bridge, another bridge's name, or auto: a bridge if there can be one
+    ports: tuple = ()  # network.Port
     namespaces: tuple = ALWAYS
     clock_offsets: tuple | None = None
     capabilities: tuple = ()
@@ -87,11 +88,13 @@ class Spec:
 
     @classmethod
     def make(cls, image="busybox", command=(), *, limits=None, env=(), volumes=(), cap_add=(), cap_drop=(),
-             security_opt=(), unlocked=(), network="none", time_offset=None, name=None, hostname=None, workdir=None, **words):  # fmt: skip
+             security_opt=(), unlocked=(), network="none", publish=(), time_offset=None, name=None, hostname=None, workdir=None, **words):  # fmt: skip
         """Return the Spec that docker's words mean. Raises BadValue or Unsupported, and changes nothing.
 
         `command` is a list, or a text that is split as a shell would. Words that are
-        limits (memory, cpus, pids_limit, …) go to Limits.parse. `time_offset` in
+        limits (memory, cpus, pids_limit, …) go to Limits.parse. `network` is none (the
+        default here; `lab run` has a bridge), host, bridge, or any name: who says the
+        same name is on the same bridge. `publish` are `HOST:CONTAINER` ports. `time_offset` in
         seconds gives it a time namespace whose boot and monotonic clocks are ahead.
         """
         own = {key: words.pop(key) for key in ("user", "read_only", "tty", "interactive", "rm", "init", "storage") if key in words}
@@ -106,8 +109,9 @@ class Spec:
             raise BadValue(f"host name {hostname!r} can't be used", "letters, digits, `.` and `-`, 64 at most")
         if workdir is not None and not workdir.startswith("/"):
             raise BadValue(f"working directory {workdir!r} is not an absolute path")
-        if network not in ("none", "host"):
-            raise BadValue(f"there is no network {network!r}", "none or host")
+        state.check_name(network, "network name")
+        if publish and network in ("none", "host"):
+            raise BadValue(f"a port can't be published on the network {network!r}", "--network bridge")
         kinds = [kind for kind in ALWAYS if not (kind == "net" and network == "host")]
         kinds = [kind for kind in kinds if f"{kind}_namespace" not in unlocked]
         if time_offset is not None:
@@ -122,6 +126,7 @@ class Spec:
             env=tuple(map(_env, env.items() if isinstance(env, dict) else env)),
             volumes=tuple(v if isinstance(v, Volume) else Volume.parse(v) for v in volumes),
             network=network,
+            ports=_ports(publish),
             namespaces=tuple(kinds),
             clock_offsets=None if time_offset is None else (int(time_offset), int(time_offset)),
             capabilities=_capabilities(cap_add, cap_drop, unlocked),
@@ -177,6 +182,14 @@ class Spec:
             "seccomp": b"" if off else seccomp.program(self.seccomp, self.capabilities),
             "unlocked": self.unlocked,
         }
+
+
+def _ports(texts):
+    if not texts:
+        return ()
+    from labkit.network import Port
+
+    return tuple(text if isinstance(text, Port) else Port.parse(text) for text in texts)
 
 
 def _capabilities(add, drop, unlocked):
@@ -237,6 +250,8 @@ def describe(spec, job):
         *(f"new cgroup, {line}" for line in spec.limits.describe() or ["without a limit"]),
         *(f"new namespace, {line}" for line in kinds),
         f"sethostname {job.hostname}",
+        *(job.network.describe() if job.network else ()),
+        *(f"published port {port}" for port in spec.ports),
         *(job.plan.describe() if job.plan else ()),
         "new session" + (", on a new pseudo-terminal" if job.terminal else ""),
         "keep the capabilities " + " ".join(job.capabilities),

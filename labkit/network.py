@@ -1,0 +1,405 @@
+"""A network of its own: a cable, a switch, an address, and a way out that the host rewrites.
+
+A new net namespace has one link, `lo`, and nothing reaches it. What brings it on:
+
+    eth0 ──veth── lv0123…  ─┐
+    eth0 ──veth── lv4567…  ─┼─ bridge ── host ── NAT ── the world
+    eth0 ──veth── lv89ab…  ─┘  10.x.y.1
+
+A veth pair is a cable: what goes in at one end comes out at the other, in another
+namespace. A bridge is a switch. The host has an address on it and is the router;
+leaving packets get the host's own address (masquerade), and a published port is the
+way in (dnat). Names are a file: every container's /etc/hosts lists its neighbours.
+
+Each network is one bridge and one nft table, made by its first user and taken away
+with the last. Nothing else of the host is changed, so one thing is left to it:
+packets pass from one of its links to another only where net.ipv4.ip_forward is 1.
+Without that a container reaches its neighbours and the host, and its published
+ports work on the host's loopback; the world it does not reach.
+
+The work is done by iproute2 and nft, in the words a person would type. Who is on a
+network, and with which address, is a file that is changed under a lock.
+See veth(4), bridge(8), ip-link(8), nft(8), network_namespaces(7).
+"""
+
+import contextlib
+import hashlib
+import ipaddress
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit import ledger, state
+from labkit.errors import BadValue, InUse, LabError, Unsupported
+
+GROUP = 27499  # the link group of all our bridges: rules tell them by it
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port of the host that leads to one of a container."""
+
+    host: int
+    container: int
+    protocol: str = "tcp"
+    address: str = "127.0.0.1"
+
+    @classmethod
+    def parse(cls, text):
+        """Return the Port of docker's `[ADDRESS:]HOST:CONTAINER[/udp]`; without ADDRESS it is the loopback's. Raises BadValue."""
+        ports, slash, protocol = str(text).partition("/")
+        *address, host, container = ports.rsplit(":", 2) if ports.count(":") else ("", "")
+        address = address[0] if address else "127.0.0.1"
+        try:
+            port = cls(int(host), int(container), protocol if slash else "tcp", str(ipaddress.IPv4Address(address)))
+            if not (0 < port.host < 65536 and 0 < port.container < 65536 and port.protocol in ("tcp", "udp")):
+                raise ValueError
+        except ValueError:
+            raise BadValue(
+                f"published port {text!r} can't be read", "write HOST:CONTAINER, ADDRESS:HOST:CONTAINER or HOST:CONTAINER/udp"
+            ) from None
+        return port
+
+    def __str__(self):
+        return f"{self.address}:{self.host}->{self.container}/{self.protocol}"
+
+
+@dataclass(frozen=True)
+class Plug:
+    """A container's place on a network: its cable and its addresses."""
+
+    network: str
+    bridge: str
+    link: str  # the host's end of the cable
+    address: str
+    gateway: str
+    address6: str | None = None
+    gateway6: str | None = None
+
+    def outside(self, pid):
+        """Return the words for ip(8) on the host's side."""
+        mac = "02:6c:" + ":".join(f"{int(part):02x}" for part in self.address.split("."))
+        return [
+            # The hardware address follows from the address: whoever remembers it from an earlier user is still right.
+            f"link add {self.link} type veth peer name eth0 address {mac} netns {pid}",
+            f"link set {self.link} master {self.bridge} alias {state.label()} up",
+        ]
+
+    def inside(self):
+        """Return the words for ip(8) in the container's namespace."""
+        lines = [f"address add {self.address}/24 dev eth0", "link set eth0 up", f"route add default via {self.gateway}"]
+        if self.address6:
+            lines[1:1] = [f"address add {self.address6}/64 dev eth0 nodad"]
+            lines.append(f"route add default via {self.gateway6}")
+        return lines
+
+    def describe(self):
+        """Return one line for each thing that is made."""
+        return [f"ip {line}" for line in [*self.outside("CONTAINER"), *(f"(inside) {line}" for line in self.inside())]]
+
+
+# ---- the file: who is on which network ----
+
+
+def _folder():
+    return state.run_dir("networks")
+
+
+def record(name):
+    """Return what is written down about a network: bridge, subnet, users; None if nobody is on it."""
+    return state.read_json(_folder() / f"{name}.json")
+
+
+def all_networks():
+    """Return the names of the networks that somebody is on."""
+    return sorted(path.stem for path in _folder().glob("*.json"))
+
+
+def preview(name, container):
+    """Return the Plug that a container would get, as nearly as can be known. Nothing is made."""
+    return _plug(record(name) or _new_record(name), container, None)
+
+
+def join(name, container, names=(), ports=()):
+    """Put a container on a network, making it if nobody is on it yet; return its Plug.
+
+    `names` are what its neighbours will know it by. It is written in the ledger
+    first. Raises Unsupported if this machine can't have a bridge, InUse for a
+    published port that is taken.
+    """
+    state.check_name(name, "network name")
+    for tool in ("ip", "nft"):
+        if not shutil.which(tool):
+            raise Unsupported(f"no network: the command `{tool}` is not here", f"apt-get install {_PACKAGE[tool]}")
+    with state.lock("network"):
+        known = record(name) or _new_record(name)
+        _check_free(ports)
+        address = _free_address(known)
+        first = not known["users"]
+        ledger.write("plug", network=name, container=container)
+        known["users"][container] = {
+            "address": address,
+            "names": [word for word in dict.fromkeys(names) if word],
+            "ports": [[port.address, port.host, port.protocol, port.container] for port in ports],
+        }
+        state.write_json(_folder() / f"{name}.json", known, sync=False)
+        if first:
+            _make_bridge(known)
+        if first or ports:
+            _nft(_rules(name, known))
+            _let_loopback_in(known)
+        _write_hosts(known)
+        return _plug(known, container, address)
+
+
+_PACKAGE = {"ip": "iproute2", "nft": "nftables"}
+
+
+def unplug(network, container):
+    """Take a container off a network, and with the last one the network itself. The ledger's kind `plug`."""
+    with state.lock("network"):
+        known = record(network)
+        if known is None:
+            return
+        gone = known["users"].pop(container, None)
+        remove_link(_link(container))  # it goes with the container's namespace, but that may take a moment
+        if known["users"]:
+            state.write_json(_folder() / f"{network}.json", known, sync=False)
+            if gone and gone["ports"]:
+                _nft(_rules(network, known))
+            _write_hosts(known)
+            return
+        remove_link(known["bridge"])
+        remove_rules(_table(network))
+        (_folder() / f"{network}.json").unlink(missing_ok=True)
+
+
+def _new_record(name):
+    mark = hashlib.sha256(f"{state.label()} {name}".encode()).digest()
+    bridge = state.label() if name == "bridge" else f"lb{mark.hex()[:10]}"
+    taken = _host_subnets()
+    start = int.from_bytes(mark[:2], "big")
+    for number in range(1 << 12):
+        # 10.128.0.0/9 in pieces of 256 addresses; another LABKIT_ROOT begins elsewhere.
+        place = (start + number) % (1 << 15)
+        subnet = ipaddress.ip_network((0x0A800000 + (place << 8), 24))
+        if not any(subnet.overlaps(other) for other in taken):
+            break
+    else:
+        raise LabError("no free subnet in 10.128.0.0/9", "`ip route` shows who has them")
+    six = f"fd6c:{mark.hex()[0:4]}:{mark.hex()[4:8]}:{mark.hex()[8:12]}::" if _has_ipv6() else None
+    return {"bridge": bridge, "subnet": str(subnet), "subnet6": six, "users": {}}
+
+
+def _host_subnets():
+    """Return the IPv4 networks that this host has routes to, the default route aside."""
+    found = []
+    for line in Path("/proc/net/route").read_text().splitlines()[1:]:
+        words = line.split()
+        target, mask = (int.from_bytes(bytes.fromhex(words[place]), "little") for place in (1, 7))
+        if mask:
+            found.append(ipaddress.ip_network((target, bin(mask).count("1"))))
+    return found
+
+
+def _has_ipv6():
+    switch = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+    return switch.exists() and switch.read_text().strip() == "0"
+
+
+def _free_address(known):
+    used = {user["address"] for user in known["users"].values()}
+    _, gateway, *hosts = list(ipaddress.ip_network(known["subnet"]))[:-1]
+    for address in hosts:
+        if str(address) not in used:
+            return str(address)
+    raise InUse(f"all {len(hosts)} addresses of {known['subnet']} are given out", "another --network, or end some containers")
+
+
+def _link(container):
+    return f"lv{container[:12]}"
+
+
+def _plug(known, container, address):
+    first = str(ipaddress.ip_network(known["subnet"])[1])
+    address = address or _free_address(known)
+    six = known["subnet6"]
+    last = int(address.rpartition(".")[2])
+    name = next((name for name in all_networks() if record(name)["bridge"] == known["bridge"]), "")
+    return Plug(name, known["bridge"], _link(container), address, first, six and f"{six}{last:x}", six and f"{six}1")
+
+
+def _write_hosts(known):
+    """Write everybody's /etc/hosts anew, into the same file: the containers have it mounted."""
+    lines = {user["address"]: " ".join(user["names"]) for user in known["users"].values()}
+    for container, user in known["users"].items():
+        path = state.run_dir("containers") / container / "hosts"
+        own = {address: names for address, names in lines.items() if names and address != user["address"]}
+        text = hosts_file([(user["address"], " ".join(user["names"]))] + sorted(own.items()))
+        with contextlib.suppress(FileNotFoundError):  # it is just being made, or removed
+            with open(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC), "w") as file:
+                file.write(text)
+
+
+def hosts_file(lines=()):
+    """Return the text of an /etc/hosts: the loopback, and (address, names) lines."""
+    loopback = [("127.0.0.1", "localhost"), ("::1", "localhost ip6-localhost ip6-loopback")]
+    return "".join(f"{address}\t{names}\n" for address, names in [*loopback, *lines] if names)
+
+
+def resolv_conf():
+    """Return the text of a container's /etc/resolv.conf: the host's, without servers on the host's own loopback."""
+    for path in ("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"):
+        with contextlib.suppress(OSError):
+            lines = Path(path).read_text(errors="replace").splitlines()
+            reachable = [line for line in lines if not line.replace("\t", " ").startswith(("nameserver 127.", "nameserver ::1"))]
+            return "".join(f"{line}\n" for line in reachable)
+    return ""
+
+
+def can_reach_the_world():
+    """Tell whether this host passes packets from one link to another (net.ipv4.ip_forward)."""
+    return Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
+
+
+# ---- links ----
+
+
+def plug_in(plug, pid):
+    """Lay the cable into the net namespace of a process, which must be a waiting child of the caller."""
+    _ip(plug.outside(pid))
+    _ip(plug.inside(), pid)
+
+
+def _make_bridge(known):
+    bridge = known["bridge"]
+    remove_link(bridge)  # a crash may have left it
+    first = ipaddress.ip_network(known["subnet"])[1]
+    lines = [
+        f"link add {bridge} type bridge",
+        f"link set {bridge} group {GROUP} alias {state.label()}",
+        f"address add {first}/24 dev {bridge}",
+        f"link set {bridge} up",
+    ]
+    if known["subnet6"]:
+        lines.insert(3, f"address add {known['subnet6']}1/64 dev {bridge} nodad")
+    try:
+        _ip(lines)
+    except LabError as error:
+        raise Unsupported(f"this machine can't have a bridge: {error.message}", "modprobe bridge; or --network none") from None
+
+
+def remove_link(name):
+    """Remove a link if it is there. The ledger's kind `link`."""
+    if os.path.exists(f"/sys/class/net/{name}"):
+        with contextlib.suppress(LabError):  # the other end's namespace went, and the link with it
+            _ip([f"link delete {name}"])
+        if os.path.exists(f"/sys/class/net/{name}"):
+            raise LabError(f"the link {name} does not go", f"ip link delete {name}")
+
+
+def _ip(lines, pid=None):
+    """Give some lines to ip(8), in the net namespace of a process if given."""
+    where = ["nsenter", f"--net=/proc/{pid}/ns/net"] if pid else []
+    _tool([*where, "ip", "-batch", "-"], lines)
+
+
+def _tool(command, lines):
+    text = "\n".join(lines) + "\n"
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = done.stderr.strip().splitlines() or ["it did not say why"]
+        raise LabError(f"`{' '.join(command)}` failed: {why[0]}", "CAP_NET_ADMIN is needed; `lab doctor` shows what this kernel has")
+
+
+# ---- rules ----
+
+
+def _table(name):
+    return f"{state.label()}-{name}"
+
+
+def _rules(name, known):
+    """Return the nft table of a network, whole: loaded at once, it replaces the one before."""
+    table, bridge, subnet = _table(name), known["bridge"], known["subnet"]
+    dnat = {"output": [], "prerouting": []}
+    for user in known["users"].values():
+        for address, host, protocol, container in user["ports"]:
+            to = f"{protocol} dport {host} dnat ip to {user['address']}:{container}"
+            match = "fib daddr type local" if address == "0.0.0.0" else f"ip daddr {address}"
+            dnat["output"].append(f"{match} {to}")
+            if not address.startswith("127."):
+                dnat["prerouting"].append(f"{match} {to}")
+    chains = {
+        # With route_localnet the host takes 127.x from its bridge: from containers it must not.
+        "guard": ("filter hook prerouting priority raw", [f'iifname "{bridge}" ip daddr 127.0.0.0/8 drop']),
+        "ways_in": ("nat hook prerouting priority dstnat", dnat["prerouting"]),
+        "ways_in_from_here": ("nat hook output priority -100", dnat["output"]),
+        "way_out": (
+            "nat hook postrouting priority srcnat",
+            [
+                f'ip saddr {subnet} oifname != "{bridge}" masquerade',
+                f'ip saddr 127.0.0.0/8 oifname "{bridge}" masquerade',
+                *([f'ip6 saddr {known["subnet6"]}/64 oifname != "{bridge}" masquerade'] if known["subnet6"] else []),
+            ],
+        ),
+        "forward": (
+            "filter hook forward priority filter",
+            [
+                f'iifname "{bridge}" oifname "{bridge}" accept',
+                # Bridges don't see each other; from elsewhere only answers and published ports come in.
+                f'iifgroup {GROUP} oifname "{bridge}" drop',
+                f'oifname "{bridge}" ct state established,related accept',
+                f'oifname "{bridge}" ct status dnat accept',
+                f'oifname "{bridge}" drop',
+            ],
+        ),
+    }
+    body = [
+        line
+        for chain, (hook, rules) in chains.items()
+        for line in (f"chain {chain} {{", f"type {hook}; policy accept;", *rules, "}")
+    ]
+    # Named before it is deleted, or the first time there would be nothing to delete.
+    return [f"table inet {table}", f"delete table inet {table}", f"table inet {table} {{", *body, "}"]
+
+
+def _nft(lines):
+    _tool(["nft", "-f", "-"], lines)
+
+
+def remove_rules(table):
+    """Remove one of our nft tables if it is there. The ledger's kind `nft`."""
+    _nft([f"table inet {table}", f"delete table inet {table}"])
+
+
+def _let_loopback_in(known):
+    """Let 127.0.0.1:PORT lead to the bridge; the switch is that of our own bridge alone. See ip-sysctl, route_localnet."""
+    if any(user["ports"] for user in known["users"].values()):
+        Path(f"/proc/sys/net/ipv4/conf/{known['bridge']}/route_localnet").write_text("1")
+
+
+def _check_free(ports):
+    taken = {
+        (host, protocol)
+        for name in all_networks()
+        for user in record(name)["users"].values()
+        for _, host, protocol, _ in user["ports"]
+    }
+    for port in ports:
+        if (port.host, port.protocol) in taken:
+            raise InUse(f"port {port.host}/{port.protocol} is published by another container", "`lab ps`; choose another port")
+        taken.add((port.host, port.protocol))
+        kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
+        with socket.socket(socket.AF_INET, kind) as probe:
+            if kind == socket.SOCK_STREAM:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections don't count
+            try:
+                probe.bind((port.address, port.host))
+            except OSError as error:
+                raise InUse(
+                    f"port {port.address}:{port.host} can't be published: {error.strerror}", "`ss -tlnp` shows who has it"
+                ) from None
