@@ -4,8 +4,8 @@ In the repo a chapter is solved, so that its tests can run it. A code cell tagge
 `solution` is an exercise, and says in one of two ways what a participant sees instead:
 
     metadata "gap"     the whole cell as it is with the gap open, or
-    marks in the text  # >>> your turn: what to do
-                       #: flags = 0                what stands in the gap; `...` without it
+    marks in the text  # >>> your turn: what to do   (more lines may follow, marked the same)
+                       #: flags = 0                  what stands in the gap; `...` without it
                        flags = sc.CLONE_NEWNS      the solution
                        # <<<
 
@@ -79,10 +79,11 @@ def closed(source):
 
 def _split(source):
     """Return (the lines with the gaps open, the lines of the solution)."""
-    gap, solution, inside, shown = [], [], None, False
+    gap, solution, inside, shown, before = [], [], None, False, None
     for line in source.split("\n"):
         begin = _BEGIN.match(line)
-        if begin and inside is None:
+        before, just_begun = begin, before is not None
+        if begin and (inside is None or just_begun):
             inside, shown = begin[1], False
             gap.append(f"{begin[1]}# {begin[2]}")
         elif begin or (_END.match(line) and inside is None):

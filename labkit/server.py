@@ -29,8 +29,8 @@ _ROOM = {
     },
     "@jupyterlab/apputils-extension:notification": {"checkForUpdates": False, "fetchNews": "false"},
     "@jupyterlab/terminal-extension:plugin": {"fontSize": 16},
-    # Without it the page is blank for a while when one scrolls fast.
-    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+    # windowingMode: with any other the page is blank for a while when one scrolls fast.
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none", "codeCellConfig": {"lineWrap": True}},
     "@jupyterlab/docmanager-extension:plugin": {"autosaveInterval": 20},
     "@jupyterlab/filebrowser-extension:browser": {"showLastModifiedColumn": False, "singleClickNavigation": True},
 }

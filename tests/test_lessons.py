@@ -52,12 +52,12 @@ def test_a_marked_gap_is_open_in_the_copy_and_filled_in_the_solution():
 
 
 def test_what_stands_in_the_gap_can_be_said():
-    source = "# >>> your turn: the flags\n#: flags = 0\nflags = 1\n# <<<"
-    assert lessons.opened(source) == "# your turn: the flags\nflags = 0"
+    source = "# >>> your turn: the flags\n# >>> of clone3\n#: flags = 0\nflags = 1\n# <<<"
+    assert lessons.opened(source) == "# your turn: the flags\n# of clone3\nflags = 0"
     assert lessons.closed(source) == "flags = 1"
 
 
-@pytest.mark.parametrize("source", ["# >>> a\nx = 1", "x = 1\n# <<<", "# >>> a\n# >>> b\n# <<<"])
+@pytest.mark.parametrize("source", ["# >>> a\nx = 1", "x = 1\n# <<<", "# >>> a\nx = 1\n# >>> b\n# <<<"])
 def test_half_a_mark_is_refused(source):
     with pytest.raises(BadValue, match="other half"):
         lessons.opened(source)

@@ -75,7 +75,7 @@ def root(box):
         overlay,
         "an overlay is mounted in the box",
         "mount(2): source and type are both `overlay`, the folders go into the options",
-        'sc.mount("overlay", root, "overlay", sc.MS_NODEV, f"lowerdir={lower},upperdir={upper},workdir={work}")',
+        'options = f"lowerdir={lower},upperdir={upper},workdir={work}", and sc.mount("overlay", root, "overlay", sc.MS_NODEV, options)',
     )
     options = [option.partition("=") for option in overlay.super_options]
     below = {part for name, _, value in options if name.startswith("lowerdir") for part in value.split(":")}

@@ -172,8 +172,7 @@ def holds_a_fork_bomb(run):
 @promise
 def gets_half_a_cpu(run):
     """Processes that never stop get half of a CPU together."""
-    # Six: one alone might not get more from a busy machine either.
-    _, text = run(["sh", "-c", "for i in 1 2 3 4 5 6; do timeout 1 sh -c 'while :; do :; done' & done; wait; times"])
+    _, text = run(["sh", "-c", "for i in 1 2 3; do timeout 1 sh -c 'while :; do :; done' & done; wait; times"])
     spent = sum(int(minutes) * 60 + float(seconds) for minutes, seconds in re.findall(r"(\d+)m([\d.]+)s", text))
     return "" if 0.05 < spent < 0.7 else f"in one second they got {spent:.2f} s of CPU: {text.strip()[:200]}"
 
