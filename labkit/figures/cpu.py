@@ -37,7 +37,7 @@ def periods(trace, quota, period, count=8):
     axes.set_title(f"Runs, is throttled, runs again: a new quota every {period / 1000:g} ms")
     axes.plot([], [], color=figures.BLUE, label="runs")
     axes.fill_between([], [], color=figures.ORANGE, alpha=0.3, label="throttled")
-    axes.legend(loc="upper left", ncols=2)
+    axes.legend(loc="upper left", ncols=2, frameon=True, edgecolor="none", framealpha=1)
     return figure
 
 

@@ -12,7 +12,7 @@ Each has a plain function beside it, for who has no mouse, and for tests:
 import time
 
 from labkit import workloads
-from labkit.cgroups import Limits
+from labkit.cgroups import Limits, ahead
 from labkit.container import Container
 from labkit.figures import cpu
 from labkit.panels import Panel
@@ -137,9 +137,10 @@ def weights_panel(first=100, second=200, third=400):
 
 
 def _run(experiment, values, seconds):
-    try:
-        experiment.start(values)
-        time.sleep(seconds)
-        return experiment.trace()
-    finally:
-        experiment.stop()
+    with ahead():
+        try:
+            experiment.start(values)
+            time.sleep(seconds)
+            return experiment.trace()
+        finally:
+            experiment.stop()
