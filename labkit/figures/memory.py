@@ -1,0 +1,106 @@
+"""Memory, processes, disk and the freezer, drawn: chapter 05.
+
+All take a `sampling.Trace`. Sizes are in MiB, rates in MiB a second.
+"""
+
+import numpy
+
+from labkit import figures
+
+MIB = 1 << 20
+
+
+def growth(trace, limit, high=None, title="It grows until it may not"):
+    """Draw memory in use against its limits in bytes, and mark when a process was killed for it.
+
+    With memory_anon and memory_file in the trace it is drawn in two layers: what a
+    program holds, and page cache, which can be given back.
+    """
+    figure, axes = figures.new(10, 4.4)
+    time, total = trace.time, trace["memory_current"] / MIB
+    if "memory_anon" in trace.values:
+        anon, file = trace["memory_anon"] / MIB, trace["memory_file"] / MIB
+        axes.stackplot(
+            time, anon, file, colors=[figures.BLUE, figures.SKY], alpha=0.75,
+            labels=["held by programs (anonymous)", "page cache (can be given back)"],
+        )  # fmt: skip
+    axes.plot(time, total, color=figures.BLACK, linewidth=1.6, label="all that is counted")
+    _line(axes, limit / MIB, f"limit: {limit / MIB:g} MiB", figures.RED)
+    if high:
+        _line(axes, high / MIB, f"high: {high / MIB:g} MiB", figures.ORANGE)
+    for when in kills(trace):
+        axes.axvline(when, color=figures.RED, linewidth=1.6, linestyle=":")
+        axes.plot(when, numpy.interp(when, time, total), marker="X", markersize=13, color=figures.RED, linestyle="none")
+        axes.annotate("killed", (when, limit / MIB), (6, 14), textcoords="offset points", color=figures.RED, fontweight="bold")
+    axes.set(xlabel="time [s]", ylabel="memory [MiB]", xlim=(0, 1.12 * time[-1]), title=title)
+    axes.set_ylim(0, 1.42 * max(limit / MIB, total.max()))
+    axes.legend(loc="upper left", fontsize=12, ncols=3, columnspacing=1)
+    return figure
+
+
+def kills(trace):
+    """Return the times at which oom_kills grew, in s."""
+    if "oom_kills" not in trace.values:
+        return []
+    return list(trace.time[1:][numpy.diff(trace["oom_kills"]) > 0])
+
+
+def processes(trace, limit, title="A fork bomb runs into pids.max"):
+    """Draw the number of processes against its limit, and the forks refused."""
+    figure, (above, below) = figures.new(10, 5.2, rows=2, sharex=True, height_ratios=[3, 2])
+    above.step(trace.time, trace["pids_current"], where="post", color=figures.BLUE)
+    _line(above, limit, f"pids.max: {limit}", figures.RED)
+    above.set(ylabel="processes", ylim=(0, 1.35 * limit), title=title)
+    below.step(trace.time, trace["pids_denied"] - trace["pids_denied"][0], where="post", color=figures.RED)
+    below.set(ylabel="forks refused", xlabel="time [s]", xlim=(0, 1.08 * trace.time[-1]))
+    below.set_ylim(0, None)
+    return figure
+
+
+def bandwidth(trace, limit, name="write_bytes", window=0.5, title="The disk is fast, the limit is the limit"):
+    """Draw how fast a group reads or writes (`name`) against its limit in bytes a second."""
+    figure, axes = figures.new(10, 4)
+    ends, rate = trace.growth(name, window)
+    if len(ends):
+        ends, rate = numpy.concatenate(([ends[0] - window], ends)), numpy.concatenate((rate[:1], rate))
+    axes.fill_between(ends, rate / MIB, step="pre", color=figures.SKY, alpha=0.75, linewidth=0)
+    _line(axes, limit / MIB, f"limit: {limit / MIB:g} MiB/s", figures.RED)
+    axes.set(xlabel="time [s]", ylabel=f"{name.partition('_')[0]} [MiB/s]", title=title)
+    axes.set(xlim=(0, 1.08 * trace.time[-1]), ylim=(0, 1.4 * max(limit / MIB, (rate / MIB).max(initial=0))))
+    return figure
+
+
+def freezing(trace, window=0.05, title="Frozen: there, but not running"):
+    """Draw CPU use over time with the stretches in which the group was frozen."""
+    figure, axes = figures.new(10, 4)
+    ends, used = trace.growth("usage_usec", window)
+    axes.step(ends, used / 1e6, where="pre", color=figures.BLUE, label="CPU used")
+    frozen = trace["frozen"] > 0
+    axes.fill_between(
+        trace.time, 0, 1, where=frozen, transform=axes.get_xaxis_transform(),
+        color=figures.SKY, alpha=0.4, linewidth=0, label="frozen",
+    )  # fmt: skip
+    axes.set(xlabel="time [s]", ylabel="CPUs", ylim=(0, 1.35 * max(1.0, (used / 1e6).max(initial=0))), title=title)
+    axes.legend(loc="upper right", ncols=2)
+    return figure
+
+
+def pressures(trace, window=0.25, title="Time lost by waiting"):
+    """Draw which part of the time tasks waited for CPU, memory and disk: PSI, as far as the trace has it."""
+    figure, axes = figures.new(10, 4)
+    colours = {"cpu": figures.BLUE, "memory": figures.ORANGE, "io": figures.GREEN}
+    for name, colour in colours.items():
+        if f"{name}_pressure_usec" in trace.values:
+            ends, waited = trace.growth(f"{name}_pressure_usec", window)
+            axes.step(ends, waited / 1e4, where="pre", color=colour, label=f"waits for {name}")
+    axes.set(xlabel="time [s]", ylabel="some task waits [% of time]", ylim=(-2, 105), title=title)
+    axes.legend(loc="upper right", ncols=3)
+    return figure
+
+
+def _line(axes, value, text, colour):
+    axes.axhline(value, color=colour, linestyle="--", linewidth=1.8)
+    axes.annotate(
+        text, (1, value), (-4, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
+        ha="right", color=colour, fontweight="bold", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+    )  # fmt: skip
