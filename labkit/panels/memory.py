@@ -1,0 +1,178 @@
+"""Panels of chapter 05: a memory limit against a growing process, pids.max against a fork bomb, the freezer.
+
+Each has a plain function beside it that returns the Trace:
+
+    memory_panel()     memory(limit=48, wants=96, seconds=3)       MiB
+    processes_panel()  processes(limit=20, seconds=2)
+    freeze_panel()     freeze(seconds=2)
+"""
+
+import shlex
+import threading
+import time
+
+from labkit import workloads
+from labkit.cgroups import Limits
+from labkit.container import Container
+from labkit.figures import memory as figure
+from labkit.limits import MIN_MEMORY
+from labkit.panels import Panel
+from labkit.sampling import Sampler
+
+MIB = 1 << 20
+
+
+class _Contained:
+    """An idle container that things are started in, and its sampler: what is killed is not PID 1."""
+
+    numbers = ()
+    box = sampler = None
+    workers = ()
+
+    def contain(self, limits):
+        self.box = Container("busybox", ["sleep", "100000"], limits=limits).start()
+        self.sampler = Sampler(self.box.cgroup, self.numbers).start()
+        self.workers = []
+
+    def run_inside(self, command):
+        """Start a command in the container, and don't wait for it."""
+        worker = threading.Thread(target=self.box.exec, args=(command,), daemon=True)
+        worker.start()
+        self.workers.append(worker)
+
+    def trace(self):
+        return self.sampler.trace()
+
+    def stop(self):
+        if self.sampler:
+            self.sampler.stop()
+        if self.box:
+            self.box.kill()
+            for worker in self.workers:
+                worker.join(5)
+            self.box.delete()
+            self.box = None
+
+
+class Memory(_Contained):
+    """A process that wants more and more, and a limit that can be turned; killed, it begins again."""
+
+    numbers = ("memory_current", "memory_anon", "memory_file", "oom_kills")
+
+    def start(self, values):
+        self.limit = values["limit"] * MIB
+        self.wants = values["wants"]
+        self.contain(Limits(memory=self.limit))
+        self.run_inside(["sh", "-c", f"while :; do {shlex.join(workloads.grow(self.wants, every=0.01))}; sleep 0.5; done"])
+
+    def turn(self, values):
+        # v1 refuses a limit below what is used now; the panel says so, and the old one stays.
+        self.box.cgroup.set(Limits(memory=values["limit"] * MIB))
+        self.limit = values["limit"] * MIB
+
+    def draw(self):
+        trace = self.trace()
+        return figure.growth(trace, self.limit, title=f"A program that wants {self.wants} MiB") if len(trace) > 2 else None
+
+
+class Processes(_Contained):
+    """A fork bomb, and a limit that can be turned."""
+
+    numbers = ("pids_current", "pids_denied")
+
+    def start(self, values):
+        self.limit = values["limit"]
+        self.contain(Limits(pids=self.limit))
+        self.run_inside(["sh", "-c", "bomb() { sleep 0.02; bomb | bomb & }; while :; do bomb; sleep 0.3; done 2>/dev/null"])
+
+    def turn(self, values):
+        self.limit = values["limit"]
+        self.box.cgroup.set(Limits(pids=self.limit))
+
+    def draw(self):
+        trace = self.trace()
+        return figure.processes(trace, self.limit) if len(trace) > 2 else None
+
+
+class Freeze(_Contained):
+    """A spinner that a box freezes and thaws."""
+
+    numbers = ("usage_usec", "frozen")
+
+    def start(self, values):
+        self.contain(Limits(cpu_quota=100_000))
+        self.run_inside(workloads.spin())
+        self.turn(values)
+
+    def turn(self, values):
+        if values["frozen"]:
+            self.box.cgroup.freeze()
+        else:
+            self.box.cgroup.thaw()
+
+    def draw(self):
+        trace = self.trace()
+        return figure.freezing(trace) if len(trace) > 30 else None
+
+    def stop(self):
+        if self.box:
+            self.box.cgroup.thaw()
+        super().stop()
+
+
+def memory_panel(limit=48, wants=96):
+    """Return the panel: the limit and what the program wants, in MiB."""
+    import ipywidgets
+
+    least = MIN_MEMORY // MIB
+    knobs = {
+        "limit": ipywidgets.IntSlider(limit, min=least, max=256, description="limit [MiB]", continuous_update=False),
+        "wants": ipywidgets.IntSlider(wants, min=8, max=256, description="wants [MiB]", continuous_update=False),
+    }
+    return Panel("memory", Memory(), knobs, alt="Memory in use grows to the limit; there the process is killed")
+
+
+def processes_panel(limit=20):
+    """Return the panel: pids.max."""
+    import ipywidgets
+
+    knob = ipywidgets.IntSlider(limit, min=5, max=100, description="pids.max", continuous_update=False)
+    return Panel("processes", Processes(), {"limit": knob}, alt="A fork bomb's processes, flat at pids.max")
+
+
+def freeze_panel():
+    """Return the panel: frozen or not."""
+    import ipywidgets
+
+    return Panel("freeze", Freeze(), {"frozen": ipywidgets.ToggleButton(False, description="frozen")}, alt="CPU use, none while frozen")
+
+
+def memory(limit=48, wants=96, seconds=3):
+    """Let a process that wants `wants` MiB run into a limit of `limit` MiB; return the Trace."""
+    return _run(Memory(), {"limit": limit, "wants": wants}, seconds)
+
+
+def processes(limit=20, seconds=2):
+    """Let a fork bomb run into pids.max; return the Trace."""
+    return _run(Processes(), {"limit": limit}, seconds)
+
+
+def freeze(seconds=2):
+    """Freeze a spinner for the middle third of `seconds`; return the Trace."""
+
+    def turns(experiment):
+        for frozen in (False, True, False):
+            experiment.turn({"frozen": frozen})
+            time.sleep(seconds / 3)
+
+    return _run(Freeze(), {"frozen": False}, 0, turns)
+
+
+def _run(experiment, values, seconds, then=lambda experiment: None):
+    try:
+        experiment.start(values)
+        time.sleep(seconds)
+        then(experiment)
+        return experiment.trace()
+    finally:
+        experiment.stop()
