@@ -28,44 +28,12 @@ import ipaddress
 import os
 import shutil
 import socket
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit import ledger, state
-from labkit.errors import BadValue, InUse, LabError, Unsupported
-
-GROUP = 27499  # the link group of all our bridges: rules tell them by it
-
-
-@dataclass(frozen=True)
-class Port:
-    """A port of the host that leads to one of a container."""
-
-    host: int
-    container: int
-    protocol: str = "tcp"
-    address: str = "127.0.0.1"
-
-    @classmethod
-    def parse(cls, text):
-        """Return the Port of docker's `[ADDRESS:]HOST:CONTAINER[/udp]`; without ADDRESS it is the loopback's. Raises BadValue."""
-        ports, slash, protocol = str(text).partition("/")
-        *address, host, container = ports.rsplit(":", 2) if ports.count(":") else ("", "")
-        address = address[0] if address else "127.0.0.1"
-        try:
-            port = cls(int(host), int(container), protocol if slash else "tcp", str(ipaddress.IPv4Address(address)))
-            if not (0 < port.host < 65536 and 0 < port.container < 65536 and port.protocol in ("tcp", "udp")):
-                raise ValueError
-        except ValueError:
-            raise BadValue(
-                f"published port {text!r} can't be read", "write HOST:CONTAINER, ADDRESS:HOST:CONTAINER or HOST:CONTAINER/udp"
-            ) from None
-        return port
-
-    def __str__(self):
-        return f"{self.address}:{self.host}->{self.container}/{self.protocol}"
-
+from labkit import firewall, ledger, security, state, syscalls
+from labkit.errors import InUse, LabError, Unsupported
+from labkit.firewall import Port, remove_rules, tool  # noqa: F401 - callers want Port from here
 
 @dataclass(frozen=True)
 class Plug:
@@ -131,12 +99,15 @@ def join(name, container, names=(), ports=()):
     published port that is taken.
     """
     state.check_name(name, "network name")
-    for tool in ("ip", "nft"):
-        if not shutil.which(tool):
-            raise Unsupported(f"no network: the command `{tool}` is not here", f"apt-get install {_PACKAGE[tool]}")
+    for command, package in (("ip", "iproute2"), ("nft", "nftables")):
+        if not shutil.which(command):
+            raise Unsupported(f"the command `{command}` is not here", f"apt-get install {package}")
+    if "NET_ADMIN" not in security.names(syscalls.capget()[0]):
+        raise Unsupported("this process can't make a bridge: it has no CAP_NET_ADMIN", "run it as root; or --network none")
     with state.lock("network"):
         known = record(name) or _new_record(name)
-        _check_free(ports)
+        taken = [u[1:3] for other in all_networks() for user in record(other)["users"].values() for u in user["ports"]]
+        firewall.check_free(ports, map(tuple, taken))
         address = _free_address(known)
         first = not known["users"]
         ledger.write("plug", network=name, container=container)
@@ -149,13 +120,9 @@ def join(name, container, names=(), ports=()):
         if first:
             _make_bridge(known)
         if first or ports:
-            _nft(_rules(name, known))
-            _let_loopback_in(known)
+            firewall.load(_table(name), known)
         _write_hosts(known)
         return _plug(known, container, address)
-
-
-_PACKAGE = {"ip": "iproute2", "nft": "nftables"}
 
 
 def unplug(network, container):
@@ -169,7 +136,7 @@ def unplug(network, container):
         if known["users"]:
             state.write_json(_folder() / f"{network}.json", known, sync=False)
             if gone and gone["ports"]:
-                _nft(_rules(network, known))
+                firewall.load(_table(network), known)
             _write_hosts(known)
             return
         remove_link(known["bridge"])
@@ -219,6 +186,10 @@ def _free_address(known):
     raise InUse(f"all {len(hosts)} addresses of {known['subnet']} are given out", "another --network, or end some containers")
 
 
+def _table(name):
+    return f"{state.label()}-{name}"
+
+
 def _link(container):
     return f"lv{container[:12]}"
 
@@ -239,9 +210,9 @@ def _write_hosts(known):
         path = state.run_dir("containers") / container / "hosts"
         own = {address: names for address, names in lines.items() if names and address != user["address"]}
         text = hosts_file([(user["address"], " ".join(user["names"]))] + sorted(own.items()))
-        with contextlib.suppress(FileNotFoundError):  # it is just being made, or removed
-            with open(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC), "w") as file:
-                file.write(text)
+        with contextlib.suppress(FileNotFoundError), open(path, "r+") as file:  # or it is just being made, or removed
+            file.write(text)
+            file.truncate()
 
 
 def hosts_file(lines=()):
@@ -280,7 +251,7 @@ def _make_bridge(known):
     first = ipaddress.ip_network(known["subnet"])[1]
     lines = [
         f"link add {bridge} type bridge",
-        f"link set {bridge} group {GROUP} alias {state.label()}",
+        f"link set {bridge} group {firewall.GROUP} alias {state.label()}",
         f"address add {first}/24 dev {bridge}",
         f"link set {bridge} up",
     ]
@@ -294,112 +265,19 @@ def _make_bridge(known):
 
 def remove_link(name):
     """Remove a link if it is there. The ledger's kind `link`."""
-    if os.path.exists(f"/sys/class/net/{name}"):
+    if _is_there(name):
         with contextlib.suppress(LabError):  # the other end's namespace went, and the link with it
             _ip([f"link delete {name}"])
-        if os.path.exists(f"/sys/class/net/{name}"):
+        if _is_there(name):
             raise LabError(f"the link {name} does not go", f"ip link delete {name}")
+
+
+def _is_there(link):
+    # Not by /sys/class/net: that shows the network namespace of whoever mounted /sys.
+    return any(name == link for _, name in socket.if_nameindex())
 
 
 def _ip(lines, pid=None):
     """Give some lines to ip(8), in the net namespace of a process if given."""
     where = ["nsenter", f"--net=/proc/{pid}/ns/net"] if pid else []
-    _tool([*where, "ip", "-batch", "-"], lines)
-
-
-def _tool(command, lines):
-    text = "\n".join(lines) + "\n"
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        why = done.stderr.strip().splitlines() or ["it did not say why"]
-        raise LabError(f"`{' '.join(command)}` failed: {why[0]}", "CAP_NET_ADMIN is needed; `lab doctor` shows what this kernel has")
-
-
-# ---- rules ----
-
-
-def _table(name):
-    return f"{state.label()}-{name}"
-
-
-def _rules(name, known):
-    """Return the nft table of a network, whole: loaded at once, it replaces the one before."""
-    table, bridge, subnet = _table(name), known["bridge"], known["subnet"]
-    dnat = {"output": [], "prerouting": []}
-    for user in known["users"].values():
-        for address, host, protocol, container in user["ports"]:
-            to = f"{protocol} dport {host} dnat ip to {user['address']}:{container}"
-            match = "fib daddr type local" if address == "0.0.0.0" else f"ip daddr {address}"
-            dnat["output"].append(f"{match} {to}")
-            if not address.startswith("127."):
-                dnat["prerouting"].append(f"{match} {to}")
-    chains = {
-        # With route_localnet the host takes 127.x from its bridge: from containers it must not.
-        "guard": ("filter hook prerouting priority raw", [f'iifname "{bridge}" ip daddr 127.0.0.0/8 drop']),
-        "ways_in": ("nat hook prerouting priority dstnat", dnat["prerouting"]),
-        "ways_in_from_here": ("nat hook output priority -100", dnat["output"]),
-        "way_out": (
-            "nat hook postrouting priority srcnat",
-            [
-                f'ip saddr {subnet} oifname != "{bridge}" masquerade',
-                f'ip saddr 127.0.0.0/8 oifname "{bridge}" masquerade',
-                *([f'ip6 saddr {known["subnet6"]}/64 oifname != "{bridge}" masquerade'] if known["subnet6"] else []),
-            ],
-        ),
-        "forward": (
-            "filter hook forward priority filter",
-            [
-                f'iifname "{bridge}" oifname "{bridge}" accept',
-                # Bridges don't see each other; from elsewhere only answers and published ports come in.
-                f'iifgroup {GROUP} oifname "{bridge}" drop',
-                f'oifname "{bridge}" ct state established,related accept',
-                f'oifname "{bridge}" ct status dnat accept',
-                f'oifname "{bridge}" drop',
-            ],
-        ),
-    }
-    body = [
-        line
-        for chain, (hook, rules) in chains.items()
-        for line in (f"chain {chain} {{", f"type {hook}; policy accept;", *rules, "}")
-    ]
-    # Named before it is deleted, or the first time there would be nothing to delete.
-    return [f"table inet {table}", f"delete table inet {table}", f"table inet {table} {{", *body, "}"]
-
-
-def _nft(lines):
-    _tool(["nft", "-f", "-"], lines)
-
-
-def remove_rules(table):
-    """Remove one of our nft tables if it is there. The ledger's kind `nft`."""
-    _nft([f"table inet {table}", f"delete table inet {table}"])
-
-
-def _let_loopback_in(known):
-    """Let 127.0.0.1:PORT lead to the bridge; the switch is that of our own bridge alone. See ip-sysctl, route_localnet."""
-    if any(user["ports"] for user in known["users"].values()):
-        Path(f"/proc/sys/net/ipv4/conf/{known['bridge']}/route_localnet").write_text("1")
-
-
-def _check_free(ports):
-    taken = {
-        (host, protocol)
-        for name in all_networks()
-        for user in record(name)["users"].values()
-        for _, host, protocol, _ in user["ports"]
-    }
-    for port in ports:
-        if (port.host, port.protocol) in taken:
-            raise InUse(f"port {port.host}/{port.protocol} is published by another container", "`lab ps`; choose another port")
-        taken.add((port.host, port.protocol))
-        kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
-        with socket.socket(socket.AF_INET, kind) as probe:
-            if kind == socket.SOCK_STREAM:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections don't count
-            try:
-                probe.bind((port.address, port.host))
-            except OSError as error:
-                raise InUse(
-                    f"port {port.address}:{port.host} can't be published: {error.strerror}", "`ss -tlnp` shows who has it"
-                ) from None
+    tool([*where, "ip", "-batch", "-"], lines)

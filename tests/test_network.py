@@ -1,0 +1,415 @@
+"""What a container's network promises, each in a world of the test's own: no link, rule or switch of the machine is touched."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import worlds
+
+from labkit import ledger, network, state
+from labkit.container import Container, run
+from labkit.errors import BadValue, InUse, LabError, Unsupported
+from labkit.spec import Spec
+
+pytestmark = [pytest.mark.usefixtures("needs_root"), pytest.mark.requires("bridge", "veth", "nftables NAT")]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    yield
+    assert network.all_networks() == []
+    assert not [entry for entry in ledger.entries() if entry.kind == "plug"]
+
+
+def links():
+    return sorted(name for _, name in socket.if_nameindex())
+
+
+def tables():
+    return subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+
+
+SERVER = ["/usr/bin/python3", "-SEuc", worlds.SERVE, "0.0.0.0", "80"]
+LENT = [f"{folder}:{folder}:ro" for folder in ("/usr", "/lib", "/lib64") if os.path.exists(folder)]
+
+
+def server(**words):
+    """Return a started container that says hello once on port 80, and to whom."""
+    box = Container("busybox", SERVER, volumes=LENT, **words).start()
+    deadline = time.monotonic() + 10
+    while "ready" not in box.logs():
+        assert time.monotonic() < deadline, box.logs()
+        time.sleep(0.01)
+    return box
+
+
+# ---- one container ----
+
+
+def test_a_container_on_a_bridge_has_an_address_and_reaches_the_host():
+    def work(world):
+        with Container("busybox", "sleep 30", network="bridge").start() as box:
+            route = box.exec("ip route").output
+            gateway = route.split()[2]
+            assert route.startswith(f"default via {gateway} dev eth0")
+            assert box.exec(f"ping -c 1 -W 2 {gateway}").code == 0
+            record = network.record("bridge")
+            assert box.record()["address"] == record["users"][box.id]["address"]
+            return box.exec(f"cat /etc/hosts").output, box.record()["address"], box.id  # noqa: F541
+
+    hosts, address, number = worlds.inside(work)
+    assert f"{address}\t{number}\n" in hosts and "127.0.0.1\tlocalhost\n" in hosts
+
+
+def test_none_has_only_loopback_and_host_shares_the_hosts():
+    assert run("busybox", "ls /sys/class/net", show=False).output == "lo\n"
+    inode = run("busybox", "readlink /proc/self/ns/net", network="host", show=False).output.strip()
+    assert inode == os.readlink("/proc/self/ns/net")
+
+
+def test_ipv6_addresses_reach_each_other_where_the_kernel_has_it():
+    if not network._has_ipv6():
+        pytest.skip("IPv6 is switched off here: net.ipv6.conf.default.disable_ipv6")
+
+    def work(world):
+        with (
+            Container("busybox", "sleep 30", network="bridge", name="six").start(),
+            Container("busybox", "sleep 30", network="bridge").start() as other,
+        ):
+            known = network.record("bridge")
+            done = other.exec(f"ping -6 -c 1 -W 2 {known['subnet6']}2")
+            return done.code, done.output
+
+    code, text = worlds.inside(work)
+    assert code == 0, text
+
+
+# ---- each other ----
+
+
+def test_containers_on_one_bridge_reach_each_other_by_name():
+    def work(world):
+        with (
+            Container("busybox", "sleep 30", network="bridge", name="first").start() as first,
+            Container("busybox", "sleep 30", network="bridge", name="second").start() as second,
+        ):
+            # The first one's hosts file learns of who came later.
+            return [box.exec(f"ping -c 1 -W 2 {name}").code for box, name in ((first, "second"), (second, "first"))]
+
+    assert worlds.inside(work) == [0, 0]
+
+
+def test_two_bridges_do_not_see_each_other_and_it_is_our_rule_that_parts_them():
+    def work(world):
+        with (
+            Container("busybox", "sleep 30", network="red", name="red1").start() as red,
+            Container("busybox", "sleep 30", network="blue", name="blue1").start() as blue,
+        ):
+            address = blue.record()["address"]
+            assert "blue1" not in red.exec("cat /etc/hosts").output
+            held = red.exec(f"ping -c 1 -W 1 {address}").code
+            for name in ("red", "blue"):
+                subprocess.run(["nft", "flush", "chain", "inet", network._table(name), "forward"], check=True)
+            return held, red.exec(f"ping -c 1 -W 2 {address}").code
+
+    assert worlds.inside(work) == (1, 0)
+
+
+# ---- the way out, the way in ----
+
+
+def test_a_container_leaves_with_the_hosts_address():
+    def work(world):
+        outside = world.outside(worlds.SERVE, worlds.OUTSIDE, 7000)
+        assert outside.stdout.readline() == "ready\n"
+        with Container("busybox", f"nc {worlds.OUTSIDE} 7000", network="bridge").start() as box:
+            box.wait(10)
+            outside.communicate(timeout=5)
+            return box.logs()
+
+    assert worlds.inside(work) == f"hello {worlds.HOST}"
+
+
+def test_without_forwarding_the_host_is_reached_and_the_world_is_not():
+    def work(world):
+        assert not network.can_reach_the_world()
+        with Container("busybox", "sleep 30", network="bridge").start() as box:
+            found = [box.exec(f"ping -c 1 -W 1 {address}").code for address in (worlds.HOST, worlds.OUTSIDE)]
+            assert not network.can_reach_the_world(), "the host's own switch was changed"
+            return found
+
+    assert worlds.inside(work, forwarding=False) == [0, 1]
+
+
+def test_a_published_port_is_on_the_hosts_loopback_and_not_outside():
+    def work(world):
+        with server(network="bridge", publish=["8080:80"]):
+            outside = world.fetch_from_outside(worlds.HOST, 8080)
+            return outside, worlds.fetch("127.0.0.1", 8080)
+
+    outside, here = worlds.inside(work, forwarding=False)
+    assert outside == "ConnectionRefusedError"
+    assert here.startswith("hello 10.")
+
+
+def test_a_port_published_on_every_address_is_reached_from_outside():
+    def work(world):
+        with server(network="bridge", publish=["0.0.0.0:8080:80"]):
+            return world.fetch_from_outside(worlds.HOST, 8080)
+
+    assert worlds.inside(work) == f"hello {worlds.OUTSIDE}"
+
+
+def test_from_outside_only_the_published_port_is_reached():
+    def work(world):
+        with server(network="bridge", publish=["0.0.0.0:8080:80"]) as box:
+            return world.fetch_from_outside(box.record()["address"], 80)
+
+    assert worlds.inside(work) == "TimeoutError"
+
+
+def test_a_container_does_not_reach_the_hosts_loopback():
+    """route_localnet, needed for ports on 127.0.0.1, would let in packets for 127.0.0.1 from the bridge."""
+
+    def work(world):
+        # A real attacker writes such packets himself, for which CAP_NET_RAW is enough; here the container's kernel does.
+        power = {"cap_add": ["NET_ADMIN"], "unlocked": ("read_only",)}
+        with Container("busybox", "sleep 30", network="bridge", publish=["8080:80"], **power).start() as box:
+            gateway = box.exec("ip route").output.split()[2]
+            box.exec(["sh", "-c", f"ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.1/32 via {gateway}"])
+            box.exec(["sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet"])
+            script = "nc -w 2 127.0.0.1 7001"
+
+            def secret():
+                door = subprocess.Popen([sys.executable, "-SEuc", worlds.SERVE, "127.0.0.1", "7001"], stdout=subprocess.PIPE)
+                door.stdout.readline()
+                try:
+                    return box.exec(["timeout", "2", "sh", "-c", script]).output
+                finally:
+                    door.kill()
+                    door.wait()
+
+            held = secret()
+            subprocess.run(["nft", "flush", "chain", "inet", network._table("bridge"), "guard"], check=True)
+            return held, secret()
+
+    held, open_ = worlds.inside(work)
+    assert "hello" not in held
+    assert "hello" in open_, "without the guard it is not reached either: this test proves nothing"
+
+
+def test_udp_ports_are_published_too():
+    def work(world):
+        code = "import socket; s = socket.socket(type=2); s.bind(('0.0.0.0', 53)); print('ready', flush=True); m, p = s.recvfrom(9); s.sendto(m.upper(), p)"
+        with Container("busybox", [*SERVER[:1], "-SEuc", code], volumes=LENT, network="bridge", publish=["5353:53/udp"]).start() as box:
+            while "ready" not in box.logs():
+                time.sleep(0.01)
+            with socket.socket(type=socket.SOCK_DGRAM) as one:
+                one.settimeout(3)
+                one.sendto(b"hello", ("127.0.0.1", 5353))
+                return one.recv(9)
+
+    assert worlds.inside(work) == b"HELLO"
+
+
+# ---- given out once, given back ----
+
+
+def test_a_port_that_is_taken_is_refused_and_nothing_is_left():
+    def work(world):
+        with Container("busybox", "sleep 30", network="bridge", publish=["8080:80"]).start() as box:
+            with pytest.raises(InUse, match="8080"):
+                Container("busybox", "true", network="bridge", publish=["8080:81"]).start()
+            assert list(network.record("bridge")["users"]) == [box.id]
+        with socket.create_server(("127.0.0.1", 8081)), pytest.raises(InUse, match="8081"):
+            Container("busybox", "true", network="bridge", publish=["8081:80"]).start()
+        return links(), tables()
+
+    assert worlds.inside(work) == (["lo", "world"], "")
+
+
+def test_the_last_user_takes_bridge_and_rules_along():
+    def work(world):
+        before = links(), tables()
+        with Container("busybox", "sleep 30", network="bridge").start() as one:
+            with Container("busybox", "sleep 30", network="bridge").start():
+                assert len(links()) == 5
+            assert state.label() in links() and state.label() in tables()
+            one.kill()
+            one.wait()
+            # It has ended; its files are still there, its cable is not.
+            assert (links(), tables()) == before
+        return True
+
+    assert worlds.inside(work)
+
+
+def test_many_at_once_get_different_addresses_and_all_come_back():
+    def work(world):
+        words = [sys.executable, "-c", "import sys; from labkit import network, ledger\nwith ledger.group(sys.argv[1]): print(network.join('bridge', sys.argv[1]).address)"]
+        with ThreadPoolExecutor(8) as pool:
+            numbers = [f"{number:012x}" for number in range(24)]
+            addresses = list(pool.map(lambda n: subprocess.run([*words, n], capture_output=True, text=True).stdout.strip(), numbers))
+        assert len(set(addresses)) == 24 and all(addresses), addresses
+        undone, _, failed = ledger.clean()  # their owners are dead
+        assert not failed and len([e for e in undone if e.kind == "plug"]) == 24
+        return links(), tables()
+
+    assert worlds.inside(work) == (["lo", "world"], "")
+
+
+def test_a_killed_keeper_leaves_a_plug_that_clean_gives_back():
+    def work(world):
+        code = (
+            "import time; from labkit.container import Container\n"
+            "box = Container('busybox', 'sleep 60', network='bridge', publish=['8080:80']).start()\n"
+            "print('up', flush=True); time.sleep(60)"
+        )
+        keeper = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert keeper.stdout.readline() == b"up\n"
+        assert state.label() in links()
+        keeper.send_signal(signal.SIGKILL)
+        keeper.wait()
+        _, _, failed = ledger.clean()
+        return failed, links(), tables()
+
+    assert worlds.inside(work) == ([], ["lo", "world"], "")
+
+
+def test_a_bridge_left_by_a_crash_is_made_anew():
+    def work(world):
+        known = network._new_record("bridge")
+        subprocess.run(["ip", "link", "add", known["bridge"], "type", "bridge"], check=True)
+        return run("busybox", "ip -4 addr show eth0", network="bridge", show=False).output
+
+    assert "inet 10." in worlds.inside(work)
+
+
+def test_nobody_elses_rules_and_switches_change():
+    def work(world):
+        def all_of_it():
+            rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+            switches = subprocess.run(["sysctl", "-a"], capture_output=True, text=True).stdout.splitlines()
+            counts = ("_cache", "netns", "conntrack_count", "entropy", "inode", "dentry", "file-nr", "ns_last_pid", "random", "sched", "nr_", "uuid")
+            return rules, [line for line in switches if line.startswith("net.") and not any(word in line for word in counts)]
+
+        subprocess.run(["nft", "add table ip mine; add chain ip mine c { type filter hook forward priority 0; policy accept; }"], check=True)
+        before = all_of_it()
+        with Container("busybox", "true", network="bridge", publish=["8080:80"]).start() as box:
+            box.wait()
+        return before == all_of_it()
+
+    assert worlds.inside(work)
+
+
+def test_a_failure_while_plugging_in_leaves_nothing(monkeypatch):
+    def work(world):
+        real = network._ip
+        for step in range(3):
+            calls = iter(range(100))
+
+            def failing(lines, pid=None, step=step, calls=calls):
+                if next(calls) == step:
+                    raise LabError("injected")
+                return real(lines, pid)
+
+            network._ip = failing
+            with pytest.raises(LabError):
+                Container("busybox", "true", network="bridge").start()
+            network._ip = real
+            assert (links(), tables()) == (["lo", "world"], "")
+        return True
+
+    assert worlds.inside(work)
+
+
+# ---- words ----
+
+
+@pytest.mark.parametrize("text", ["80", "0:80", "80:0", "80:70000", "a:b", "1.2.3:80:80", "80:80/sctp", "80:80/", "::80:80", "-1:80", "", ":", "8080:80:"])
+def test_a_port_that_can_not_be_meant_is_refused(text):
+    with pytest.raises(BadValue, match="can't be read"):
+        Spec.make("busybox", "true", network="bridge", publish=[text])
+
+
+def test_ports_in_dockers_words():
+    assert network.Port.parse("8080:80") == network.Port(8080, 80, "tcp", "127.0.0.1")
+    assert network.Port.parse("0.0.0.0:53:5353/udp") == network.Port(53, 5353, "udp", "0.0.0.0")
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", "a b", "", "x;y", 'x"', "-p"])
+def test_a_network_name_that_could_be_more_than_a_name_is_refused(name):
+    with pytest.raises(BadValue):
+        Spec.make("busybox", "true", network=name)
+
+
+def test_no_port_without_a_network():
+    with pytest.raises(BadValue, match="published"):
+        Spec.make("busybox", "true", network="none", publish=["1:1"])
+
+
+def test_all_addresses_given_out_is_said():
+    known = {"subnet": "10.200.0.0/24", "users": {str(n): {"address": f"10.200.0.{n}"} for n in range(2, 255)}}
+    with pytest.raises(InUse, match="253 addresses"):
+        network._free_address(known)
+    del known["users"]["77"]
+    assert network._free_address(known) == "10.200.0.77"
+
+
+def test_a_subnet_that_the_host_uses_is_not_taken(monkeypatch):
+    import ipaddress
+
+    first = network._new_record("x")["subnet"]
+    monkeypatch.setattr(network, "_host_subnets", lambda: [ipaddress.ip_network(first)])
+    assert network._new_record("x")["subnet"] != first
+
+
+def test_name_servers_on_the_hosts_loopback_are_left_out(monkeypatch, tmp_path):
+    (tmp_path / "resolv.conf").write_text("search lan\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver\t127.0.0.1\n")
+    real = network.Path
+    monkeypatch.setattr(network, "Path", lambda path: real(tmp_path / "resolv.conf") if path == "/etc/resolv.conf" else real("/none"))
+    assert network.resolv_conf() == "search lan\nnameserver 192.0.2.1\n"
+
+
+# ---- where it can't be ----
+
+
+def test_where_no_bridge_can_be_made_the_container_runs_and_it_is_said():
+    command = [sys.executable, "-m", "labkit", "run", "--rm", "busybox", "echo", "runs"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": "/nowhere"})
+    assert done.stdout == "runs\n" and done.returncode == 0
+    assert "no network but the container's own loopback: the command `ip` is not here" in done.stderr
+
+
+def test_where_no_bridge_can_be_made_asking_for_one_fails():
+    code = (
+        "import os, sys; from labkit import security\n"
+        "security.limit_bounding_set(set(security.CAPABILITIES) - {'NET_ADMIN'})\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'labkit', 'run', '--network', 'bridge', 'busybox', 'true'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 125 and "CAP_NET_ADMIN" in done.stderr
+
+
+def test_without_its_tool_the_network_says_which_package(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "nft" else name)
+    with pytest.raises(Unsupported, match="nft") as caught:
+        network.join("bridge", "0" * 12)
+    assert "apt-get install nftables" in str(caught.value)
+
+
+def test_the_record_is_plain_json():
+    def work(world):
+        with Container("busybox", "sleep 9", network="bridge", name="x", publish=["8080:80"]).start():
+            return (state.run_dir("networks") / "bridge.json").read_text()
+
+    assert json.loads(worlds.inside(work))["users"]
+
+
