@@ -17,11 +17,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-# What a host does by itself: systemd makes and ends units, logins come and go,
-# and looking into debugfs mounts a folder there.
+# What a host does by itself: systemd makes and ends units, other supervisors make
+# cgroups named by 32 random digits, and looking into debugfs mounts a folder there.
 _THE_HOSTS_OWN = re.compile(
     r"^mount (/run/(user|credentials|systemd)|/proc/sys/fs/binfmt_misc|/sys/kernel/debug)\b"
     r"|^cgroup \S*\.(service|scope|slice|socket|mount|swap)$"
+    r"|^cgroup \S*/[0-9a-f]{32}$"
 )
 # A LABKIT_ROOT that whole_run made, or the label that labkit.state makes of one.
 _SOMEBODYS = re.compile(r"labkit-[0-9a-z_]{8}(?![0-9a-z_])")
@@ -115,7 +116,8 @@ def _cgroups():
 
 
 def _links():
-    return (f"link {name}" for name in os.listdir("/sys/class/net"))
+    # The alias says whose it is: labkit writes its label there.
+    return (f"link {name} {_read(f'/sys/class/net/{name}/ifalias').strip()}".rstrip() for name in os.listdir("/sys/class/net"))
 
 
 def _network_namespaces():

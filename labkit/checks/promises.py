@@ -30,7 +30,7 @@ def script(path):
 
 def labkits_own():
     """Return a `run` for `lab run` with the same limits and name."""
-    flags = "--memory 32m --memory-swap 32m --pids-limit 20 --cpus 0.5 --hostname mycontainer --cap-drop MKNOD"
+    flags = "--memory 32m --memory-swap 32m --pids-limit 20 --cpus 0.5 --hostname mycontainer --cap-drop MKNOD --network none"
     return runner([sys.executable, "-m", "labkit", "run", "--rm", *flags.split(), "busybox"])
 
 
