@@ -120,14 +120,9 @@ def copy_up(series, title="What the first change of a file costs"):
     right.set(ylabel="bytes it put into the upperdir")
     none = [label for label, costs in series.items() if not any(cost.upper for cost in costs)]
     if none:  # a logarithm has no place for nothing
-        right.text(
-            0.97,
-            0.03,
-            "\n".join(f"{label}: none" for label in none),
-            transform=right.transAxes,
-            ha="right",
-            fontsize=11,
-        )
+        right.set_ylim(bottom=1 << 9)
+        words = "\n".join(f"{label}: none" for label in none)
+        right.text(0.98, 0.03, words, transform=right.transAxes, ha="right", fontsize=11)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=12)
     return figure
@@ -157,14 +152,13 @@ def containers(found, image_size, title="Many containers of one image"):
         counts = [point[0] for point in points]
         style = {"color": colour, "marker": marker, "label": driver, "markersize": 7}
         left.plot(counts, [point[1] / (1 << 20) for point in points], **style)
-        right.plot(counts, [point[2] * 1000 for point in points], **style)
-    left.axhline(image_size / (1 << 20), color="black", linestyle="--", linewidth=1.4)
-    left.annotate(
-        f"the image: {size(image_size)}", (max(counts), image_size / (1 << 20)), (0, 5), textcoords="offset points",
-        ha="right", va="bottom", fontsize=11,
-    )  # fmt: skip
+        right.plot(counts, [point[2] for point in points], **style)
+    line = image_size / (1 << 20)
+    left.axhline(line, color="black", linestyle="--", linewidth=1.4)
+    last = max(point[0] for points in found.values() for point in points)
+    left.text(last, line, f"the image: {size(image_size)}", ha="right", va="bottom", fontsize=11)
     left.set(xlabel="containers", ylabel="disk that they take [MB]", ylim=(-0.03 * left.get_ylim()[1], None))
-    right.set(xlabel="containers", ylabel="time to make all their roots [ms]", ylim=(0, None))
+    right.set(xlabel="containers", ylabel="time to start them all [s]", ylim=(0, None))
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=12)
     return figure

@@ -1,0 +1,192 @@
+"""Copy-up: what chapter 07 says of it, held against this kernel; and the checks of chapters 06 and 07 see wrong work."""
+
+import os
+import stat
+
+import hosts
+import pytest
+
+from labkit import child, commit, copyup, garbage, images, ledger, listing, storage, volumes
+from labkit.checks import layers as check
+from labkit.container import Container
+from labkit.errors import BadValue
+from labkit.figures import png
+from labkit.figures import storage as draw
+
+pytestmark = pytest.mark.usefixtures("needs_root")
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("size", [1, 4096, 100_000, 5 * MIB])
+def test_one_byte_and_mode_alone_cost_the_whole_file(size):
+    for change in (copyup.one_byte, copyup.mode_only):
+        assert size <= change(size).upper <= size * 1.01 + 4096
+
+
+def test_metacopy_sparse_and_volume_cost_next_to_nothing():
+    assert copyup.mode_only(5 * MIB, metacopy=True).upper <= 8192
+    assert copyup.sparse(64 * MIB).upper <= 2 * MIB
+    assert copyup.volume(5 * MIB).upper == 0
+
+
+def test_many_files_cost_their_sum():
+    assert 40 * 4096 <= copyup.many(40, 4096).upper <= 41 * 4096
+
+
+def test_measuring_leaves_nothing():
+    with hosts.unchanged():
+        before = len(ledger.entries())
+        copyup.one_byte(4096)
+        copyup.volume(4096)
+        with pytest.raises(BadValue):
+            copyup.one_byte(0)
+        assert len(ledger.entries()) == before
+
+
+def test_best_is_the_quickest():
+    costs = [copyup.Cost(1, seconds, 0) for seconds in (3.0, 1.0, 2.0)]
+    assert copyup.best(lambda: costs.pop()).seconds == 1.0
+
+
+# The checks: wrong answers first
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("lower", "upper", "work", "merged"):
+        (tmp_path / name).mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "lower" / name).write_text(name)
+    (tmp_path / "lower/conf").mkdir()
+    (tmp_path / "lower/conf/old").write_text("old")
+    return tmp_path / "lower", tmp_path / "upper", tmp_path / "work", tmp_path / "merged"
+
+
+def whiteout(path):
+    os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
+
+
+def test_hides_fails_on_wrong_work(folders):
+    lower, upper, *_ = folders
+    assert not check.hides([lower], upper, "b")  # nothing done
+    (upper / "b").write_text("")  # an empty file is a file
+    assert not check.hides([lower], upper, "b")
+    (upper / "b").unlink()
+    (upper / ".wh.b").write_text("")  # that is how a tar says it
+    assert not check.hides([lower], upper, "b")
+    (upper / ".wh.b").unlink()
+    os.mknod(upper / "b", stat.S_IFCHR, os.makedev(1, 3))  # a device, but not this one
+    assert not check.hides([lower], upper, "b")
+    (upper / "b").unlink()
+    whiteout(upper / "b")
+    whiteout(upper / "a")  # too much
+    assert not check.hides([lower], upper, "b")
+    (upper / "a").unlink()
+    assert check.hides([lower], upper, "b")
+    (lower / "b").unlink()  # the lowerdir was not to be touched
+    assert not check.hides([lower], upper, "b")
+
+
+def test_shows_only_fails_on_wrong_work(folders):
+    lower, upper, *_ = folders
+    assert not check.shows_only([lower], upper, "conf", ["new"])
+    (upper / "conf").mkdir()
+    assert not check.shows_only([lower], upper, "conf", ["new"])
+    (upper / "conf/new").write_text("new")
+    assert not check.shows_only([lower], upper, "conf", ["new"])  # the old one still shines through
+    os.setxattr(upper / "conf", "user.overlay.opaque", b"y")  # not for root's overlays
+    assert not check.shows_only([lower], upper, "conf", ["new"])
+    os.setxattr(upper / "conf", "trusted.overlay.opaque", b"y")
+    assert check.shows_only([lower], upper, "conf", ["new"])
+    (lower / "conf/old").unlink()
+    assert not check.shows_only([lower], upper, "conf", ["new"])
+
+
+def test_changed_for_less_fails_on_wrong_work(folders):
+    lower, upper, work, merged = folders
+    copyup.write_file(lower / "big", 4 * MIB)
+    assert not check.changed_for_less(merged, upper, "big", 0o600)  # not mounted
+    with storage.mounted(lower, upper, work, merged):
+        assert not check.changed_for_less(merged, upper, "big", 0o600)  # not changed
+        (merged / "big").chmod(0o600)
+        assert not check.changed_for_less(merged, upper, "big", 0o600)  # 4 MB copied up
+    (upper / "big").unlink()
+    with storage.mounted(lower, upper, work, merged, options=("metacopy=on",)):
+        (merged / "big").chmod(0o640)
+        assert not check.changed_for_less(merged, upper, "big", 0o600)  # another mode
+        (merged / "big").chmod(0o600)
+        assert check.changed_for_less(merged, upper, "big", 0o600)
+
+
+def test_kept_outside_fails_on_wrong_work():
+    fill = ["sh", "-c", "mkdir -p /data; dd if=/dev/zero of=/data/db bs=1M count=1"]
+    try:
+        with Container("busybox", ["sleep", "1000"]).start() as box:
+            assert not check.kept_outside(box, "/data/db", volumes.path("test-thin"), MIB)  # not written
+            box.exec(fill)
+            assert not check.kept_outside(box, "/data/db", volumes.path("test-thin"), MIB)  # in the upperdir
+        with Container("busybox", ["sleep", "1000"], volumes=["test-thin:/data"]).start() as box:
+            box.exec(fill)
+            assert check.kept_outside(box, "/data/db", volumes.path("test-thin"), MIB)
+            assert not check.kept_outside(box, "/data/db", volumes.path("test-thin"), 2 * MIB)  # another size
+    finally:
+        volumes.remove("test-thin")
+
+
+# What the chapters use besides
+
+
+def test_listing_says_what_the_kernel_takes_each_thing_for(folders, capsys):
+    _, upper, *_ = folders
+    whiteout(upper / "gone")
+    (upper / "conf").mkdir()
+    os.setxattr(upper / "conf", "trusted.overlay.opaque", b"y")
+    (upper / "conf/f").write_text("text")
+    os.symlink("f", upper / "conf/l")
+    (upper / "big").write_bytes(bytes(100))
+    assert listing.lines(upper) == [
+        "big  100 bytes",
+        "conf/  [opaque: trusted.overlay.opaque=y]",
+        "  f  'text'",
+        "  l -> f",
+        "gone  [whiteout: character device 0:0]",
+    ]
+    listing.show(upper)
+    assert capsys.readouterr().out.startswith("upper/\n    big")
+
+
+def test_figures_are_drawn_of_what_is_there(folders):
+    lower, upper, *_ = folders
+    whiteout(upper / "a")
+    costs = {"x": [copyup.Cost(1024, 0.1, 4096)], "y": [copyup.Cost(1024, 0.1, 0)]}
+
+    def drawn():  # in a child: matplotlib keeps its fonts open
+        return [
+            png(figure)[:4]
+            for figure in (
+                draw.stack([lower], upper),
+                draw.copy_up(costs),
+                draw.pieces([copyup.Cost(1024, 0.1, 4096, 1), copyup.Cost(1024, 0.2, 4096, 4)]),
+                draw.containers({"overlay": [(1, 0, 0.1)], "vfs": [(1, MIB, 0.5)]}, MIB),
+            )
+        ]
+
+    assert child.in_child(drawn) == [b"\x89PNG"] * 4
+
+
+def test_what_a_container_did_becomes_a_layer_of_a_new_image():
+    base = images.get("busybox")
+    with Container("busybox", ["sleep", "1000"]).start() as box:
+        box.exec(["sh", "-c", "echo mine > /root/note; rm /bin/ls"])
+        made = commit.commit(base, box.rootfs, "test-commit:1", cmd=("cat", "/root/note"), env=("A=1",))
+        same = commit.commit(base, None, "test-commit:2", workdir="/tmp")
+    try:
+        assert made.layers[:-1] == base.layers and len(made.layers) == 2
+        assert same.layers == base.layers, "nothing changed: no layer"
+        assert made.config.cmd == ("cat", "/root/note") and same.config.workdir == "/tmp"
+        with Container("test-commit:1").start() as box:
+            assert box.wait() == 0 and box.logs() == "mine\n"
+    finally:
+        garbage.remove("test-commit:1")
+        garbage.remove("test-commit:2")
+    assert os.path.exists(base.layers[0])
