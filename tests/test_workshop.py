@@ -21,6 +21,7 @@ import nbformat
 import pytest
 
 REPO = Path(__file__).parent.parent
+ONLY_PROCESSES = ["^(?!process )"]
 
 
 class Clone:
@@ -60,6 +61,8 @@ class Clone:
             "HOME": str(self.home),
             "PYTHONPATH": str(self.folder),
             "LABKIT_ROOT": str(self.root),
+            # Others may be at work on this host; test_hosts.py tests the comparison.
+            "LAB_TEST_IGNORE": ".",
             **changes,
         }
         return subprocess.Popen(
@@ -196,17 +199,17 @@ def test_the_users_own_jupyter_files_are_left_alone(up):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_up_ends_with_its_kernels_and_leaves_no_process(tmp_path, number):
-    with hosts.unchanged():
+    with hosts.unchanged(ONLY_PROCESSES):
         up = Up(Clone(tmp_path))
         assert up.get("/api/kernels", up.token, data=b"{}")[0] == 201
         status, seconds = up.end(number)
     assert status == 0
-    assert seconds < 10
+    assert seconds < 15  # then it would be force
     assert not (up.clone.root / "run" / "jupyter" / "server.json").exists()
 
 
 def test_jupyterlab_ends_when_up_is_killed(tmp_path):
-    with hosts.unchanged(patience=10):
+    with hosts.unchanged(ONLY_PROCESSES, patience=10):
         Up(Clone(tmp_path)).end(signal.SIGKILL)
 
 
@@ -252,7 +255,10 @@ def test_up_serves_copies_with_the_gaps_open_and_keeps_what_was_written_into_the
     clone = Clone(tmp_path)
     path = clone.folder / "notebooks" / "00-first.ipynb"
     solved = json.loads(path.read_text())
-    solved["cells"][0] |= {"source": "# >>> your turn: say 1\nprint(1)\n# <<<", "metadata": {"tags": ["solution"]}}
+    solved["cells"][0] |= {
+        "source": "# >>> your turn: say 1\nprint(1)\n# <<<",
+        "metadata": {"tags": ["solution"]},
+    }
     path.write_text(json.dumps(solved))
     for mine in ("# your turn: say 1\n...", "print('mine')"):
         up = Up(clone)
