@@ -106,7 +106,7 @@ def foreground(spawned, pipes, log, interactive, kill):
 
     # The log's fd is None for `lab exec`.
     logs = [] if log is None else [log]
-    with _signals_as_bytes() as wakeup:
+    with caught() as wakeup:
         if spawned.terminal is not None:
             copy_size(0, spawned.terminal)
             routes = {spawned.terminal: [1, *logs]}
@@ -122,24 +122,22 @@ def foreground(spawned, pipes, log, interactive, kill):
             pump(spawned.pidfd, routes, on_signal, wakeup)
 
 
-def pump_signals(spawned):
-    """Hand on signals to a process that has one's own fds already, until it ends."""
+def pump_signals(spawned, wakeup):
+    """Hand on `caught` signals to a process that has one's own fds already, until it ends."""
 
     def on_signal(number):
         if number != signal.SIGWINCH:
             with contextlib.suppress(KernelError):
                 syscalls.pidfd_send_signal(spawned.pidfd, number)
 
-    with _signals_as_bytes() as wakeup:
-        pump(spawned.pidfd, {}, on_signal, wakeup)
+    pump(spawned.pidfd, {}, on_signal, wakeup)
 
 
 @contextlib.contextmanager
-def _signals_as_bytes():
+def caught():
     """Turn signals into bytes on an fd, so that one select waits for everything."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    caught = (*_FORWARDED, signal.SIGWINCH)
-    before = {number: signal.signal(number, lambda *_: None) for number in caught}
+    before = {number: signal.signal(number, lambda *_: None) for number in (*_FORWARDED, signal.SIGWINCH)}
     old = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     try:
         yield read_end

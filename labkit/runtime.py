@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 
-from labkit import bundle, oci, resources, rootfs, security, settings, spawner, state
+from labkit import attach, bundle, oci, resources, rootfs, security, settings, spawner, state
 from labkit.errors import BadValue, CommandError, LabError, NotFound, Unsupported, from_oserror
 
 # What runc can and labkit can't: refused by name, with why.
@@ -38,7 +38,10 @@ _NOT_HERE = {
 def main(argv=None):
     """Run one command; return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options, strange = parser.parse_known_args(argv)
+    if strange and options.command not in _NOT_HERE:
+        parser.error(f"unknown words: {' '.join(strange)}")
     try:
         return options.do(options) or 0
     except CommandError as error:
@@ -110,10 +113,12 @@ def _run(options):
     box = _box(options)
     spawned = _made(options, box, survives=options.detach)
     try:
-        _warn(options, box.start())
-        if options.detach:
-            return 0
-        code = _in_front(spawned)
+        # Before its program runs: a signal that comes then is already for it.
+        with attach.caught() as wakeup:
+            _warn(options, box.start())
+            if options.detach:
+                return 0
+            code = _in_front(spawned, wakeup)
     except BaseException:
         box.delete(force=True)
         raise
@@ -122,14 +127,12 @@ def _run(options):
     return code
 
 
-def _in_front(spawned):
+def _in_front(spawned, wakeup):
     """Be in front of a process until it ends: its terminal, if it has one, and signals; return its status."""
-    from labkit import attach
-
     if spawned.terminal is not None:
         attach.foreground(spawned, None, None, True, lambda: None)
     else:
-        attach.pump_signals(spawned)
+        attach.pump_signals(spawned, wakeup)
     return spawner.reap(spawned.pidfd)
 
 
@@ -141,7 +144,10 @@ def _exec(options):
     )  # fmt: skip
     _warn(options, box.warnings)
     _write_pid(options, spawned)
-    return 0 if options.detach else _in_front(spawned)
+    if options.detach:
+        return 0
+    with attach.caught() as wakeup:
+        return _in_front(spawned, wakeup)
 
 
 def _process(options, box):

@@ -1,0 +1,793 @@
+"""labkit-runtime does what the runtime specification says, as Docker and Podman would ask for it."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from labkit import bundle, cgroups, errors, hooks, ledger, limits, mount_options, oci, proc, resources, settings, state
+from tests.bundles import RUNTIME, Bundle, make_rootfs
+
+pytestmark = pytest.mark.usefixtures("needs_root")
+
+
+@pytest.fixture(scope="module")
+def rootfs(tmp_path_factory):
+    return make_rootfs(tmp_path_factory.mktemp("bundle") / "rootfs")
+
+
+@pytest.fixture
+def box(tmp_path, rootfs):
+    made = Bundle(tmp_path / "bundle", rootfs)
+    yield made
+    made.delete()
+    assert made.left() == []
+
+
+def wait_for(condition, seconds=5):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+# ---- the specification's five ----
+
+
+def test_program_does_not_run_before_start(box):
+    assert box.shell("echo here; exec sleep 100").create("--pid-file", box.folder / "pid").returncode == 0
+    words = box.state()
+    assert words["status"] == "created"
+    assert words["pid"] == int((box.folder / "pid").read_text())
+    assert proc.namespace(words["pid"], "pid") != proc.namespace("self", "pid")
+    assert box.output() == ""
+    assert box("start", box.id).returncode == 0
+    wait_for(lambda: box.output() == "here\n")
+    assert box.state()["status"] == "running"
+    assert box("kill", box.id, "KILL").returncode == 0
+    wait_for(lambda: box.state()["status"] == "stopped")
+    assert box.state()["pid"] == 0
+    assert box("delete", box.id).returncode == 0
+    assert "does not exist" in box("state", box.id).stderr
+
+
+def test_waiting_process_is_the_hosts_and_cannot_be_looked_into(box):
+    box.shell("sleep 100").create()
+    status = Path(f"/proc/{box.state()['pid']}/mem").stat()
+    assert status.st_uid == 0, "a process with the host's power must not be dumpable"
+
+
+def test_start_is_possible_once_only(box):
+    box.shell("sleep 100").create()
+    both = [subprocess.Popen(box.command("start", box.id), stderr=subprocess.PIPE) for _ in range(2)]
+    codes = sorted(one.wait(20) for one in both)
+    for one in both:
+        one.stderr.close()
+    assert codes == [0, 1]
+    done = box("start", box.id)
+    assert done.returncode == 1
+    assert "running state" in done.stderr
+
+
+def test_a_taken_id_is_refused_and_the_first_one_lives(box):
+    box.shell("sleep 100").create()
+    again = box.create()
+    assert again.returncode == 1
+    assert "container with id exists: box" in again.stderr
+    assert box.state()["status"] == "created"
+
+
+def test_command_not_found_is_said_at_create_and_leaves_nothing(box):
+    done = box.set("process.args", ["nonsense"]).create()
+    assert done.returncode == 1
+    assert "'nonsense'" in done.stderr and "No such file or directory" in done.stderr
+    assert box.left() == []
+
+
+def test_start_says_why_the_program_can_not_be_executed(box, rootfs):
+    (rootfs / "bin/garbage").write_bytes(b"\x7fELF garbage")
+    (rootfs / "bin/garbage").chmod(0o755)
+    assert box.set("process.args", ["garbage"]).create().returncode == 0
+    done = box("start", box.id)
+    assert done.returncode == 1
+    assert "ENOEXEC" in done.stderr
+
+
+def test_start_of_one_that_was_killed_while_waiting(box):
+    box.shell("true").create()
+    box("kill", box.id, "KILL")
+    wait_for(lambda: box.state()["status"] == "stopped")
+    assert box("start", box.id).returncode == 1
+    assert box("delete", box.id).returncode == 0
+
+
+def test_running_one_is_not_deleted_without_force(box):
+    box.shell("sleep 100").create()
+    box("start", box.id)
+    done = box("delete", box.id)
+    assert done.returncode == 1
+    assert "not stopped" in done.stderr
+    assert box.state()["status"] == "running"
+    assert box("delete", "--force", box.id).returncode == 0
+    assert box.left() == []
+
+
+def test_kill_of_a_stopped_one_says_so_in_the_words_that_docker_knows(box):
+    box.run("--keep")
+    done = box("kill", box.id, "TERM")
+    assert done.returncode == 1
+    assert "container not running" in done.stderr
+
+
+def test_kill_all_reaches_each_process(box):
+    box.shell("trap 'echo one' USR1; sh -c \"trap 'echo two' USR1; echo up; while :; do sleep .05; done\" & while :; do sleep .05; done")
+    box.create()
+    box("start", box.id)
+    wait_for(lambda: "up" in box.output())
+    box("kill", "--all", box.id, "USR1")
+    wait_for(lambda: {"one", "two"} <= set(box.output().split()))
+
+
+def test_run_hands_on_the_exit_status_and_leaves_nothing(box):
+    done = box.shell("echo out; echo err >&2; exit 7").run()
+    assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
+    assert box.left() == []
+
+
+def test_run_hands_on_signals(box):
+    box.shell("trap 'exit 9' TERM; echo up; while :; do sleep .05; done").write()
+    with subprocess.Popen(box.command("run", "--bundle", box.folder, box.id), stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout.readline() == "up\n"
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 9
+
+
+def test_a_container_outlives_its_maker_and_is_its_subreapers_child(box):
+    script = (
+        "import os, subprocess, sys; from labkit import syscalls; syscalls.prctl(36, 1); subprocess.run(sys.argv[1:], check=True);"
+        f"p = int(open('{box.folder}/pid').read()); os.kill(p, 9); print(os.waitpid(p, 0)[0] == p)"
+    )
+    box.shell("sleep 100").write()
+    words = box.command("create", "--bundle", box.folder, "--pid-file", box.folder / "pid", box.id)
+    done = subprocess.run(
+        [os.sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=30,
+        env={**os.environ, "PYTHONPATH": str(RUNTIME.parent.parent)},
+    )  # fmt: skip
+    assert done.stdout == "True\n", done.stderr
+
+
+# ---- the public schema ----
+
+
+def _schema(name):
+    import jsonschema
+    import referencing
+
+    folder = Path("/usr/share/gocode/src/github.com/opencontainers/runtime-spec/schema")
+    if not folder.exists():
+        pytest.fail("golang-github-opencontainers-specs-dev is not installed: it is in vagrant/packages")
+
+    def load(uri):
+        text = json.loads((folder / uri.rsplit("/", 1)[-1]).read_text())
+        return referencing.Resource.from_contents(text, default_specification=referencing.jsonschema.DRAFT4)
+
+    import referencing.jsonschema
+
+    registry = referencing.Registry(retrieve=load)
+    return jsonschema.Draft4Validator({"$ref": f"http://oci/{name}"}, registry=registry)
+
+
+def test_spec_writes_what_the_public_schema_allows(box):
+    assert box("spec", "--bundle", box.folder).returncode == 0
+    config = json.loads((box.folder / "config.json").read_text())
+    _schema("config-schema.json").validate(config)
+    assert not _schema("config-schema.json").is_valid({**config, "root": {}}), "the schema must be the real one"
+    assert box("spec", "--bundle", box.folder).returncode == 1, "it never writes over one"
+
+
+def test_state_is_as_the_public_schema_has_it_at_each_moment(box):
+    schema = _schema("state-schema.json")
+    box.set("annotations", {"org.example": "yes"}).shell("sleep 100").create()
+    schema.validate(box.state())
+    assert box.state()["annotations"] == {"org.example": "yes"}
+    box("start", box.id)
+    schema.validate(box.state())
+    box("kill", box.id, "9")
+    wait_for(lambda: box.state()["status"] == "stopped")
+    schema.validate(box.state())
+
+
+# ---- what is refused ----
+
+REFUSED = [
+    ("ociVersion", "2.0.0", "ociVersion"),
+    ("ociVersion", "0.9.0", "ociVersion"),
+    ("process.selinuxLabel", "system_u:x", "process.selinuxLabel"),
+    ("process.ioPriority", {"class": "IOPRIO_CLASS_RT", "priority": 1}, "process.ioPriority"),
+    ("process.scheduler", {"policy": "SCHED_FIFO"}, "process.scheduler"),
+    ("process.cwd", "relative", "process.cwd"),
+    ("process.args", [], "process.args"),
+    ("process.env", ["NOVALUE"], "process.env"),
+    ("process.capabilities.bounding", ["CAP_FLY"], "CAP_FLY"),
+    ("process.rlimits", [{"type": "RLIMIT_LUCK", "soft": 1, "hard": 1}], "RLIMIT_LUCK"),
+    ("process.rlimits", [{"type": "RLIMIT_NOFILE", "soft": 2, "hard": 1}], "RLIMIT_NOFILE"),
+    ("linux.intelRdt", {"closID": "x"}, "linux.intelRdt"),
+    ("linux.personality", {"domain": "LINUX32"}, "linux.personality"),
+    ("linux.mountLabel", "x", "linux.mountLabel"),
+    ("linux.sysctl", {"kernel.core_pattern": "|/bin/sh"}, "kernel.core_pattern"),
+    ("linux.sysctl", {"vm.overcommit_memory": "1"}, "vm.overcommit_memory"),
+    ("linux.sysctl", {"net.../../kernel.hostname": "1"}, "net..."),
+    ("linux.namespaces", [{"type": "pid"}], "mount namespace"),
+    ("linux.namespaces", [{"type": "mount"}, {"type": "mount"}], "twice"),
+    ("linux.namespaces", [{"type": "mount"}, {"type": "moon"}], "moon"),
+    ("linux.namespaces", [{"type": "mount", "path": "/proc/1/ns/mnt"}], "mount by path"),
+    ("linux.resources.rdma", {"mlx5": {"hcaHandles": 3}}, "linux.resources.rdma"),
+    ("linux.resources.hugepageLimits", [{"pageSize": "2MB", "limit": 1}], "hugepageLimits"),
+    ("linux.resources.network", {"classID": 1}, "linux.resources.network"),
+    ("linux.resources.memory", {"kernel": 1 << 30}, "memory.kernel"),
+    ("linux.resources.memory", {"tea": 1}, "memory.tea"),
+    ("linux.resources.unified", {"../../x": "1"}, "unified"),
+    ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}, "listenerPath"),
+    ("linux.seccomp", {"defaultAction": "SCMP_ACT_PANIC"}, "SCMP_ACT_PANIC"),
+    ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"]}, "FLAG_LOG"),
+    ("linux.rootfsPropagation", "sideways", "sideways"),
+    ("linux.cgroupsPath", "../../escape", "`..`"),
+    ("hooks", {"prestart": [{"path": "relative"}]}, "hooks.prestart"),
+    ("hooks", {"someday": []}, "hooks.someday"),
+    ("windows", {"layerFolders": ["x"]}, "windows"),
+    ("root.path", "/no/such/root", "/no/such/root"),
+    ("mounts", [{"destination": "relative", "type": "tmpfs"}], "mounts[0]"),
+    ("mounts", [{"destination": "/x", "source": "/x"}], "mounts[0]"),
+    ("mounts", [{"destination": "/data", "type": "tmpfs", "options": ["idmap"]}], "idmap"),
+    ("mounts", [{"destination": "/data", "source": "/tmp", "options": ["bind", "size=1m"]}], "size=1m"),
+    ("mounts", [{"destination": "/data", "source": "/no/such/source", "options": ["bind"]}], "/no/such/source"),
+    ("mounts", [{"destination": "/data", "type": "nosuchfs"}], "nosuchfs"),
+    ("process.apparmorProfile", "nosuch-profile", "AppArmor"),
+]
+
+
+@pytest.mark.parametrize("path, value, word", REFUSED, ids=[f"{path}-{word}" for path, _, word in REFUSED])
+def test_what_can_not_be_done_is_refused_by_name_and_leaves_nothing(box, path, value, word):
+    done = box.set(path, value).create()
+    assert done.returncode == 1
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert box.left() == []
+
+
+def test_every_1_x_version_is_read(box):
+    for version in ("1.0.0", "1.0.2-dev", "1.1.0", "1.3.7+x"):
+        assert box.set("ociVersion", version).run().returncode == 0
+
+
+def test_words_that_the_specification_does_not_have_are_ignored_but_not_in_silence(box):
+    log = box.folder / "log.json"
+    box.set("linux.moonPhase", "full").write()
+    done = box("run", "--bundle", box.folder, box.id, global_words=("--log", str(log), "--log-format", "json"))
+    assert done.returncode == 0
+    line = json.loads(log.read_text())
+    assert line["level"] == "warning"
+    assert "linux.moonPhase" in line["msg"]
+
+
+def test_errors_go_to_the_log_as_one_json_line_each(box):
+    log = box.folder / "log.json"
+    done = box("state", "nobody", global_words=("--log", str(log), "--log-format", "json"))
+    assert done.returncode == 1
+    line = json.loads(log.read_text())
+    assert line["level"] == "error" and "nobody does not exist" in line["msg"] and line["time"].endswith("Z")
+
+
+def test_commands_of_runc_that_are_not_here_are_refused_by_name(box):
+    for word in ("checkpoint", "restore", "events"):
+        assert f"no {word}" in box(word, "--image-path", "x", box.id).stderr
+    assert "--no-pivot" in box.run("--no-pivot").stderr
+
+
+def test_systemd_cgroup_is_refused_where_systemd_does_not_rule(box):
+    if os.path.isdir("/run/systemd/system"):
+        pytest.skip("systemd is PID 1 here")
+    box.write()
+    done = box("create", "--bundle", box.folder, box.id, global_words=("--systemd-cgroup",))
+    assert done.returncode == 1
+    assert "--systemd-cgroup" in done.stderr
+    assert box.left() == []
+
+
+# ---- hooks ----
+
+
+def _hook(box, when, script="true"):
+    path = box.folder / f"hook-{when}"
+    path.write_text(f"#!/bin/sh\n(echo -n '{when} '; cat; echo) >> {box.folder}/hooks\n{script}\n")
+    path.chmod(0o755)
+    box.config.setdefault("hooks", {}).setdefault(when, []).append({"path": str(path), "args": ["x"], "env": ["PATH=/bin:/usr/bin"]})
+
+
+def _seen(box):
+    lines = (box.folder / "hooks").read_text().splitlines()
+    return [(line.split(" ", 1)[0], json.loads(line.split(" ", 1)[1])) for line in lines]
+
+
+def test_hooks_on_the_host_run_in_their_order_and_are_told_the_state(box):
+    for when in ("poststop", "poststart", "createRuntime", "prestart"):
+        _hook(box, when)
+    box.shell("sleep 100").create()
+    assert [when for when, _ in _seen(box)] == ["prestart", "createRuntime"]
+    pid = box.state()["pid"]
+    assert all(words["pid"] == pid and words["id"] == "box" and words["status"] == "creating" for _, words in _seen(box))
+    box("start", box.id)
+    assert _seen(box)[2][0] == "poststart" and _seen(box)[2][1]["status"] == "running"
+    box("delete", "--force", box.id)
+    assert _seen(box)[3][0] == "poststop" and _seen(box)[3][1]["status"] == "stopped"
+
+
+def test_create_container_hook_sees_the_hosts_files_and_the_containers_namespaces(box, rootfs):
+    _hook(box, "createContainer", f"readlink /proc/self/ns/uts > {box.folder}/uts; hostname > {box.folder}/name")
+    box.set("hostname", "inside").shell("readlink /proc/self/ns/uts")
+    done = box.run()
+    assert (box.folder / "uts").read_text() == done.stdout
+    assert (box.folder / "name").read_text() == "inside\n"
+
+
+def test_start_container_hook_runs_in_the_container_after_start(box, rootfs):
+    (rootfs / "bin/hook").write_text("#!/bin/sh\ncat > /data/state\necho hook\n")
+    (rootfs / "bin/hook").chmod(0o755)
+    box.config["hooks"] = {"startContainer": [{"path": "/bin/hook", "env": ["PATH=/bin"]}]}
+    box.shell("cat /data/state").create()
+    assert not (rootfs / "data/state").exists()
+    box("start", box.id)
+    wait_for(lambda: box.output())
+    assert json.loads(box.output())["id"] == "box"
+    (rootfs / "data/state").unlink()
+
+
+@pytest.mark.parametrize("when", ["prestart", "createRuntime", "createContainer"])
+def test_hook_that_fails_before_the_program_ends_the_container(box, when):
+    _hook(box, when, "echo no wine >&2; exit 3")
+    done = box.create()
+    assert done.returncode == 1
+    assert f"the {when} hook" in done.stderr and "no wine" in done.stderr
+    assert box.left() == []
+
+
+def test_hook_that_fails_after_the_start_is_only_reported(box):
+    _hook(box, "poststart", "exit 3")
+    box.shell("sleep 100").create()
+    done = box("start", box.id)
+    assert done.returncode == 0
+    assert "warning" in done.stderr and "poststart" in done.stderr
+    assert box.state()["status"] == "running"
+
+
+def test_hook_that_hangs_is_killed_after_its_time(box):
+    _hook(box, "prestart", "exec sleep 60")
+    box.config["hooks"]["prestart"][0]["timeout"] = 1
+    done = box.create()
+    assert done.returncode == 1
+    assert "more than 1 s" in done.stderr
+
+
+# ---- what a process is given ----
+
+
+def test_process_settings_arrive(box):
+    box.config["process"].update(
+        cwd="/data",
+        env=["PATH=/bin", "COLOUR=red"],
+        user={"uid": 1000, "gid": 1000, "additionalGids": [5, 7], "umask": 0o077},
+        rlimits=[{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}, {"type": "RLIMIT_CORE", "soft": 0, "hard": 0}],
+        oomScoreAdj=321,
+        noNewPrivileges=True,
+    )
+    box.shell("id; pwd; echo $COLOUR $HOME; umask; ulimit -n; ulimit -Hn; cat /proc/self/oom_score_adj; grep NoNewPrivs /proc/self/status")
+    lines = box.run().stdout.splitlines()
+    assert lines[0] == "uid=1000(ana) gid=1000(ana) groups=5,7"
+    assert lines[1:] == ["/data", "red /home/ana", "0077", "100", "200", "321", "NoNewPrivs:\t1"]
+
+
+def test_user_may_open_its_own_output_again(box):
+    box.set("process.user", {"uid": 1000, "gid": 1000})
+    assert box.shell("echo ok > /proc/self/fd/1").run().stdout == "ok\n"
+
+
+def test_each_of_the_five_capability_sets_is_what_was_said(box):
+    chown, kill, raw = "CAP_CHOWN", "CAP_KILL", "CAP_NET_RAW"
+    box.set("process.user", {"uid": 1000, "gid": 1000})
+    box.set(
+        "process.capabilities",
+        {"bounding": [chown, kill, raw], "permitted": [chown, kill], "effective": [chown], "inheritable": [kill], "ambient": [kill]},
+    )
+    status = dict(line.split(":\t") for line in box.shell("grep ^Cap /proc/self/status").run().stdout.splitlines())
+    # exec of a plain program by a user other than 0: permitted and effective are what was ambient.
+    assert status == {
+        "CapInh": "0000000000000020", "CapPrm": "0000000000000020", "CapEff": "0000000000000020",
+        "CapBnd": "0000000000002021", "CapAmb": "0000000000000020",
+    }  # fmt: skip
+
+
+def test_privilege_by_exec_stays_possible_unless_forbidden(box):
+    for wanted in (True, False):
+        done = box.set("process.noNewPrivileges", wanted).shell("grep NoNewPrivs /proc/self/status").run()
+        assert done.stdout.split() == ["NoNewPrivs:", str(int(wanted))]
+
+
+@pytest.mark.parametrize("no_new_privs", [True, False])
+def test_seccomp_profile_of_the_config_is_on(box, no_new_privs):
+    box.set("process.noNewPrivileges", no_new_privs)
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 16}
+    box.set("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"], "syscalls": [rule]})
+    done = box.shell("grep Seccomp: /proc/self/status; mkdir /data/x").run()
+    assert done.stdout.split() == ["Seccomp:", "2"]
+    assert "Resource busy" in done.stderr or "Device or resource busy" in done.stderr
+    box.create()
+    box("start", box.id)
+
+
+def test_seccomp_filter_holds_an_exec_too(box):
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}
+    box.set("process.noNewPrivileges", False).set("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
+    box.shell("sleep 100").create()
+    box("start", box.id)
+    assert "not permitted" in box("exec", box.id, "mkdir", "/data/x").stderr
+
+
+def test_fds_are_preserved_and_no_others(box):
+    box.shell("echo three >&3; ls /proc/self/fd").write()
+    with open(box.folder / "out", "wb") as out:
+        command = box.command("run", "--bundle", box.folder, "--preserve-fds", "1", box.id)
+        script = f"exec 3>{box.folder}/three 4</dev/null; exec {' '.join(map(str, command))}"
+        assert subprocess.run(["sh", "-c", script], stdout=out, stdin=subprocess.DEVNULL, timeout=30).returncode == 0
+    assert (box.folder / "three").read_text() == "three\n"
+    # 4 is `ls` itself, reading the folder
+    assert box.output().split() == ["0", "1", "2", "3", "4"]
+
+
+# ---- namespaces ----
+
+
+def test_sysctls_are_written_in_the_containers_own_namespaces(box):
+    before = Path("/proc/sys/kernel/msgmax").read_text(), Path("/proc/sys/net/ipv4/ip_default_ttl").read_text()
+    box.set("linux.sysctl", {"kernel.msgmax": "1234", "net.ipv4.ip_default_ttl": "33"})
+    assert box.shell("cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_default_ttl").run().stdout.split() == ["1234", "33"]
+    assert before == (Path("/proc/sys/kernel/msgmax").read_text(), Path("/proc/sys/net/ipv4/ip_default_ttl").read_text())
+
+
+def test_sysctl_of_a_namespace_that_is_the_hosts_is_refused(box):
+    box.config["linux"]["namespaces"] = [{"type": "mount"}, {"type": "pid"}]
+    done = box.set("linux.sysctl", {"net.ipv4.ip_forward": "1"}).set("hostname", "").create()
+    assert done.returncode == 1 and "no net namespace of its own" in done.stderr
+
+
+def test_hostname_without_a_uts_namespace_is_refused(box):
+    box.config["linux"]["namespaces"] = [{"type": "mount"}]
+    done = box.create()
+    assert done.returncode == 1 and "would rename the host" in done.stderr
+
+
+def test_namespaces_are_joined_by_path(box, tmp_path, rootfs):
+    box.shell("sleep 100").create()
+    pid = box.state()["pid"]
+    other = Bundle(tmp_path / "other", rootfs, "other")
+    other.config["linux"]["namespaces"] = [
+        {"type": "mount"}, {"type": "cgroup"},
+        *({"type": name, "path": f"/proc/{pid}/ns/{file}"} for name, file in (("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("pid", "pid"))),
+    ]  # fmt: skip
+    done = other.set("hostname", "").shell("for k in net ipc uts pid mnt; do readlink /proc/self/ns/$k; done; echo $$").run()
+    lines = done.stdout.split()
+    assert done.returncode == 0, done.stderr
+    assert lines[:4] == [f"{kind}:[{proc.namespace(pid, kind)}]" for kind in ("net", "ipc", "uts", "pid")]
+    assert lines[4] != f"mnt:[{proc.namespace(pid, 'mnt')}]"
+    assert lines[5] != "1", "another process is PID 1 in there"
+    assert other.left() == []
+
+
+def test_user_namespace_maps_ids_and_may_join_a_hosts_namespace(box, tmp_path, request):
+    box.shell("sleep 100").create()
+    pid = box.state()["pid"]
+    reachable = Path(tempfile.mkdtemp(prefix=f"{state.label()}-", dir="/tmp"))
+    reachable.chmod(0o755)  # user 100000 of the host must reach it
+    request.addfinalizer(lambda: shutil.rmtree(reachable))
+    other = Bundle(tmp_path / "other", make_rootfs(reachable / "rootfs"), "other")
+    other.config["linux"]["namespaces"] = [
+        {"type": "mount"}, {"type": "pid"}, {"type": "user"}, {"type": "uts"}, {"type": "ipc"},
+        {"type": "network", "path": f"/proc/{pid}/ns/net"},
+    ]  # fmt: skip
+    mapping = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    other.set("linux.uidMappings", mapping).set("linux.gidMappings", mapping)
+    # sysfs belongs to the network namespace, and that is another user namespace's.
+    other.config["mounts"] = [one for one in other.config["mounts"] if one["type"] not in ("sysfs", "cgroup")]
+    other.shell("id; cat /proc/self/uid_map; readlink /proc/self/ns/net; touch /tmp/mine || echo no; echo ok > /proc/self/fd/2")
+    done = other.run()
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("uid=0(root)")
+    assert lines[1].split() == ["0", "100000", "65536"]
+    assert lines[2] == f"net:[{proc.namespace(pid, 'net')}]"
+
+
+# ---- mounts ----
+
+
+def test_mount_options_become_what_mountinfo_shows(box, tmp_path):
+    (tmp_path / "share").mkdir()
+    cases = {
+        "/data/a": (["rbind", "ro", "nosuid", "nodev", "noexec"], {"ro", "nosuid", "nodev", "noexec"}),
+        "/data/b": (["bind", "ro", "rw", "noatime"], {"rw", "noatime"}),
+        "/data/c": (["bind", "nosymfollow", "nodiratime", "strictatime"], {"rw", "nosymfollow", "nodiratime"}),
+    }
+    for target, (options, _) in cases.items():
+        box.config["mounts"].append({"destination": target, "source": str(tmp_path / "share"), "type": "bind", "options": options})
+    box.config["mounts"].append(
+        {"destination": "/data/t", "type": "tmpfs", "source": "mine", "options": ["size=64k", "mode=700", "nosuid", "relatime"]}
+    )
+    found = {mount.target: mount for mount in proc.parse_mounts(box.shell("cat /proc/self/mountinfo").run().stdout)}
+    for target, (_, wanted) in cases.items():
+        assert set(found[target].options) == wanted | ({"relatime"} if not wanted & {"noatime", "nodiratime"} else set())
+    assert found["/data/t"].source == "mine" and set(found["/data/t"].options) == {"rw", "nosuid", "relatime"}
+    assert {"size=64k", "mode=700"} <= set(found["/data/t"].super_options)
+
+
+def test_recursive_read_only_reaches_a_mount_below(box, tmp_path):
+    (tmp_path / "share/below").mkdir(parents=True)
+    script = f"mount -t tmpfs x {tmp_path}/share/below; exec \"$@\""
+    for word, wanted in (("ro", "yes"), ("rro", "no")):
+        box.config["mounts"] = [m for m in box.config["mounts"] if m["destination"] != "/data/s"] + [
+            {"destination": "/data/s", "source": str(tmp_path / "share"), "options": ["rbind", word]}
+        ]
+        box.shell("touch /data/s/below/x 2>/dev/null && echo yes || echo no").write()
+        command = ["unshare", "-m", "sh", "-c", script, "sh", *box.command("run", "--bundle", box.folder, box.id)]
+        assert subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip() == wanted
+
+
+@pytest.mark.parametrize("spread, comes_in, goes_out", [("rprivate", False, False), ("rslave", True, False), ("rshared", True, True)])
+def test_later_mounts_come_through_as_the_propagation_says(box, tmp_path, spread, comes_in, goes_out):
+    share = tmp_path / "share"
+    for name in ("in", "out"):
+        (share / name).mkdir(parents=True)
+    box.config["mounts"].append({"destination": "/data", "source": str(share), "options": ["rbind", spread]})
+    box.set("linux.rootfsPropagation", spread)
+    for name in ("bounding", "effective", "permitted"):
+        box.config["process"]["capabilities"][name] = ["CAP_SYS_ADMIN"]
+    box.set("process.noNewPrivileges", True)
+    box.shell("echo up; until test -e /data/go; do sleep .02; done; mount -t tmpfs out /data/out; cat /proc/self/mountinfo; sleep 100").write()
+    # A namespace of our own, with a shared mount in it: the host's stay out of this.
+    script = f"""
+    mount -t tmpfs share {share}; mkdir {share}/in {share}/out; mount --make-shared {share}
+    {' '.join(map(str, box.command('create', '--bundle', box.folder, box.id)))} > {box.folder}/out 2> {box.folder}/err || exit 1
+    {' '.join(map(str, box.command('start', box.id)))} || exit 1
+    until grep -q up {box.folder}/out; do sleep .02; done
+    mount -t tmpfs in {share}/in; touch {share}/go
+    until grep -q " - mqueue " {box.folder}/out; do sleep .02; done; sleep .1
+    grep -q "out rw" /proc/self/mountinfo && echo goes-out
+    """
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=40)
+    inside = box.output()
+    assert done.returncode in (0, 1) and "up" in inside, done.stderr + (box.folder / "err").read_text()
+    assert ("/data/in " in inside) is comes_in
+    assert ("goes-out" in done.stdout) is goes_out
+
+
+def test_tmpcopyup_keeps_what_the_image_has_there(box):
+    box.config["mounts"].append({"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "size=1m"]})
+    assert "root:x:0:0" in box.shell("cat /etc/passwd; echo x > /etc/new; mount | grep ' /etc '").run().stdout
+
+
+def test_no_mount_goes_through_a_link_out_of_the_root(box, tmp_path):
+    root = make_rootfs(tmp_path / "evil")
+    (root / "way").symlink_to("/../../../../../../etc")
+    (root / "proc").rmdir()
+    (root / "proc").symlink_to("/etc")
+    box.config["root"]["path"] = str(root)
+    done = box.shell("true").create()
+    assert done.returncode == 1 and "symbolic link" in done.stderr
+    (root / "proc").unlink()
+    (root / "proc").mkdir()
+    box.config["mounts"].append({"destination": "/way/sub", "type": "tmpfs", "source": "x"})
+    done = box.shell("ls -d /etc/sub").run()
+    assert done.stdout == "/etc/sub\n" and not os.path.exists("/etc/sub"), done.stderr
+
+
+def test_masked_and_read_only_paths_and_a_read_only_root(box):
+    box.set("root.readonly", True)
+    box.shell("wc -c < /proc/keys; echo x > /proc/sys/kernel/hostname; touch /x; touch /dev/shm/x && echo shm")
+    done = box.run()
+    assert done.stdout.split() == ["0", "shm"]
+    assert done.stderr.count("Read-only file system") == 2, done.stderr
+
+
+def test_devices_are_made_with_their_owner_and_mode_and_opened_only_if_allowed(box):
+    node = {"path": "/dev/myzero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 0, "gid": 5}
+    host = next(path for path in ("/dev/fuse", "/dev/loop-control") if os.path.exists(path))
+    major, minor = os.major(os.stat(host).st_rdev), os.minor(os.stat(host).st_rdev)
+    box.set("linux.devices", [node, {"path": "/dev/locked", "type": "c", "major": major, "minor": minor, "fileMode": 0o666}])
+    box.set("linux.resources.devices", [{"allow": False, "access": "rwm"}])
+    done = box.shell("stat -c '%a %g %t:%T' /dev/myzero; head -c 3 /dev/myzero | wc -c; : < /dev/locked").run()
+    assert done.stdout.split() == ["640", "5", "1:5", "3"]
+    assert "not permitted" in done.stderr
+    box.config["linux"]["resources"]["devices"].append({"allow": True, "type": "c", "major": major, "minor": minor, "access": "r"})
+    assert box.shell(": < /dev/locked && echo opened; : > /dev/locked").run().stdout == "opened\n"
+
+
+# ---- terminals ----
+
+
+def _console(box):
+    path = str(box.folder / "console")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    listener.settimeout(20)
+    return path, listener
+
+
+def test_terminal_is_sent_to_the_console_socket(box):
+    path, listener = _console(box)
+    box.set("process.terminal", True).set("process.consoleSize", {"height": 33, "width": 99})
+    box.shell("test -t 0 && test -t 2 && ls -l /dev/console | head -c 1; stty size 2>/dev/null; exec sleep 100")
+    done = box.create("--console-socket", path)
+    assert done.returncode == 0, done.stderr
+    with listener, listener.accept()[0] as peer:
+        _, (terminal,), _, _ = socket.recv_fds(peer, 64, 1)
+    assert os.get_terminal_size(terminal) == (99, 33)
+    box("start", box.id)
+    assert os.read(terminal, 64).startswith(b"c")
+    os.close(terminal)
+
+
+def test_terminal_needs_somebody_to_take_it(box):
+    done = box.set("process.terminal", True).create()
+    assert done.returncode == 1 and "--console-socket" in done.stderr
+    box.set("process.terminal", False)
+    assert "--console-socket" in box.create("--console-socket", "/x").stderr
+
+
+# ---- a further process ----
+
+
+@pytest.fixture
+def running(box):
+    box.set("process.env", ["PATH=/bin", "COLOUR=red"]).shell("sleep 100").create()
+    assert box("start", box.id).returncode == 0
+    return box
+
+
+def test_exec_joins_everything_and_hands_on_the_status(running):
+    done = running("exec", running.id, "sh", "-c", "for k in mnt uts ipc pid net cgroup; do readlink /proc/self/ns/$k; done; echo $COLOUR; exit 5")
+    pid = running.state()["pid"]
+    assert done.returncode == 5
+    assert done.stdout.split() == [*(f"{kind}:[{proc.namespace(pid, kind)}]" for kind in ("mnt", "uts", "ipc", "pid", "net", "cgroup")), "red"]
+
+
+def test_exec_takes_runcs_words(running):
+    done = running("exec", "--user", "1000:1000", "--additional-gids", "7", "--env", "COLOUR=blue", "--cwd", "/data", running.id,
+                   "sh", "-c", "id; echo $COLOUR; pwd")  # fmt: skip
+    assert done.stdout.splitlines() == ["uid=1000(ana) gid=1000(ana) groups=7", "blue", "/data"]
+    assert running("exec", running.id, "nonsense").returncode == 127
+
+
+def test_exec_of_a_process_file_detached_with_a_terminal(running):
+    path, listener = _console(running)
+    process = {"terminal": True, "args": ["sh", "-c", "echo hello; sleep 100"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}}
+    (running.folder / "process").write_text(json.dumps(process))
+    done = running("exec", "--process", running.folder / "process", "--detach", "--pid-file", running.folder / "pid2",
+                   "--console-socket", path, running.id)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pid = int((running.folder / "pid2").read_text())
+    assert pid in json.loads(running("ps", "--format", "json", running.id).stdout)
+    with listener, listener.accept()[0] as peer:
+        _, (terminal,), _, _ = socket.recv_fds(peer, 64, 1)
+    assert os.read(terminal, 64) == b"hello\r\n"
+    os.close(terminal)
+    assert "sleep 100" in running("ps", running.id).stdout
+
+
+def test_exec_in_one_that_does_not_run_is_refused(box):
+    box.run("--keep")
+    assert "not running" in box("exec", box.id, "true").stderr
+
+
+def test_pause_and_resume(running):
+    assert running("pause", running.id).returncode == 0
+    assert running.state()["status"] == "paused"
+    assert "paused" in running("exec", running.id, "true").stderr
+    assert running("resume", running.id).returncode == 0
+    assert running.state()["status"] == "running"
+
+
+# ---- the cgroup ----
+
+
+def test_resources_are_what_the_cgroup_says(box):
+    box.set("linux.resources.memory", {"limit": 32 << 20}).set("linux.resources.pids", {"limit": 77})
+    box.set("linux.resources.cpu", {"quota": 25_000, "period": 50_000, "shares": 512, "cpus": "0"})
+    box.shell("sleep 100").create()
+    group = oci.Box(box.root, box.id).cgroup()
+    assert int(group.read("memory.max")) == 32 << 20
+    assert group.read("pids.max").strip() == "77"
+    quota = group.read("cpu.max") if group.version("cpu") == 2 else group.read("cpu.cfs_quota_us") + group.read("cpu.cfs_period_us")
+    assert quota.split() == ["25000", "50000"]
+    assert group.read("cpuset.cpus").strip() == "0"
+    if group.version("cpu") == 1:
+        assert group.read("cpu.shares").strip() == "512"
+    assert box.state()["pid"] in group.procs()
+    assert box("update", "--pids-limit", "88", box.id).returncode == 0
+    assert group.read("pids.max").strip() == "88"
+
+
+def test_cgroups_path_is_where_the_processes_are_and_goes_with_the_container(box):
+    name = f"{state.label()}/deep/er"
+    box.set("linux.cgroupsPath", name).shell("sleep 100").create()
+    pid = box.state()["pid"]
+    paths = [path for path in proc.cgroups(pid).values() if path.endswith(name)]
+    assert paths
+    group = oci.Box(box.root, box.id).cgroup()
+    folders = [folder.path for folder in group.folders]
+    box.delete()
+    assert not any(folder.exists() for folder in folders)
+    for folder in folders:  # what is above it is its caller's
+        cgroups.cgroupfs.remove_tree(str(folder.parent))
+
+
+def test_resources_are_translated_word_by_word():
+    found = resources.read(
+        {
+            "memory": {"limit": 100 << 20, "swap": 150 << 20, "reservation": 50 << 20},
+            "cpu": {"shares": 2048, "period": 50_000, "mems": "0"},
+            "pids": {"limit": -1},
+            "blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1024}]},
+            "devices": [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"}],
+            "unified": {"memory.high": "1000000"},
+        }
+    )
+    assert found.limits == limits.Limits(
+        memory=100 << 20, memory_swap=50 << 20, memory_low=50 << 20, cpu_quota=-1, cpu_period=50_000, cpu_weight=200, pids=-1,
+        io=(limits.IoLimit("8:0", rbps=1024),),
+    )  # fmt: skip
+    assert [name for name, _, _ in found.files] == ["cpuset.mems", "memory.high"]
+    assert str(found.rules[-1]) == "c 10:229 rw"
+    assert resources.read({"devices": [{"allow": True, "access": "rwm"}]}).rules is None
+    with pytest.raises(errors.Unsupported, match="takes back"):
+        resources.read({"devices": [{"allow": True, "access": "rwm"}, {"allow": False, "type": "c", "major": 1, "minor": 3}]})
+
+
+def test_lab_clean_takes_away_what_was_forgotten(tmp_path, rootfs, monkeypatch):
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "labkit-root"))
+    box = Bundle(tmp_path / "bundle", rootfs)
+    box.root = oci.default_root()
+    box.shell("sleep 100").create()
+    pid = box.state()["pid"]
+    assert [entry.kind for entry in ledger.entries()] == ["oci"]
+    assert ledger.clean()[1], "its process lives, so it is kept"
+    ledger.clean(everything=True)
+    assert ledger.entries() == [] and box.left() == []
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or proc.stat_fields(pid)[0] == "Z")
+
+
+# ---- small things ----
+
+
+def test_features_names_what_there_is(box):
+    words = json.loads(box("features").stdout)
+    assert words["hooks"] == list(hooks.NAMES)
+    assert set(words["linux"]["namespaces"]) == set(bundle.KINDS)
+    assert "rro" in words["mountOptions"] and "SCMP_ACT_ERRNO" in words["linux"]["seccomp"]["actions"]
+
+
+def test_list_shows_each(running):
+    assert running("list", "--quiet").stdout == "box\n"
+    assert json.loads(running("list", "--format", "json").stdout)[0]["status"] == "running"
+
+
+def test_options_of_a_mount_are_parsed_once_and_completely():
+    found = mount_options.parse(["rbind", "ro", "nosuid", "suid", "rslave"])
+    assert (found.attrs, found.bind, found.recursive) == (1, True, True)
+    assert mount_options.parse(["size=1m", "sync"]).data == ("size=1m", "sync")
+    assert settings.check_sysctl("net.core.somaxconn", 5, ("net",)) == ("net.core.somaxconn", "5")
