@@ -41,7 +41,7 @@ def test_the_old_root_is_gone():
         assert mounts[0].target == "/" and mounts[0].type == "overlay"
         host = {mount.device for mount in proc.mounts() if mount.target == "/"}
         # /etc/hosts and its like are files bound from the host's disk; no folder of it may be there.
-        assert [m.target for m in mounts if m.device in host] == ["/etc/hostname", "/etc/hosts"]
+        assert [m.target for m in mounts if m.device in host] == ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"]
 
 
 def test_the_same_name_twice_has_one_winner():
@@ -99,7 +99,8 @@ def test_a_start_that_fails_leaves_nothing(words, kind):
         {"hostname": "x" * 65},
         {"name": "../x"},
         {"workdir": "etc"},
-        {"network": "token-ring"},
+        {"network": "token ring"},
+        {"network": "none", "publish": ["80:80"]},
         {"memory": "banana"},
         {"cap_add": ["NOT_A_CAP"]},
         {"command": ["a\0b"]},
