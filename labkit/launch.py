@@ -28,7 +28,7 @@ import socket
 import stat
 import struct
 import termios
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from labkit import gate, handover, hooks, mounts, namespaces, seccomp, security, settings
 from labkit import syscalls as sc
@@ -54,6 +54,7 @@ class Job:
     cgroup_into: str | None = None  # a v2 cgroup's folder, to be born in
     uid_map: tuple = ()
     gid_map: tuple = ()
+    idmapped: bool = False  # the parent hands the root over, its files under the container's ids
     clock_offsets: tuple | None = None  # seconds: monotonic, boottime
     network: object | None = None  # a network.Plug, put in by the parent
     join: int | None = None  # the pid whose namespaces are entered
@@ -75,7 +76,9 @@ class Job:
 def become(job, channel, stdio):
     """Turn the calling process, fresh from clone3, into the job's program. Never returns."""
     try:
-        _await_go(channel)
+        handed = _await_go(channel)
+        if handed:
+            job = replace(job, plan=replace(job.plan, root=mounts.HandedRoot(handed[0])))
         _become(job, channel, stdio)
     except LabError as error:
         _report(channel, error)
@@ -88,8 +91,10 @@ def become(job, channel, stdio):
 
 
 def _await_go(channel):
-    if channel.recv(8) != b"go":
+    message, fds, _, _ = socket.recv_fds(channel, 8, 1)
+    if message != b"go":
         os._exit(1)
+    return fds
 
 
 def _report(channel, error):
@@ -118,9 +123,14 @@ def _become(job, channel, stdio):
     _enter_cgroups(job.cgroup_tasks)
     gate_fds = gate.come_to(job.gate) if job.gate else ()
     profile = settings.open_apparmor() if job.settings.apparmor else None
+    if job.join is None and not job.paths:
+        _shift_clocks(job)  # while /proc/self is still its own: a change of user takes that away
     # Until exec this process is labkit with the host's power in the container's pid
     # namespace: nobody there may trace it or open its /proc/PID/exe and fds.
     if "user" in job.namespaces and not job.paths:
+        # Still the one who made it, to the files outside; the container's root is nobody there.
+        if job.plan:
+            job = replace(job, plan=job.plan.gathered())
         _become_root_inside()
     sc.prctl(sc.PR_SET_DUMPABLE, 0)
     if job.join is not None:
@@ -195,8 +205,8 @@ def _furnish(job, channel):
         sc.setdomainname(job.settings.domainname)
     if "net" in job.namespaces:
         loopback_up()
-    if "time" in job.namespaces:
-        namespaces.set_time_offsets(*(job.clock_offsets or (0, 0)))
+    if job.paths:
+        _shift_clocks(job)
 
     def before_pivot():
         if job.hooks:
@@ -207,6 +217,11 @@ def _furnish(job, channel):
 
     if job.plan:
         job.plan.execute(before_pivot)
+
+
+def _shift_clocks(job):
+    if "time" in job.namespaces:
+        namespaces.set_time_offsets(*(job.clock_offsets or (0, 0)))
 
 
 def _setgroups_denied():

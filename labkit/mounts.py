@@ -173,6 +173,10 @@ class Overlay:
     def describe(self):
         return f"mount overlay of {len(self.lowerdirs)} lowerdir(s) and a writable upperdir as the root{_options(self.attrs)}"
 
+    def resolved(self):
+        """Return the same with the folders' own paths."""
+        return self
+
     def execute(self):
         """Mount it at the host path `target`, in this mount namespace only. See overlayfs(5)."""
         try:
@@ -236,6 +240,22 @@ class BindRoot:
 
 
 @dataclass(frozen=True)
+class HandedRoot:
+    """The root: a mount that the parent made and handed over as an fd."""
+
+    mount_fd: int
+    target: str = "/tmp"  # some folder that everybody can reach; pivot_root leaves it behind
+
+    def describe(self):
+        return "attach the root that was handed over"
+
+    def execute(self):
+        """Attach it, in this mount namespace only."""
+        sc.move_mount(self.mount_fd, "", sc.AT_FDCWD, self.target, sc.MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(self.mount_fd)
+
+
+@dataclass(frozen=True)
 class Filesystem:
     """A new instance of a kernel filesystem: proc, tmpfs, devpts, mqueue, sysfs, cgroup …"""
 
@@ -261,14 +281,19 @@ class Bind:
     attrs: int = 0
     recursive: bool = True
     follow: bool = False  # a volume's target may go through the image's links, inside the root
+    tree: int | None = None  # the source as an fd, if it was taken before
 
     def describe(self):
         return f"bind {self.source} to {self.target}{_options(self.attrs)}"
 
     def execute(self, root):
-        tree = clone_tree(self.source, attrs=self.attrs, recursive=self.recursive)
+        tree = clone_tree(self.source, attrs=self.attrs, recursive=self.recursive) if self.tree is None else self.tree
         folder = stat.S_ISDIR(os.fstat(tree).st_mode)
         _place(tree, root, self.target, folder, self.follow)
+
+    def gathered(self):
+        """Return the step with its source already taken."""
+        return replace(self, tree=clone_tree(self.source, attrs=self.attrs, recursive=self.recursive))
 
 
 @dataclass(frozen=True)
@@ -394,6 +419,12 @@ class Plan:
                     ),
                 )
             ),
+        )
+
+    def gathered(self):
+        """Return the plan with the sources of its binds taken, by the power that the caller has now. See `launch`."""
+        return replace(
+            self, steps=tuple(step.gathered() if isinstance(step, Bind) else step for step in self.steps)
         )
 
     def describe(self):

@@ -65,7 +65,7 @@ def spawn(job, stdio, at_hooks=None, enter=None):
         if enter:
             enter(pid)
         _prepare(job, pid)
-        ours.send(b"go")
+        _go(ours, job, pid)
         spawned = _until_exec(ours, spawned, job, at_hooks)
         return spawned
     except OSError as error:
@@ -97,6 +97,20 @@ def _prepare(job, pid):
         settings.set_oom_score_adj(pid, job.settings.oom_score_adj)
     if not job.paths:
         _map_ids(job, pid)
+
+
+def _go(channel, job, pid):
+    """Let the child go on; with it goes the root, where only the parent can make it."""
+    if not job.idmapped:
+        channel.send(b"go")
+        return
+    from labkit import idmap
+
+    root = idmap.root(job.plan.root, pid)
+    try:
+        socket.send_fds(channel, [b"go"], [root])
+    finally:
+        os.close(root)
 
 
 def _map_ids(job, pid):

@@ -12,7 +12,7 @@ import re
 import shlex
 from dataclasses import dataclass, field, replace
 
-from labkit import mounts, namespaces, rootfs, seccomp, security, state
+from labkit import idmap, mounts, namespaces, rootfs, seccomp, security, state
 from labkit.errors import BadValue
 from labkit.launch import Job
 from labkit.limits import Limits
@@ -80,6 +80,7 @@ class Spec:
     network: str = "none"  # none, host, bridge, another bridge's name, or auto: a bridge if there can be one
     ports: tuple = ()  # network.Port
     namespaces: tuple = ALWAYS
+    userns: tuple | None = None  # the outer ids of the container's: first, how many
     clock_offsets: tuple | None = None
     capabilities: tuple = ()
     seccomp: str = "default"  # or a profile's path, or unconfined
@@ -88,7 +89,7 @@ class Spec:
 
     @classmethod
     def make(cls, image="busybox", command=(), *, limits=None, env=(), volumes=(), cap_add=(), cap_drop=(),
-             security_opt=(), unlocked=(), network="none", publish=(), time_offset=None, name=None, hostname=None, workdir=None, **words):  # fmt: skip
+             security_opt=(), unlocked=(), network="none", publish=(), userns=None, time_offset=None, name=None, hostname=None, workdir=None, **words):  # fmt: skip
         """Return the Spec that docker's words mean. Raises BadValue or Unsupported, and changes nothing.
 
         `command` is a list, or a text that is split as a shell would. Words that are
@@ -116,6 +117,8 @@ class Spec:
         kinds = [kind for kind in kinds if f"{kind}_namespace" not in unlocked]
         if time_offset is not None:
             kinds.append("time")
+        if userns := idmap.parse(userns):
+            kinds.append("user")
         return cls(
             image,
             command,
@@ -128,6 +131,7 @@ class Spec:
             network=network,
             ports=_ports(publish),
             namespaces=tuple(kinds),
+            userns=userns,
             clock_offsets=None if time_offset is None else (int(time_offset), int(time_offset)),
             capabilities=_capabilities(cap_add, cap_drop, unlocked),
             seccomp=_seccomp(security_opt),
@@ -171,9 +175,17 @@ class Spec:
             capabilities=self.capabilities,
             terminal=self.tty,
             clock_offsets=self.clock_offsets,
+            **self.ids(),
             **self.locks(),
             **where,
         )
+
+    def ids(self):
+        """Return what of a Job maps the container's ids to outer ones."""
+        if not self.userns:
+            return {}
+        mapping = ((0, *self.userns),)
+        return {"uid_map": mapping, "gid_map": mapping, "idmapped": True}
 
     def locks(self):
         """Return what of a Job keeps every process of the container in, the first and each further one."""

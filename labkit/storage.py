@@ -124,6 +124,13 @@ class LinkedOverlay(mounts.Overlay):
             with contextlib.suppress(FileExistsError):
                 os.symlink(where, os.path.join(self.folder, name))
 
+    def resolved(self):
+        """Return the same with the folders' own paths: for who mounts it elsewhere."""
+        where = dict(self.links)
+        lowerdirs = tuple(where[name] for name in self.lowerdirs)
+        upper, work = (where.get(name, "") for name in (self.upperdir, self.workdir))
+        return mounts.Overlay(lowerdirs, upper, work, self.target, self.options, self.attrs)
+
     def execute(self):
         """Mount it from within `folder`, where the short names mean something. See overlayfs(5)."""
         here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -252,6 +259,8 @@ class Overlay(Driver):
     def _folders(self, rootfs, home):
         for name in ("diff", "work", "merged"):
             (home / name).mkdir(0o755)
+        if rootfs.lowerdirs == (str(home / "empty"),):
+            (home / "empty").mkdir(0o755)
         # The root folder's own mode, owner and time are the upperdir's.
         if rootfs.lowerdirs:
             _like(rootfs.lowerdirs[-1], home / "diff")
@@ -259,7 +268,12 @@ class Overlay(Driver):
     def _rootfs(self, image, container_id, home, userxattr):
         options = USER_OPTIONS if userxattr else DEFAULT_OPTIONS
         folders = (str(home / name) for name in ("diff", "work", "merged"))
-        return Rootfs(self.name, container_id, tuple(image.layers), *folders, options)
+        return Rootfs(self.name, container_id, _lowerdirs(image, home), *folders, options)
+
+
+def _lowerdirs(image, home):
+    """Return an image's layers; an image without any (scratch) gets an empty folder, for overlayfs wants one."""
+    return tuple(image.layers) or (str(home / "empty"),)
 
 
 def _like(source, folder):
@@ -295,6 +309,9 @@ def mount(lowerdirs, upperdir, workdir, merged, options=DEFAULT_OPTIONS):
             raise NotFound(
                 f"there is no folder {folder}", "overlayfs stacks folders that exist: make it first"
             )
+    if not upperdir:  # without an upperdir the kernel wants two lowerdirs: empty ones below change nothing
+        missing = range(max(0, 2 - len(lowerdirs)))
+        lowerdirs = [*(state.run_dir("empty", str(number)) for number in missing), *lowerdirs]
     absolute = [os.path.realpath(folder) for folder in lowerdirs]
     upperdir, workdir = (os.path.realpath(folder) if folder else "" for folder in (upperdir, workdir))
     merged = os.path.realpath(merged)
