@@ -92,6 +92,7 @@ def _run(argv):
     add("-v", "--volume", action="append", default=[], dest="volumes", metavar="SOURCE:TARGET[:ro]")
     add("-e", "--env", action="append", default=[], metavar="NAME=VALUE")
     add("-w", "--workdir", metavar="FOLDER")
+    add("--userns", metavar="remap|FIRST[:COUNT]", help="a user namespace: root in it is FIRST outside, and nobody special")
     add("-u", "--user", metavar="USER[:GROUP]")
     add("--init", action="store_true", help="a small PID 1 that reaps and hands signals on")
     add("--read-only", action="store_true", help="seal the root filesystem")
