@@ -8,35 +8,31 @@ not be executed; else the status is the container's own, 128+n for signal n.
 
 import argparse
 import contextlib
+import importlib
 import os
 import pickle
 import sys
 import time
 
+from labkit.commands import COMMANDS, command, parser, table
 from labkit.errors import BadValue, LabError, NotFound
 
-COMMANDS = {}
-
-
-def command(name, summary):
-    """Register the function below as `lab NAME`."""
-
-    def register(function):
-        COMMANDS[name] = (function, summary)
-        return function
-
-    return register
+# Where the other commands are; loaded when a name is not found here.
+_ELSEWHERE = ("labkit.cli_images", "labkit.cli_host")
 
 
 def main(argv):
     """Run one `lab` command; return its exit status."""
     if not argv or argv[0] in ("-h", "--help", "help"):
+        _load_all()
         print("usage: lab COMMAND …        lab COMMAND --help says more\n")
         for name, (_, summary) in COMMANDS.items():
             print(f"  {name:10} {summary}")
         return 0
     name, *rest = argv
     try:
+        if name not in COMMANDS:
+            _load_all()
         if name not in COMMANDS:
             raise BadValue(f"lab has no command {name!r}", "`lab help` lists them")
         status = COMMANDS[name][0](rest)
@@ -52,19 +48,15 @@ def main(argv):
         return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise BadValue(message, f"{self.prog} --help")
-
-
-def _parser(name):
-    return _Parser(prog=f"lab {name}", description=COMMANDS[name][1])
+def _load_all():
+    for module in _ELSEWHERE:
+        importlib.import_module(module)
 
 
 def _reference(name, argv, what="a container's name, id or the beginning of its id"):
-    parser = _parser(name)
-    parser.add_argument("container", help=what, nargs="+")
-    return parser.parse_args(argv).container
+    words = parser(name)
+    words.add_argument("container", help=what, nargs="+")
+    return words.parse_args(argv).container
 
 
 # ---- containers ----
@@ -75,8 +67,8 @@ def _run(argv):
     from labkit.container import Container
     from labkit.spec import Spec
 
-    parser = _parser("run")
-    add = parser.add_argument
+    words = parser("run")
+    add = words.add_argument
     add("-i", "--interactive", action="store_true", help="hand one's own input on")
     add("-t", "--tty", action="store_true", help="give it a terminal")
     add("-d", "--detach", action="store_true", help="leave it running, print its id")
@@ -92,7 +84,6 @@ def _run(argv):
     add("-v", "--volume", action="append", default=[], dest="volumes", metavar="SOURCE:TARGET[:ro]")
     add("-e", "--env", action="append", default=[], metavar="NAME=VALUE")
     add("-w", "--workdir", metavar="FOLDER")
-    add("--userns", metavar="remap|FIRST[:COUNT]", help="a user namespace: root in it is FIRST outside, and nobody special")
     add("-u", "--user", metavar="USER[:GROUP]")
     add("--init", action="store_true", help="a small PID 1 that reaps and hands signals on")
     add("--read-only", action="store_true", help="seal the root filesystem")
@@ -101,11 +92,12 @@ def _run(argv):
     add("--cap-add", action="append", default=[], metavar="CAP")
     add("--cap-drop", action="append", default=[], metavar="CAP")
     add("--security-opt", action="append", default=[], metavar="OPTION", help="seccomp=unconfined, seccomp=FILE")
+    add("--userns", metavar="remap|FIRST[:COUNT]", help="a user namespace: root in it is FIRST outside, and nobody special")
     add("--time-offset", type=int, metavar="SECONDS", help="a time namespace, its clocks ahead")
     add("--explain", action="store_true", help="print what would be done, and do nothing")
     add("image")
     add("command", nargs=argparse.REMAINDER)
-    words = vars(parser.parse_args(argv))
+    words = vars(words.parse_args(argv))
     detach, explain = words.pop("detach"), words.pop("explain")
     box = Container.of(Spec.make(words.pop("image"), words.pop("command"), **words))
     if explain:
@@ -193,10 +185,10 @@ def _keep(box, report):
 def _ps(argv):
     from labkit.container import all_containers
 
-    parser = _parser("ps")
-    parser.add_argument("-a", "--all", action="store_true")
-    parser.add_argument("-q", "--quiet", action="store_true", help="ids only")
-    options = parser.parse_args(argv)
+    words = parser("ps")
+    words.add_argument("-a", "--all", action="store_true")
+    words.add_argument("-q", "--quiet", action="store_true", help="ids only")
+    options = words.parse_args(argv)
     rows = []
     for box in all_containers():
         status = box.status
@@ -211,7 +203,7 @@ def _ps(argv):
     if options.quiet:
         print(*(row[0] for row in rows), sep="\n", end="\n" if rows else "")
     else:
-        _table("CONTAINER ID,IMAGE,COMMAND,CREATED,STATUS,PID,NAME", rows)
+        table("CONTAINER ID,IMAGE,COMMAND,CREATED,STATUS,PID,NAME", rows)
 
 
 def _ago(then):
@@ -220,13 +212,6 @@ def _ago(then):
         if seconds >= size:
             return f"{seconds // size} {unit} ago"
     return f"{seconds} s ago"
-
-
-def _table(head, rows):
-    rows = [head.split(","), *rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 @command("top", "a container's processes, as the host numbers them and as it does")
@@ -245,7 +230,7 @@ def _top(argv):
             words = " ".join(proc.cmdline(process.pid)) or f"[{process.name}]"
             spent = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
             rows.append((str(process.uid), str(process.pid), str(process.ppid), str(process.nspid[-1]), spent, words))
-    _table("UID,PID,PPID,INSIDE,TIME,CMD", rows)
+    table("UID,PID,PPID,INSIDE,TIME,CMD", rows)
 
 
 @command("exec", "run a further command in a container that runs")
@@ -253,8 +238,8 @@ def _exec(argv):
     from labkit import attach, spawner
     from labkit.container import find
 
-    parser = _parser("exec")
-    add = parser.add_argument
+    words = parser("exec")
+    add = words.add_argument
     add("-i", "--interactive", action="store_true")
     add("-t", "--tty", action="store_true")
     add("-e", "--env", action="append", default=[])
@@ -262,7 +247,7 @@ def _exec(argv):
     add("-u", "--user")
     add("container")
     add("command", nargs=argparse.REMAINDER)
-    options = parser.parse_args(argv)
+    options = words.parse_args(argv)
     if options.tty and options.interactive and not os.isatty(0):
         raise BadValue("the input device is not a TTY", "leave out -t, or run it in a terminal")
     if not options.command:
@@ -288,10 +273,10 @@ def _exec(argv):
 def _stop(argv):
     from labkit.container import find
 
-    parser = _parser("stop")
-    parser.add_argument("-t", "--time", type=float, default=10)
-    parser.add_argument("container", nargs="+")
-    options = parser.parse_args(argv)
+    words = parser("stop")
+    words.add_argument("-t", "--time", type=float, default=10)
+    words.add_argument("container", nargs="+")
+    options = words.parse_args(argv)
     for reference in options.container:
         find(reference).stop(options.time)
         print(reference)
@@ -303,10 +288,10 @@ def _kill(argv):
 
     from labkit.container import find
 
-    parser = _parser("kill")
-    parser.add_argument("-s", "--signal", default="KILL")
-    parser.add_argument("container", nargs="+")
-    options = parser.parse_args(argv)
+    words = parser("kill")
+    words.add_argument("-s", "--signal", default="KILL")
+    words.add_argument("container", nargs="+")
+    options = words.parse_args(argv)
     name = "SIG" + options.signal.upper().removeprefix("SIG")
     if options.signal.isdigit() and 0 < int(options.signal) < signal.NSIG:
         number = int(options.signal)
@@ -349,10 +334,10 @@ def _wait(argv):
 def _rm(argv):
     from labkit.container import find
 
-    parser = _parser("rm")
-    parser.add_argument("-f", "--force", action="store_true")
-    parser.add_argument("container", nargs="+")
-    options = parser.parse_args(argv)
+    words = parser("rm")
+    words.add_argument("-f", "--force", action="store_true")
+    words.add_argument("container", nargs="+")
+    options = words.parse_args(argv)
     for reference in options.container:
         box = find(reference)
         if box.status in ("running", "paused"):
@@ -377,111 +362,3 @@ def _diff(argv):
 
     for change in find(_reference("diff", argv)[0]).changes():
         print(change.kind, change.path)
-
-
-@command("images", "list the images")
-def _images(argv):
-    from labkit import images
-
-    _parser("images").parse_args(argv)
-    images.get("busybox")
-    _table("IMAGE,ID,LAYERS,SIZE", [(i.name, i.id[7:19], str(len(i.layers)), f"{i.size} B") for i in images.all()])
-
-
-@command("networks", "list the networks that containers are on")
-def _networks(argv):
-    from labkit import network
-
-    _parser("networks").parse_args(argv)
-    rows = []
-    for name in network.all_networks():
-        known = network.record(name)
-        who = ", ".join((user["names"] or [number])[0] + " " + user["address"] for number, user in known["users"].items())
-        rows.append((name, known["bridge"], known["subnet"], who))
-    _table("NETWORK,BRIDGE,SUBNET,CONTAINERS", rows)
-
-
-# ---- the host ----
-
-
-@command("lsns", "every namespace on this machine, and who is in it")
-def _lsns(argv):
-    from labkit import namespaces
-
-    parser = _parser("lsns")
-    parser.add_argument("-t", "--type", choices=namespaces.KINDS, help="one kind only")
-    kind = parser.parse_args(argv).type
-    rows = [
-        (str(one.inode), one.kind, str(one.processes), str(one.pid or ""), str(one.parent or ""), str(one.owner or ""), one.command[:60])
-        for one in namespaces.survey()
-        if kind in (None, one.kind)
-    ]
-    _table("INODE,KIND,PROCESSES,PID,PARENT,OWNER,COMMAND", rows)
-
-
-@command("clean", "give back what was left behind; --all also ends what runs")
-def _clean(argv):
-    from labkit import ledger
-
-    parser = _parser("clean")
-    parser.add_argument("-a", "--all", action="store_true")
-    undone, kept, failed = ledger.clean(everything=parser.parse_args(argv).all)
-    for entry in undone:
-        print(f"gave back: {entry}")
-    if kept:
-        groups = sorted({entry.group or str(entry) for entry in kept})
-        print(f"kept, in use by a living process: {', '.join(groups)}\n  → `lab clean --all` ends and removes these too")
-    for entry, error in failed:
-        print(f"could not give back {entry}: {error}", file=sys.stderr)
-    if not (undone or kept or failed):
-        print("nothing of labkit's is left on this machine")
-    return 125 if failed else 0
-
-
-@command("doctor", "what this machine has of what the chapters need")
-def _doctor(argv):
-    from labkit import doctor
-
-    return doctor.main(argv)
-
-
-@command("up", "start JupyterLab with the chapters")
-def _up(argv):
-    from labkit import workshop
-
-    return workshop.up(argv)
-
-
-@command("reset", "get a fresh copy of a chapter; yours is kept beside it")
-def _reset(argv):
-    from labkit import lessons
-
-    parser = _parser("reset")
-    parser.add_argument("chapter", nargs="+", help="its number: 04")
-    for number in parser.parse_args(argv).chapter:
-        aside = lessons.reset(number)
-        print(f"chapter {number} is fresh" + (f"; yours is kept as {aside.name}" if aside else ""))
-    print("a page that shows it already: File, Reload from Disk")
-
-
-@command("progress", "what you have passed; with a chapter's number each exercise of it")
-def _progress(argv):
-    from labkit import lessons
-
-    parser = _parser("progress")
-    parser.add_argument("chapter", nargs="?")
-    print(lessons.progress(parser.parse_args(argv).chapter))
-
-
-@command("room", "for an instructor: what each seat of a room has passed")
-def _room(argv):
-    from labkit import room
-
-    return room.main(argv)
-
-
-@command("test", "run all tests")
-def _test(argv):
-    from labkit import workshop
-
-    return workshop.test(argv)
