@@ -39,10 +39,10 @@ def missing():
 
 
 @contextlib.contextmanager
-def private(images=("busybox",), seconds=60, runtimes=None, network=False):
+def private(images=("busybox",), seconds=60, runtimes=None, default="runc", network=False):
     """Start an engine, hand it some of our images, yield it, and take all of it away.
 
-    `runtimes` are {name: path} of OCI runtimes beside its own. With `network` it has a
+    `runtimes` are {name: path} of OCI runtimes beside its own, `default` the one it uses unasked. With `network` it has a
     bridge and published ports, in a network namespace that is only its own. Raises Unsupported without Docker, LabError if it doesn't answer in `seconds`.
     """
     if reason := missing():
@@ -54,7 +54,7 @@ def private(images=("busybox",), seconds=60, runtimes=None, network=False):
         folder.mkdir(0o700)
         try:
             with _cgroup(name) as places:
-                docker.start(places, seconds, runtimes or {}, network)
+                docker.start(places, seconds, runtimes or {}, default, network)
                 for image in images:
                     docker.give(image)
                 yield docker
@@ -110,7 +110,7 @@ class Engine:
             raise LabError(f"docker {words[0]} failed: {done.stderr.strip()[-500:]}")
         return done.stdout + ("" if check else done.stderr)
 
-    def start(self, places, seconds, runtimes, network):
+    def start(self, places, seconds, runtimes, default, network):
         """Start dockerd in its cgroup and wait until it answers."""
         v1 = any(tree.version == 1 and tree.controllers for tree, _ in places)
         lines = []
@@ -131,6 +131,7 @@ class Engine:
             f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/pid",
             f"--host=unix://{self.socket}", "--exec-opt=native.cgroupdriver=cgroupfs",
             *([] if network else _NO_NETWORK), *(f"--add-runtime={name}={path}" for name, path in runtimes.items()),
+            f"--default-runtime={default}",
             # v1: below the folder dockerd is in; v2: from the root of the tree.
             f"--cgroup-parent={'boxes' if v1 else f'/{state.label()}/{self.folder.name}'}",
         ]  # fmt: skip

@@ -127,13 +127,16 @@ class Mount:
             # /proc and /sys must be where they are said to be: what is locked in them
             # is found by path. Anywhere else the image may have links, inside its root.
             follow = self.kind not in ("proc", "sysfs")
+            there = self.kind == "tmpfs" and _is_there(root, self.target)
             target = mounts.make_in_root(root, self.target, folder, follow)
         except BaseException:
             os.close(tree)
             raise
         try:
-            if options.copy_up:
+            if there and options.copy_up:
                 _copy_up(target, tree)
+            if there and not any(word.startswith("mode=") for word in options.data):
+                os.chmod(f"/proc/self/fd/{tree}", stat.S_IMODE(os.fstat(target).st_mode))
             mounts.attach(tree, target)
         finally:
             os.close(target)
@@ -157,13 +160,26 @@ def _set(tree, attrs, atime, whole):
         sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | whole, attr_set=attrs)
 
 
+def _is_there(root, path):
+    try:
+        os.close(mounts.open_in_root(root, path))
+    except KernelError:
+        return False
+    return True
+
+
 def _copy_up(target, tree):
     """Copy what the image has at the target into the new, still unattached filesystem."""
     import shutil
 
+    old, new = f"/proc/self/fd/{target}", f"/proc/self/fd/{tree}"
     try:
         # Links are copied as links: nothing in the image leads anywhere else.
-        shutil.copytree(f"/proc/self/fd/{target}/", f"/proc/self/fd/{tree}/", symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(f"{old}/", f"{new}/", symlinks=True, dirs_exist_ok=True)
+        for folder, folders, files in os.walk(f"{new}/"):
+            for path in (folder, *(os.path.join(folder, name) for name in (*folders, *files))):
+                found = os.lstat(old + path.removeprefix(new))
+                os.chown(path, found.st_uid, found.st_gid, follow_symlinks=False)
     except (OSError, shutil.Error) as error:
         if isinstance(error, OSError) and error.errno:
             raise from_oserror(error, "copying the image's files into a tmpfs") from None

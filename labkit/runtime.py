@@ -57,10 +57,14 @@ def main(argv=None):
 
 def _log(options, level, error):
     """Say it to the person on stderr, and to the program that called in the file it named."""
-    print(f"labkit-runtime: {'warning: ' if level == 'warning' else ''}{error}", file=sys.stderr)
+    text = str(error)
+    if isinstance(error, CommandError):
+        # Docker and Podman look for these words, as Go writes them, to know 126 from 127.
+        text = f"{error.message}: {os.strerror(error.errno).lower()}"
+    print(f"labkit-runtime: {'warning: ' if level == 'warning' else ''}{text}", file=sys.stderr)
     if not options.log:
         return
-    words = {"level": level, "msg": str(error).replace("\n", " "), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    words = {"level": level, "msg": text.replace("\n", " "), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     line = json.dumps(words) if options.log_format == "json" else " ".join(f"{name}={json.dumps(text)}" for name, text in words.items())
     with contextlib.suppress(OSError), open(options.log, "a") as file:
         file.write(line + "\n")

@@ -580,6 +580,18 @@ def test_tmpcopyup_keeps_what_the_image_has_there(box):
     assert "root:x:0:0" in box.shell("cat /etc/passwd; echo x > /etc/new; mount | grep ' /etc '").run().stdout
 
 
+def test_tmpfs_has_the_images_mode_or_is_everybodys(box, rootfs):
+    (rootfs / "data/mine").mkdir(mode=0o751)
+    os.chown(rootfs / "data/mine", 5, 6)
+    (rootfs / "data/mine/f").touch()
+    os.chown(rootfs / "data/mine/f", 7, 8)
+    for target, words in (("/data/mine", ["tmpcopyup"]), ("/data/fresh", [])):
+        box.config["mounts"].append({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": words})
+    done = box.shell("stat -c '%a %u %g' /data/mine /data/mine/f /data/fresh").run()
+    shutil.rmtree(rootfs / "data/mine")
+    assert done.stdout.splitlines() == ["751 5 6", "644 7 8", "1777 0 0"]
+
+
 def test_no_mount_goes_through_a_link_out_of_the_root(box, tmp_path):
     root = make_rootfs(tmp_path / "evil")
     (root / "way").symlink_to("/../../../../../../etc")
