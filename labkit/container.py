@@ -22,7 +22,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 
-from labkit import cgroups, devices, images, ledger, proc, spawner, state, storage, syscalls
+from labkit import cgroups, devices, images, ledger, proc, rootless, spawner, state, storage, syscalls
 from labkit.errors import InUse, KernelError, LabError, NotFound, Unsupported
 from labkit.launch import Job
 from labkit.spec import PATH, Spec, describe
@@ -103,12 +103,16 @@ class Container:
             raise InUse(f"{self.name} is started already")
         image = images.get(self.spec.image)
         self.spec.argv(image.config)
+        with ledger.group(self.id):
+            self._claim()
         try:
             with ledger.group(self.id):
-                self._claim()
-                self.rootfs = storage.driver(self.spec.storage).prepare(image, self.id)
-                self.cgroup = cgroups.Cgroup.create(self.id, self.spec.limits)
-                if "devices" not in self.spec.unlocked:
+                if self.spec.name:
+                    _claim_name(self.spec.name, self.id)
+                self._write(status="created")
+                self.rootfs = storage.driver(self.spec.storage).prepare(image, self.id, userxattr=rootless.active())
+                self.cgroup = self._govern()
+                if self.cgroup.folders and "devices" not in self.spec.unlocked:
                     # Where no cgroup can do it, nodev on every mount still does.
                     with contextlib.suppress(Unsupported):
                         devices.allow_only(self.cgroup)
@@ -120,13 +124,20 @@ class Container:
         self._write(status="running", pid=self.pid, start_ticks=proc.start_ticks(self.pid))
         return self
 
+    def _govern(self):
+        if not rootless.active():
+            return cgroups.Cgroup.create(self.id, self.spec.limits)
+        rootless.check(self.spec)
+        return rootless.Ungoverned(self)
+
     def _claim(self):
-        folder = state.run_dir("containers") / self.id
-        ledger.write("folder", path=str(folder))
-        folder.mkdir(mode=0o700)
-        if self.spec.name:
-            _claim_name(self.spec.name, self.id)
-        self._write(status="created")
+        """Take the id: mkdir(2) decides who was first, and only he may clean up after it."""
+        entry = ledger.write("folder", path=str(self.folder))
+        try:
+            self.folder.mkdir(mode=0o700)
+        except FileExistsError:
+            ledger.strike(entry)
+            raise InUse(f"there is a container {self.id} already") from None
 
     @property
     def folder(self):
@@ -151,7 +162,7 @@ class Container:
             "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{hostname}\n",
             "resolv.conf": "",
         }
-        if self.spec.network != "none":
+        if self.spec.network != "none" and not rootless.active():
             from labkit import network
 
             texts["resolv.conf"] = network.resolv_conf()
@@ -162,7 +173,7 @@ class Container:
 
     def _connect(self, hostname):
         """Put it on its network; return the Plug, or None if it has no cable."""
-        if self.spec.network in ("none", "host"):
+        if self.spec.network in ("none", "host") or rootless.active():
             return None
         from labkit import network
 
@@ -249,7 +260,7 @@ class Container:
     def _cgroup(self):
         if self.cgroup is None:
             self.record()
-            self.cgroup = cgroups.Cgroup.open(self.id)
+            self.cgroup = rootless.Ungoverned(self) if rootless.active() else cgroups.Cgroup.open(self.id)
         return self.cgroup
 
     def logs(self):
@@ -384,7 +395,10 @@ class Container:
 
     def _finish(self):
         """Write down how it ended and give back its cgroup; its files stay until `delete`."""
-        self._status = self.spawner.status(self.spawned)
+        try:
+            self._status = self.spawner.status(self.spawned)
+        except LabError:  # the spawner was killed, and the kernel killed its children: PR_SET_PDEATHSIG
+            self._status = 128 + signal.SIGKILL
         os.close(self.spawned.pidfd)
         if self.spawned.terminal is not None:
             os.close(self.spawned.terminal)

@@ -204,6 +204,10 @@ class Here:
         """Return the exit status of an ended process, once."""
         return reap(spawned.pidfd)
 
+    def lives(self):
+        """Tell whether it can be asked."""
+        return True
+
     def owner(self):
         """Return the process that is the parent of what is cloned."""
         return os.getpid()
@@ -227,6 +231,10 @@ class Helper:
             )
         self.channel = ours
         self.mutex = threading.Lock()
+
+    def lives(self):
+        """Tell whether it can be asked: it may have been killed."""
+        return self.process.poll() is None
 
     def _ask(self, request, fds=()):
         with self.mutex:
@@ -324,7 +332,7 @@ def close():
 def current():
     """Return who clones for this process: itself if it has one thread and is no notebook, else a Helper."""
     global _current
-    if _current is not None and _current[0] == os.getpid():
+    if _current is not None and _current[0] == os.getpid() and _current[1].lives():
         return _current[1]
     alone = int(proc.stat_fields("self")[17]) == 1 and "ipykernel" not in sys.modules
     if alone:
