@@ -7,35 +7,25 @@
 
 So `build` is `commit`, once for each line. Whoever looks at the layers sees the lines.
 
-A layer that was made before is not made again. Its key is what it was made of: the
-layers below, the instruction, the variables it sees, the contents it copies. The cache
-holds only names: a cached layer lives as long as some image has it.
+A layer that was made before is not made again: see layer_cache.
 """
 
-import contextlib
-import hashlib
-import json
 import os
 import posixpath
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from labkit import commit, context, dockerfile, images, ledger, state, storage
-from labkit.container import Container
+from labkit import context, dockerfile, images, layer_cache, storage
 from labkit.errors import BadValue, LabError, NotFound
-from labkit.images import Image, ImageConfig
-
-SHELL = ("/bin/sh", "-c")
-# What the engine puts into a container's root to mount on: no part of what RUN changed.
-_MOUNT_POINTS = ("etc/hosts", "etc/hostname", "etc/resolv.conf", "dev/console", "dev", "proc", "sys", "etc")
+from labkit.images import ImageConfig
 
 
 def build(folder, name, *, file=None, args=None, target=None, cache=True, network="none", say=print):
     """Build an image from the Dockerfile in `folder`; name it and return the Image.
 
     `file` is another Dockerfile (a path), `args` the values of its ARGs, `target` the
-    stage to stop after, `network` what RUN has ("none", "host", "bridge"). `say` is called with
-    each step's line and what RUN prints. Raises BadValue with the line, LabError if a
+    stage to stop after, `network` what RUN has ("none", "host", "bridge"). `say` is
+    called with each step's line and what RUN prints. Raises BadValue with the line, LabError if a
     RUN fails; then nothing has the name that had not before.
     """
     name = images.normal(name)
@@ -54,36 +44,12 @@ def build(folder, name, *, file=None, args=None, target=None, cache=True, networ
         return images.adopt(store, name, image.digest)
 
 
-@dataclass
-class _Stage:
-    """One FROM and what follows it, as far as it has come."""
-
-    image: Image | None
-    config: ImageConfig
-    variables: dict = field(default_factory=dict)  # ARGs, seen by what follows and by RUN, kept nowhere
-    shell: tuple = SHELL
-
-    def seen(self):
-        """Return the variables an instruction may use: ENV wins over ARG."""
-        return self.variables | dict(pair.split("=", 1) for pair in self.config.env)
-
-    def lowest(self):
-        return self.image.diff_ids if self.image else ()
-
-
-class _Builder:
+class _Builder(layer_cache.Layers):
     def __init__(self, store, area, args, cache, network, say):
-        self.store, self.area, self.args, self.cache, self.network, self.say = (
-            store,
-            area,
-            args,
-            cache,
-            network,
-            say,
-        )
+        super().__init__(store, cache, network, say)
+        self.area, self.args = area, args
         self.stages = {}  # name or number: Image
         self.globals = {}  # ARGs before the first FROM
-        self.stage = None
 
     def run(self, instructions, target):
         count, total, wanted = 0, len(instructions), target and target.lower()
@@ -123,13 +89,13 @@ class _Builder:
             )
         if words[0].lower() in self.stages:
             before = self.stages[words[0].lower()]
-            self.stage = _Stage(before.image, before.config)
+            self.stage = layer_cache.Stage(before.image, before.config)
         elif words[0] == "scratch":
-            self.stage = _Stage(None, ImageConfig())
-            self._commit(instruction, None)
+            self.stage = layer_cache.Stage(None, ImageConfig())
+            self.commit(instruction, None)
         else:
             image = images.get(words[0])
-            self.stage = _Stage(image, image.config)
+            self.stage = layer_cache.Stage(image, image.config)
 
     def _arg(self, instruction):
         for word in dockerfile.split(instruction.text):
@@ -149,7 +115,7 @@ class _Builder:
 
     def _set(self, instruction, **changed):
         self.stage.config = replace(self.stage.config, **changed)
-        self._commit(instruction, None)
+        self.commit(instruction, None)
 
     def _env(self, instruction):
         env = dict(pair.split("=", 1) for pair in self.stage.config.env) | dict(instruction.pairs())
@@ -202,7 +168,7 @@ class _Builder:
     def _workdir(self, instruction):
         path = posixpath.normpath(posixpath.join("/", self.stage.config.workdir, instruction.text))
         self.stage.config = replace(self.stage.config, workdir=path)
-        with self._layer(instruction, path) as root:
+        with self.layer(instruction, path) as root:
             if root is not None:
                 with context.scratch("empty") as empty:
                     context.put(empty, root.merged, path)
@@ -221,7 +187,7 @@ class _Builder:
                 target = self._rename(folder, target)
             elif len(sources) > 1 and not target.endswith("/"):
                 raise instruction.refuse("several sources need a folder as target", f"{target}/")
-            with self._layer(instruction, target, context.fingerprint(folder)) as root:
+            with self.layer(instruction, target, context.fingerprint(folder)) as root:
                 if root is not None:
                     context.put(folder, root.merged, target)
 
@@ -247,7 +213,7 @@ class _Builder:
         return [*words[:-1], posixpath.normpath(target).rstrip("/") + keep or "/"]
 
     def _rename(self, folder, target):
-        """A single file to a target that is no folder gets the target's name; return the folder it goes to."""
+        """Give a single file the target's name, unless that is a folder; return the folder it goes to."""
         if self._is_folder(target):
             return target
         (only,) = folder.iterdir()
@@ -293,115 +259,5 @@ class _Builder:
     def _run(self, instruction):
         command = instruction.command(self.stage.shell)
         variables = sorted(self.stage.variables.items())
-        with self._layer(instruction, command, variables, mounted=False):
+        with self.layer(instruction, command, variables, mounted=False):
             pass  # a container makes and mounts its own root
-
-    @contextlib.contextmanager
-    def _layer(self, instruction, *made_of, mounted=True):
-        """Yield a root to change, mounted, whose changes become the layer; None if the cache has it."""
-        config = self.stage.config
-        key = json.dumps(
-            [
-                self.stage.lowest(),
-                instruction.word,
-                instruction.flags.get("chown"),
-                instruction.flags.get("chmod"),
-                made_of,
-            ]
-            + ([config.env, config.workdir, config.user] if instruction.word == "RUN" else [])
-        )
-        key = hashlib.sha256(key.encode()).hexdigest()
-        known = self._cached(key)
-        if known is not None:
-            self.say(" ---> in the cache")
-            yield None
-            self._commit(instruction, known[0])
-            return
-        layer = None
-        if mounted:
-            with self._root() as root:
-                yield root
-                layer = self._take(root)
-        else:
-            yield True
-            layer = self._run_container(instruction, made_of[0])
-        self._remember(key, layer)
-        self._commit(instruction, layer)
-
-    @contextlib.contextmanager
-    def _root(self):
-        driver, name = storage.driver(), f"build-{state.new_id()}"
-        with ledger.group(name):
-            try:
-                root = driver.prepare(self.stage.image, name)
-                storage.mount(root.lowerdirs, root.upperdir, root.workdir, root.merged, root.options)
-                yield root
-            finally:
-                ledger.undo_group(name)
-
-    def _run_container(self, instruction, command):
-        if not self.stage.image.layers:
-            raise instruction.refuse("there is nothing in the image yet to run", "COPY a program first")
-        base = self.stage.image
-        words = {
-            "env": [f"{name}={value}" for name, value in self.stage.variables.items()],
-            "network": self.network,
-        }
-        # An entrypoint is for who runs the image, not for its build.
-        plain = commit.add(self.store, base, None, None, replace(self.stage.config, entrypoint=()), "for RUN")
-        with Container(plain.digest, command, **words).start() as box:
-            code = box.wait()
-            output = box.logs()
-            if output:
-                self.say(output.rstrip("\n"))
-            if code:
-                last = output.strip().splitlines()[-1:] or ["it printed nothing"]
-                raise LabError(
-                    f"Dockerfile, line {instruction.line}: {instruction} ended with status {code}", last[0]
-                )
-            _drop_mount_points(box.rootfs)
-            return self._take(box.rootfs)
-
-    def _take(self, root):
-        """Store what is in an upperdir as a layer; return (diff_id, digest, size), None if there is nothing."""
-        storage.unmount(root.merged)
-        if not root.changes():
-            return None
-        with self.store.adding() as (out, keep):
-            diff_id, digest, size = root.diff(out)
-            keep(digest)
-        return diff_id, digest, size
-
-    def _commit(self, instruction, layer):
-        image = commit.add(self.store, self.stage.image, layer, None, self.stage.config, str(instruction))
-        self.stage.image = image
-
-    # The cache
-
-    def _cached(self, key):
-        """Return (layer or None,) if the cache has this key and the store the layer, else None."""
-        if not self.cache:
-            return None
-        note = state.read_json(state.lib_dir("build-cache") / f"{key}.json")
-        if note is None:
-            return None
-        layer = note["layer"]
-        if layer is None:
-            return (None,)
-        return (tuple(layer),) if self.store.has(layer[1]) else None
-
-    def _remember(self, key, layer):
-        state.write_json(state.lib_dir("build-cache") / f"{key}.json", {"layer": layer})
-
-
-def _drop_mount_points(rootfs):
-    """Take out of an upperdir the empty files and folders that were only there to be mounted on."""
-    for name in _MOUNT_POINTS:
-        path = Path(rootfs.upperdir, name)
-        if any(os.path.lexists(Path(lower, name)) for lower in rootfs.lowerdirs) or path.is_symlink():
-            continue
-        with contextlib.suppress(OSError):
-            if path.is_dir():
-                path.rmdir()  # fails if something is in it
-            elif path.stat().st_size == 0:
-                path.unlink()

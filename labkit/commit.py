@@ -35,7 +35,7 @@ def _add_layer(store, rootfs):
 
 
 def add(store, base, layer, name, config, created_by):
-    """Write the manifest and config of `base` (an Image, or None) with one more layer. Caller holds the store."""
+    """Write manifest and config of `base` (an Image, or None) with one more layer. Caller holds the store."""
     parts, diff_ids, history = [], [], []
     if base is not None:
         manifest, old = images.read(store, base.digest)

@@ -113,7 +113,7 @@ def gather_from(image, instruction, sources, into):
                     fd = mounts.open_in_root(root, source)
                 except KernelError:
                     raise NotFound(
-                        f"Dockerfile, line {instruction.line}: there is no {source} in {image.name or 'that stage'}",
+                        f"Dockerfile, line {instruction.line}: no {source} in {image.name or 'that stage'}",
                         "COPY --from takes whole paths, without * and ?",
                     ) from None
                 path = f"/proc/{os.getpid()}/fd/{fd}"

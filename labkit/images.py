@@ -242,7 +242,7 @@ def adopt(layout, name, digest):
 
 
 def adopt_unnamed(layout, digest):
-    """Look an image through and unpack it, without a name as yet; return it. Caller holds the store, shared."""
+    """Look an image through and unpack it, as yet without a name; return it. Caller holds the store."""
     return _image(layout, "", digest, unpack=True)
 
 

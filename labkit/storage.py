@@ -272,7 +272,7 @@ class Overlay(Driver):
 
 
 def _lowerdirs(image, home):
-    """Return an image's layers; an image without any (scratch) gets an empty folder, for overlayfs wants one."""
+    """Return an image's layers; an image without any (scratch) gets an empty one, which overlayfs wants."""
     return tuple(image.layers) or (str(home / "empty"),)
 
 

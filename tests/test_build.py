@@ -78,10 +78,20 @@ def test_another_escape_sign_and_a_script():
 @pytest.mark.parametrize(
     "text, value",
     [
-        ("$A", "1"), ("${A}b", "1b"), ("$Ab", ""), ("${NO:-x}", "x"), ("${EMPTY:-x}", "x"), ("${EMPTY-x}", ""), ("${A:-x}", "1"),
-        ("${A:+x}", "x"), ("${NO:+x}", ""), (r"\$A", "$A"), ("a$", "a$"), ("$A$A", "11"),
+        ("$A", "1"),
+        ("${A}b", "1b"),
+        ("$Ab", ""),
+        ("${NO:-x}", "x"),
+        ("${EMPTY:-x}", "x"),
+        ("${EMPTY-x}", ""),
+        ("${A:-x}", "1"),
+        ("${A:+x}", "x"),
+        ("${NO:+x}", ""),
+        (r"\$A", "$A"),
+        ("a$", "a$"),
+        ("$A$A", "11"),
     ],
-)  # fmt: skip
+)
 def test_variables(text, value):
     assert dockerfile.expand(text, {"A": "1", "EMPTY": ""}) == value
 
@@ -101,11 +111,28 @@ def test_pairs_with_quotes_and_the_old_form():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "# only a comment", "RUN x", "FROM", "FROM a b", "FROM a\nBANANA x", "FROM a\nHEALTHCHECK x", "FROM a\nRUN",
-     "FROM a\nRUN <<END\nnever", "FROM busybox\nENV A", "FROM busybox\nCOPY x", "FROM busybox\nEXPOSE banana",
-     "FROM busybox\nEXPOSE 99999", "FROM busybox\nSHELL sh", "FROM busybox\nCOPY --banana=1 a b", "FROM busybox\nARG 1=2",
-     "FROM busybox\nCOPY --chown=me a b", "FROM busybox\nADD http://x/y /z", "FROM busybox\nENV A=${B"],
-)  # fmt: skip
+    [
+        "",
+        "# only a comment",
+        "RUN x",
+        "FROM",
+        "FROM a b",
+        "FROM a\nBANANA x",
+        "FROM a\nHEALTHCHECK x",
+        "FROM a\nRUN",
+        "FROM a\nRUN <<END\nnever",
+        "FROM busybox\nENV A",
+        "FROM busybox\nCOPY x",
+        "FROM busybox\nEXPOSE banana",
+        "FROM busybox\nEXPOSE 99999",
+        "FROM busybox\nSHELL sh",
+        "FROM busybox\nCOPY --banana=1 a b",
+        "FROM busybox\nARG 1=2",
+        "FROM busybox\nCOPY --chown=me a b",
+        "FROM busybox\nADD http://x/y /z",
+        "FROM busybox\nENV A=${B",
+    ],
+)
 def test_dockerfile_that_can_not_be_meant_is_refused_with_its_line(make, text):
     with pytest.raises(BadValue) as caught:
         make(text, files={"a": "a"})
@@ -180,7 +207,7 @@ def test_mount_points_of_the_engine_are_not_in_a_layer(make, tmp_path):
 def test_stages_copy_from_each_other_and_from_images(make, tmp_path):
     text = """
 FROM busybox AS one
-RUN mkdir /out && echo built > /out/file && chown 12:34 /out/file && chmod 640 /out/file && ln -s file /out/link
+RUN mkdir /out && cd /out && echo built > file && chown 12:34 file && chmod 640 file && ln -s file link
 FROM scratch AS two
 COPY --from=one /out /here
 COPY --from=0 /out/file /single
@@ -207,12 +234,22 @@ COPY --from=two --chown=5 --chmod=600 /single /owned
 @pytest.mark.parametrize(
     "line, path",
     [
-        ("COPY f /a", "a"), ("COPY f /a/", "a/f"), ("COPY f /tmp", "tmp/f"), ("COPY f a", "work/a"), ("COPY f .", "work/f"),
-        ("COPY f g /a/", "a/g"), ("COPY d /a", "a/in"), ("COPY d/ /a/", "a/in"), ('COPY ["f", "/with space/x"]', "with space/x"),
-        ("COPY *.txt /t/", "t/one.txt"), ("COPY ../../f /a", "a"), ("COPY f /deep/er/x", "deep/er/x"), ("COPY . /all", "all/d/in"),
+        ("COPY f /a", "a"),
+        ("COPY f /a/", "a/f"),
+        ("COPY f /tmp", "tmp/f"),
+        ("COPY f a", "work/a"),
+        ("COPY f .", "work/f"),
+        ("COPY f g /a/", "a/g"),
+        ("COPY d /a", "a/in"),
+        ("COPY d/ /a/", "a/in"),
+        ('COPY ["f", "/with space/x"]', "with space/x"),
+        ("COPY *.txt /t/", "t/one.txt"),
+        ("COPY ../../f /a", "a"),
+        ("COPY f /deep/er/x", "deep/er/x"),
+        ("COPY . /all", "all/d/in"),
         ("COPY f /link/x", "target/x"),
     ],
-)  # fmt: skip
+)
 def test_copy_goes_where_docker_puts_it(make, tmp_path, line, path):
     files = {"f": "f", "g": "g", "d/in": "in", "one.txt": "1"}
     image, _ = make(
@@ -377,8 +414,10 @@ def test_tools_of_others_read_what_was_built(make, tmp_path):
     assert said.returncode == 0, said.stderr
     config = json.loads(said.stdout)
     assert [one["created_by"] for one in config["history"]][1:] == [
-        "COPY f /f", "RUN rm /bin/ls && echo x > /x", 'CMD ["sh"]',
-    ]  # fmt: skip
+        "COPY f /f",
+        "RUN rm /bin/ls && echo x > /x",
+        'CMD ["sh"]',
+    ]
     unpacked = subprocess.run(
         ["umoci", "unpack", "--image", f"{path}:made:1", tmp_path / "bundle"], capture_output=True, text=True
     )

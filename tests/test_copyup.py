@@ -1,4 +1,4 @@
-"""Copy-up: what chapter 07 says of it, held against this kernel; and the checks of chapters 06 and 07 see wrong work."""
+"""Copy-up: what chapter 07 says of it, held against this kernel; and checks that see wrong work."""
 
 import os
 import stat

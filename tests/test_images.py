@@ -1,4 +1,4 @@
-"""Images: the same busybox is the same image everywhere; a broken store says so; an archive goes out and in."""
+"""Images: one busybox is one image everywhere; a broken store says so; an archive goes out and in."""
 
 import gzip
 import io
@@ -145,9 +145,30 @@ def test_name_is_completed(name, whole):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "A", "a:", ":a", "a b", "../a", "a/../b", "/a", "a/", "a//b", "-a", "a:b:c/d e", "a\n", "a" * 300, "é", None, 7, "a@b",
-     "--help", "a:" + "t" * 129, "http://a"],
-)  # fmt: skip
+    [
+        "",
+        "A",
+        "a:",
+        ":a",
+        "a b",
+        "../a",
+        "a/../b",
+        "/a",
+        "a/",
+        "a//b",
+        "-a",
+        "a:b:c/d e",
+        "a\n",
+        "a" * 300,
+        "é",
+        None,
+        7,
+        "a@b",
+        "--help",
+        "a:" + "t" * 129,
+        "http://a",
+    ],
+)
 def test_name_that_is_none_is_refused(name):
     with pytest.raises(BadValue):
         layout.normal(name)
@@ -189,21 +210,45 @@ def test_layer_that_stands_twice_in_one_image_is_mounted(own_root):
 
 def test_config_is_read_in_full(own_root):
     config = {
-        "Env": ["A=1"], "Entrypoint": ["/e"], "Cmd": ["c", "d"], "WorkingDir": "/w", "User": "u:g", "StopSignal": "SIGINT",
-        "ExposedPorts": {"80/tcp": {}, "53/udp": {}}, "Volumes": {"/data": {}}, "Labels": {"k": "v"},
-    }  # fmt: skip
+        "Env": ["A=1"],
+        "Entrypoint": ["/e"],
+        "Cmd": ["c", "d"],
+        "WorkingDir": "/w",
+        "User": "u:g",
+        "StopSignal": "SIGINT",
+        "ExposedPorts": {"80/tcp": {}, "53/udp": {}},
+        "Volumes": {"/data": {}},
+        "Labels": {"k": "v"},
+    }
     add_image(images.store(), "c", ONE, config=config)
     assert images.get("c").config == images.ImageConfig(
-        env=("A=1",), entrypoint=("/e",), cmd=("c", "d"), workdir="/w", user="u:g", stop_signal="SIGINT",
-        exposed_ports=("53/udp", "80/tcp"), volumes=("/data",), labels={"k": "v"},
-    )  # fmt: skip
+        env=("A=1",),
+        entrypoint=("/e",),
+        cmd=("c", "d"),
+        workdir="/w",
+        user="u:g",
+        stop_signal="SIGINT",
+        exposed_ports=("53/udp", "80/tcp"),
+        volumes=("/data",),
+        labels={"k": "v"},
+    )
 
 
 @pytest.mark.parametrize(
     "config",
-    [{"Env": "A=1"}, {"Env": [1]}, {"Cmd": {"a": 1}}, {"Cmd": ["a\0b"]}, {"User": 7}, {"Labels": {"a": 1}}, {"Volumes": ["/x"]},
-     {"WorkingDir": ["/"]}, [1], "text"],
-)  # fmt: skip
+    [
+        {"Env": "A=1"},
+        {"Env": [1]},
+        {"Cmd": {"a": 1}},
+        {"Cmd": ["a\0b"]},
+        {"User": 7},
+        {"Labels": {"a": 1}},
+        {"Volumes": ["/x"]},
+        {"WorkingDir": ["/"]},
+        [1],
+        "text",
+    ],
+)
 def test_config_that_is_none_is_refused(own_root, config):
     add_image(images.store(), "c", ONE, config=config)
     with pytest.raises(BadArchive):
@@ -332,8 +377,9 @@ def test_skopeo_reads_what_we_save_as_both_formats(own_root, transport):
     archives.save("busybox", own_root / "b.tar")
     done = subprocess.run(
         ["skopeo", "--insecure-policy", "copy", f"{transport}:{own_root}/b.tar", f"oci:{own_root}/out:x"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     _, config = images.read(layout.Layout(own_root / "out"), layout.Layout(own_root / "out").names()["x"])
     assert config["rootfs"]["diff_ids"] == list(image.diff_ids)
@@ -345,9 +391,16 @@ def test_what_skopeo_writes_is_loaded(own_root, monkeypatch, transport, wrapped)
     image = images.get("busybox")
     path, name = own_root / "s.tar", "some/where:7"
     done = subprocess.run(
-        ["skopeo", "--insecure-policy", "copy", f"oci:{state.lib_dir('images')}:busybox:latest", f"{transport}:{path}:{name}"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            "skopeo",
+            "--insecure-policy",
+            "copy",
+            f"oci:{state.lib_dir('images')}:busybox:latest",
+            f"{transport}:{path}:{name}",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     if wrapped:
         path.write_bytes(gzip.compress(path.read_bytes()))
@@ -364,9 +417,11 @@ def test_old_dockers_links_between_layers_are_followed(own_root):
         [{"Config": "c.json", "RepoTags": ["old:1"], "Layers": ["a/layer.tar", "b/layer.tar"]}]
     ).encode()
     data = tar(
-        entry("c.json", data=config), entry("a/layer.tar", data=ONE), symlink("b/layer.tar", "../a/layer.tar"),
+        entry("c.json", data=config),
+        entry("a/layer.tar", data=ONE),
+        symlink("b/layer.tar", "../a/layer.tar"),
         entry("manifest.json", data=listed),
-    )  # fmt: skip
+    )
     (own_root / "old.tar").write_bytes(data)
     (image,) = archives.load(own_root / "old.tar")
     assert image.diff_ids == (digests.digest(ONE),) * 2

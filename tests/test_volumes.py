@@ -65,9 +65,17 @@ def test_volume_that_is_mounted_somewhere_is_not_removed(tmp_path):
     (tmp_path / "at").mkdir()
     # In a mount namespace of its own, where our mountinfo does not show it.
     holder = subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", f"mount --bind '{made.path}' '{tmp_path}/at' && echo ready && exec cat"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            "unshare",
+            "-m",
+            "sh",
+            "-c",
+            f"mount --bind '{made.path}' '{tmp_path}/at' && echo ready && exec cat",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert holder.stdout.readline() == "ready\n"
         assert volumes.user_of(made) == holder.pid

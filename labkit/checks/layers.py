@@ -34,7 +34,7 @@ def hides(lowers, upper, name):
         name not in names,
         f"merged does not show {name}",
         "what does the kernel put into the upperdir when a file is deleted?",
-        "a character device with the numbers 0 and 0, under the file's own name: os.mknod(path, mode, device)",
+        "a character device 0:0 under the file's own name: os.mknod(path, mode, device)",
         f'os.mknod(upper / "{name}", stat.S_IFCHR, os.makedev(0, 0))',
     )
     yield others <= names, "merged shows all the other files", "only one name was to be hidden"
@@ -66,7 +66,7 @@ def shows_only(lowers, upper, folder, names):
 
 @exercise
 def changed_for_less(merged, upper, name, mode, limit=1 << 20):
-    """The file has the mode in merged, its contents are whole, and the upperdir took less than `limit` bytes."""
+    """The file has the mode in merged, and the upperdir took less than `limit` bytes for it."""
     path = Path(merged, name)
     yield (
         os.path.ismount(merged),
