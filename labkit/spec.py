@@ -12,7 +12,7 @@ import re
 import shlex
 from dataclasses import dataclass, field, replace
 
-from labkit import idmap, mounts, namespaces, rootfs, seccomp, security, state
+from labkit import idmap, mounts, namespaces, rootfs, rootless, seccomp, security, state
 from labkit.errors import BadValue
 from labkit.launch import Job
 from labkit.limits import Limits
@@ -152,7 +152,7 @@ class Spec:
         # A later value wins, so the participant's word is last.
         env = dict(pair.split("=", 1) for pair in (PATH, f"HOSTNAME={hostname}", *terminal, *config.env, *self.env))
         steps = [
-            *rootfs.kernel_filesystems(),
+            *rootfs.kernel_filesystems(devpts_gid=not rootless.active()),
             *rootfs.cgroup_filesystems(),
             *rootfs.locks(),
             *(mounts.Bind(str(source), target, mounts.NODEV) for source, target in files),

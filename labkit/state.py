@@ -37,13 +37,31 @@ def lib_dir(*parts):
 
 def _made(short, default, parts):
     root = os.environ.get("LABKIT_ROOT")
-    path = Path(root, short) if root else Path(default)
-    path = path.joinpath(*parts)
+    home = Path(root, short) if root else _users_own(short) or Path(default)
+    path = home.joinpath(*parts)
     try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if home.parent == Path("/tmp") and (home.is_symlink() or home.stat().st_uid != os.getuid()):
+            raise BadValue(f"{home} is somebody else's", "set XDG_RUNTIME_DIR to a folder of your own")
     except OSError as error:
         raise from_oserror(error, f"making {path}") from None
     return path
+
+
+# The user id of an ordinary user who is root only in a user namespace: see rootless.
+ROOTLESS = "LABKIT_ROOTLESS"
+
+
+def _users_own(short):
+    """Return an ordinary user's folder, or None for root. See the XDG Base Directory Specification."""
+    uid = os.environ.get(ROOTLESS) or os.geteuid()
+    if int(uid) == 0:
+        return None
+    if short == "lib":
+        return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share", "labkit")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime, "labkit") if runtime else Path(f"/tmp/labkit-{uid}")
 
 
 def label():

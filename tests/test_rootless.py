@@ -1,0 +1,104 @@
+"""A container of a user with no privileges at all, and what it can't have, said by name."""
+
+import os
+import shutil
+
+import pytest
+
+from labkit import nobody, proc
+from labkit.child import in_child
+
+pytestmark = [pytest.mark.usefixtures("needs_root"), pytest.mark.requires("unprivileged user namespace")]
+
+
+@pytest.fixture(scope="module")
+def user():
+    assert shutil.which("setpriv")
+    with nobody.at_home() as user:
+        yield user
+
+
+def ok(done):
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_user_has_no_privileges(user):
+    status = dict(line.split(":\t") for line in ok(user.run("cat", "/proc/self/status")).splitlines() if ":\t" in line)
+    assert status["CapPrm"] == status["CapEff"] == "0" * 16 and status["NoNewPrivs"] == "1"
+    assert user.run("cat", "/etc/shadow").returncode != 0
+
+
+def test_sh_is_one_and_root_inside(user):
+    said = ok(user.lab("run", "--rm", "busybox", "sh", "-c", "echo $$; id -u; cat /proc/self/uid_map"))
+    assert said.split() == ["1", "0", "0", str(nobody.UID), "1"]
+
+
+def test_it_has_all_the_namespaces_that_roots_has(user):
+    number = ok(user.lab("run", "-d", "--name", "kinds", "busybox", "sleep", "60")).strip()
+    pid = int(ok(user.lab("ps")).splitlines()[1].split()[-2])
+    ours, its = proc.namespaces(), proc.namespaces(pid)
+    assert {kind for kind in ours if ours[kind] != its[kind]} == {"mnt", "uts", "ipc", "pid", "net", "cgroup", "user"}
+    assert proc.process(pid).uid == nobody.UID
+    assert number in ok(user.lab("ps"))
+    ok(user.lab("rm", "-f", "kinds"))
+
+
+def test_its_life_goes_on_over_several_commands(user):
+    ok(user.lab("run", "-d", "--name", "life", "busybox", "sh", "-c", "echo hello; touch /new; sleep 60"))
+    assert "sleep 60" in ok(user.lab("exec", "life", "ps"))
+    assert ok(user.lab("exec", "life", "id", "-u")) == "0\n"
+    assert "sleep 60" in ok(user.lab("top", "life"))
+    assert ok(user.lab("logs", "life")) == "hello\n"
+    assert "A /new" in ok(user.lab("diff", "life"))
+    assert ok(user.lab("stop", "-t", "0.1", "life")) == "life\n"
+    assert "exited (137)" in ok(user.lab("ps", "-a"))
+    ok(user.lab("rm", "life"))
+
+
+def test_what_needs_root_is_refused_by_name_and_leaves_nothing(user):
+    refusals = {
+        ("--memory", "32m"): "memory",
+        ("--cpus", "0.5"): "cpu",
+        ("--pids-limit", "20"): "processes",
+        ("--network", "bridge"): "network",
+        ("-p", "8080:80"): "network",
+        ("--userns", "remap"): "one id",
+    }
+    for words, reason in refusals.items():
+        done = user.lab("run", *words, "busybox", "true")
+        assert done.returncode == 125 and "without root" in done.stderr and reason in done.stderr, (words, done.stderr)
+    assert ok(user.lab("ps", "-a")).splitlines()[1:] == []
+
+
+def test_another_user_of_the_image_is_not_to_be_had(user):
+    done = user.lab("run", "--rm", "--user", "33", "busybox", "true")
+    assert done.returncode == 125 and "EINVAL" in done.stderr
+
+
+def test_exit_status_and_a_missing_command_are_as_with_root(user):
+    assert user.lab("run", "--rm", "busybox", "sh", "-c", "exit 7").returncode == 7
+    assert user.lab("run", "--rm", "busybox", "no-such-thing").returncode == 127
+
+
+def test_it_gets_no_power_over_the_host(user, tmp_path):
+    said = user.lab("run", "--rm", "-v", "/etc:/host:ro", "busybox", "sh", "-c", "cat /host/shadow; ls -ln /host/shadow")
+    assert "Permission denied" in said.stderr and "65534" in said.stdout
+
+
+def test_a_tmp_folder_of_somebody_else_is_not_used(user):
+    folder = f"/tmp/labkit-{nobody.UID}"
+    assert not os.path.exists(folder)
+    os.mkdir(folder, 0o777)
+    try:
+        command = ("env", "-u", "XDG_RUNTIME_DIR", user.python, "-m", "labkit", "ps")
+        done = user.run(*command)
+        assert done.returncode == 125 and ("somebody else" in done.stderr or "EACCES" in done.stderr)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_the_ordinary_root_is_not_taken_for_rootless():
+    from labkit import rootless
+
+    assert not rootless.active() and in_child(rootless.active) is False
