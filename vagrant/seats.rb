@@ -174,7 +174,7 @@ class Lab
   def announce(seat, ui)
     ui.info "waiting for JupyterLab on port #{seat.port}"
     raise Wrong.new("JupyterLab does not answer on http://127.0.0.1:#{seat.port}",
-                    "vagrant ssh #{seat.name} -c 'sudo journalctl -u docker-deep-dive'") unless seat.answers_within(600)
+                    "vagrant ssh #{seat.name} -c 'sudo journalctl -u docker-deep-dive'") unless seat.answers_within(emulated? ? 1200 : 300)
 
     if room?
       at_exit { puts "\nThe seats, also in #{list}:\n#{File.read(list)}" } unless File.exist?(list) && @listed
