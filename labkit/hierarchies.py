@@ -100,23 +100,28 @@ def enable(tree, folder):
     folders that labkit did not make is added to where one is missing: the one
     place where labkit touches what is not its own, and it takes nothing away.
     """
-    steps = [tree.mount, *(tree.mount.joinpath(*folder.relative_to(tree.mount).parts[: depth + 1])
-                           for depth in range(len(folder.relative_to(tree.mount).parts)))]  # fmt: skip
-    for step in steps:
-        enabled = (step / "cgroup.subtree_control").read_text().split()
-        for name in tree.controllers:
-            if name not in enabled:
-                _enable_one(step / "cgroup.subtree_control", name)
+    inside = folder.relative_to(tree.mount).parts
+    for depth in range(len(inside) + 1):
+        file = tree.mount.joinpath(*inside[:depth], "cgroup.subtree_control")
+        enabled = file.read_text().split()
+        if missing := [f"+{name}" for name in tree.controllers if name not in enabled]:
+            _write_all(file, " ".join(missing))
 
 
-def _enable_one(file, name):
+def _write_all(file, text):
+    """Enable several controllers in one write: all of them or none.
+
+    One by one would be worse than slow: cpu and pids may be enabled above
+    processes, and turn the folder into the root of a threaded subtree before
+    memory is refused.
+    """
     try:
-        file.write_text(f"+{name}")
+        file.write_text(text)
     except FileNotFoundError:
         raise  # the folder was removed meanwhile: the caller makes it again
     except OSError as error:
         raise KernelError(
-            f"writing '+{name}'",
+            f"writing {text!r}",
             error.errno,
             file,
             f"a v2 folder that has processes in it can't hand controllers down: move them out of {file.parent}",

@@ -38,17 +38,18 @@ def bursts(loops=40_000, rest=0.2):
 
 
 def grow(megabytes, step=1, every=0.02):
-    """Take `megabytes` MiB of anonymous memory, `step` MiB every `every` seconds, then hold them.
+    """Take `megabytes` MiB of anonymous memory, `step` MiB every `every` seconds (0: at once), then hold them.
 
     One awk process and its array: it is the one that the OOM killer finds.
     """
     _whole("megabytes", megabytes, 1 << 20), _whole("step", step, 1024)
+    pause = f'system("sleep {float(every)}")' if every else ""
     return [
         "awk",
-        "BEGIN { block = sprintf(\"%%%ds\", \"\"); " % (step << 20)
-        + "while (n < %d) { kept[n++] = block; system(\"sleep %s\") } " % (megabytes // step, float(every))
-        + "system(\"sleep 100000\") }",
-    ]  # fmt: skip
+        f'BEGIN {{ block = sprintf("%{step << 20}s", ""); '
+        f"while (n < {megabytes // step}) {{ kept[n++] = block; {pause} }} "
+        'system("sleep 100000") }',
+    ]
 
 
 def touch_cache(megabytes, path="/tmp/cached"):
