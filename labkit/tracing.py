@@ -104,10 +104,15 @@ def parse(text):
 
 
 def of_a_container(calls):
-    """Return the calls that built a container: its cgroup folders, its clone, and all until its program is there."""
-    done = [call for call in calls if not call.failed and (call.kind != "cgroup" or "cgroup" in call.arguments)]
+    """Return the calls that built a container: its cgroup folders, its clone, and what its first process did up to its program.
+
+    What else the parent does meanwhile, for the network say, is left out.
+    """
+    done = [call for call in calls if not call.failed]
     clone = next((call for call in done if "CLONE_NEWPID" in call.arguments and call.name != "setns"), None)
     if clone is None:
         raise LabError("no container was made: there is no clone with CLONE_NEWPID in the trace")
-    end = max((call.at for call in done if call.name == "execve" and call.pid == int(clone.result)), default=0)
-    return [call for call in done if call.at <= end and (call.at >= clone.at or call.kind == "cgroup")]
+    own = [call for call in done if call.pid == int(clone.result)]
+    end = max((call.at for call in own if call.name == "execve"), default=0)
+    folders = [call for call in done if call.kind == "cgroup" and "cgroup" in call.arguments and call.at < clone.at]
+    return [*folders, clone, *(call for call in own if call.at <= end and call.kind != "cgroup")]

@@ -1,0 +1,197 @@
+"""What a participant does in a browser: open the address, run, fill a gap wrong and right, restart, drag a slider."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+
+import numpy
+import pytest
+from seats import Notebook, served
+
+from labkit import hierarchies, ledger, lessons, proc, state
+
+pytestmark = [pytest.mark.usefixtures("needs_root"), pytest.mark.slow]
+
+FOUR = "04-cpu.ipynb"
+TWELVE = "12-your-own-container.ipynb"
+
+
+def test_without_the_token_there_is_a_log_in_page_and_no_chapter(page, seat):
+    page.goto(seat.page_of(TWELVE).partition("?")[0])
+    assert page.locator("#password_input").is_visible()
+    assert not page.locator(".jp-Notebook").count()
+
+
+def test_the_address_opens_the_first_chapter_with_the_chapter_list_and_no_pop_up(page, seat, shots):
+    page.goto(seat.address)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    page.wait_for_timeout(3000)  # time for something to pop up
+    assert not page.locator(".jp-Dialog, .jp-toast-button, .Toastify__toast").count()
+    names = page.locator(".jp-DirListing-itemText").all_inner_texts()
+    assert [name for name in names if name.endswith(".ipynb")] == [path.name for path in lessons.chapters()]
+    page.screenshot(path=shots / "start.png")
+
+
+def test_an_exercise_is_open_filled_wrong_gives_a_hint_then_a_bigger_one_and_filled_right_passes(notebook, seat, shots):
+    chapter = notebook(TWELVE)
+    chapter.run(chapter.cell("import labkit"))
+    gap = chapter.cell("def new_namespaces")
+    check = chapter.cell("build.new_namespaces")
+    assert "your turn" in gap.inner_text() and "CLONE_NEWPID" not in gap.inner_text()
+
+    chapter.run(gap)
+    first = chapter.run(check)
+    assert "not yet  a mount table of its own" in first and "Hint:" in first
+    chapter.write(gap, gap_with("sc.CLONE_NEWNS | sc.CLONE_NEWUTS"))
+    chapter.run(gap)
+    second = chapter.run(check)
+    assert "right    a host name of its own" in second and "not yet  shared memory" in second
+    assert hint(first) != hint(second)
+    check.scroll_into_view_if_needed()
+    chapter.page.screenshot(path=shots / "hint.png")
+
+    chapter.page.locator("summary", has_text="Solution").first.click()
+    solution = chapter.page.locator("details[open] code").first.inner_text()
+    chapter.page.screenshot(path=shots / "solution.png")
+    chapter.write(gap, solution)
+    chapter.run(gap)
+    assert chapter.run(check).strip().endswith("Done.")
+    check.scroll_into_view_if_needed()
+    chapter.page.screenshot(path=shots / "passed.png")
+    record = json.loads((seat.root / "lib" / "notebooks" / "progress.json").read_text())
+    assert record["checks"]["build.new_namespaces"]["passed"]
+
+
+def gap_with(flags):
+    return f"def new_namespaces():\n    pid, _ = sc.clone3({flags}, signal.SIGCHLD)\n    return pid"
+
+
+def hint(text):
+    return re.search(r"Hint: (.*)", text)[1]
+
+
+def test_a_gap_left_open_fails_its_own_check_and_breaks_no_later_cell_than_its_own(notebook):
+    chapter = notebook(TWELVE)
+    chapter.run(chapter.cell("import labkit"))
+    chapter.run(chapter.cell("def name_it"))
+    chapter.run(chapter.cell("def new_namespaces"))
+    assert "inside, the host name is mycontainer" in chapter.run(chapter.cell("build.hostname"))
+
+
+def solve(seat, name):
+    """Put the solved chapter in the seat's folder, under a name of its own."""
+    solved = json.loads(next(path for path in lessons.chapters() if path.name == name).read_text())
+    for cell in solved["cells"]:
+        if cell["cell_type"] == "code":
+            cell |= {"outputs": [], "execution_count": None}
+    copy = seat.root / "lib" / "notebooks" / f"solved-{name}"
+    copy.write_text(json.dumps(solved))
+    return copy.name
+
+
+def test_a_chapter_runs_to_its_end_and_again_after_a_restart_in_the_middle(notebook, seat, shots):
+    chapter = notebook(solve(seat, TWELVE))
+    chapter.menu("Run", "Run All Cells")
+    chapter.page.wait_for_timeout(3000)
+    chapter.restart()
+    assert chapter.run_all() == []
+    assert "10 of 10 exercises passed" in chapter.output(chapter.cell('labkit.progress("12")'))
+    picture = chapter.page.locator(".jp-OutputArea-output img").first
+    picture.scroll_into_view_if_needed()
+    chapter.page.screenshot(path=shots / "timelines.png")
+
+
+def quotas(seat, monkeypatch):
+    """Return what the kernel has as quotas in the seat's cgroups."""
+    monkeypatch.setenv("LABKIT_ROOT", str(seat.root))
+    tree = hierarchies.home("cpu")
+    name = "cpu.max" if tree.version == 2 else "cpu.cfs_quota_us"
+    return {file.read_text().split()[0] for file in (tree.own / state.label()).glob(f"*/{name}")} - {"max", "-1"}
+
+
+def pixels(element):
+    from PIL import Image
+
+    return numpy.asarray(Image.open(io.BytesIO(element.screenshot())).convert("L"), dtype=int)
+
+
+def changed(before, after):
+    """Return which part of the pixels differs."""
+    rows, columns = (min(sizes) for sizes in zip(before.shape, after.shape, strict=True))
+    return (abs(before[:rows, :columns] - after[:rows, :columns]) > 40).mean()
+
+
+def test_dragging_the_quota_slider_changes_the_kernels_quota_and_the_picture(notebook, seat, shots, monkeypatch):
+    chapter = notebook(solve(seat, FOUR))
+    page = chapter.page
+    chapter.run(chapter.cell("import labkit"))
+    cell = chapter.cell("quota_panel()")
+    chapter.write(cell, "from labkit.panels import cpu as panels\npanels.quota_panel()")  # without the cells before it
+    chapter.run(cell)
+    cell.locator("button", has_text="Start").click()
+    picture = cell.locator(".jp-OutputArea-output img")
+    page.wait_for_function("image => image.naturalHeight > 100", arg=picture.element_handle())
+    page.wait_for_timeout(2000)
+    picture.scroll_into_view_if_needed()
+    before, quota = pixels(picture), quotas(seat, monkeypatch)
+    page.screenshot(path=shots / "slider-before.png")
+
+    box = cell.locator(".noUi-handle").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 100, y, steps=10)
+    page.mouse.up()
+    page.wait_for_timeout(2500)
+    page.screenshot(path=shots / "slider-after.png")
+    assert quotas(seat, monkeypatch) != quota, "the kernel's quota is what it was"
+    assert changed(before, pixels(picture)) > 0.005
+
+    cell.locator("button", has_text="Stop").click()
+    cell.locator("button", has_text="Start").wait_for()
+    deadline = time.monotonic() + 10
+    while quotas(seat, monkeypatch) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not quotas(seat, monkeypatch), "the panel left a cgroup"
+
+
+def test_chapter_04_runs_to_its_end(notebook, seat, shots):
+    chapter = notebook(solve(seat, FOUR))
+    assert chapter.run_all() == []
+    chapter.page.screenshot(path=shots / "chapter-04.png")
+
+
+def test_the_terminal_has_the_lab_command_and_runs_the_participants_container(notebook, seat, shots):
+    chapter = notebook(TWELVE)
+    chapter.menu("File", "New", "Terminal")
+    chapter.page.wait_for_selector(".jp-Terminal .xterm-screen")
+    chapter.page.wait_for_timeout(1500)
+    chapter.page.keyboard.type("lab progress 12 > told; python3 mycontainer.py hostname > named\n")
+    deadline = time.monotonic() + 30
+    told, named = (seat.root / "lib" / "notebooks" / name for name in ("told", "named"))
+    while not (named.exists() and named.read_text()) and time.monotonic() < deadline:
+        chapter.page.wait_for_timeout(200)
+    chapter.page.screenshot(path=shots / "terminal.png")
+    assert "Chapter 12, Your own container" in told.read_text()
+    assert named.read_text() == "mycontainer\n"
+
+
+def test_nothing_is_left_when_the_lab_is_ended_in_the_middle_of_a_chapter(browser, tmp_path, monkeypatch):
+    page = browser.new_page()
+    with served(tmp_path) as seat:
+        chapter = Notebook(page, seat.page_of(solve(seat, FOUR)))
+        chapter.menu("Run", "Run All Cells")
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "run" / "ledger").glob("*.json")):
+            assert time.monotonic() < deadline, "the chapter makes nothing"
+            time.sleep(0.05)
+    page.close()
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
+    done = subprocess.run([sys.executable, "-P", "-m", "labkit", "clean"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert ledger.entries() == []
+    assert [str(path) for tree in hierarchies.hierarchies() for path in tree.own.glob(state.label())] == []
+    assert [mount.target for mount in proc.mounts() if str(tmp_path) in mount.target] == []
