@@ -124,7 +124,8 @@ class Cgroup:
             raise InUse(f"the cgroup {path} has processes already: {inside}", "another cgroupsPath")
         for tree, folder in places:
             cgroupfs.make_parents(tree, folder)
-            cgroupfs.remove_tree(folder)
+            if folder.exists():
+                cgroupfs.remove_tree(folder)
         return cls._make(str(path), places, limits)
 
     @classmethod

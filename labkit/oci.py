@@ -29,6 +29,7 @@ from labkit import cgroups, gate, hooks, launch, ledger, proc, spawner, state, s
 from labkit.errors import BadValue, InUse, KernelError, LabError, NotFound, Unsupported, from_oserror
 
 VERSION = "1.0.2"  # of the specification
+PROGRAM = Path(__file__).resolve().parent.parent / "vagrant" / "labkit-runtime"
 
 
 class Box:
