@@ -18,6 +18,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from labkit import state
 from labkit.errors import BadValue, InUse, LabError, from_oserror
 
 GROUP = 27499  # the link group of all our bridges: rules tell them by it
@@ -136,6 +137,19 @@ def tool(command, lines):
     if done.returncode:
         why = done.stderr.strip().splitlines() or ["it did not say why"]
         raise LabError(f"`{' '.join(command)}` failed: {why[0]}", "CAP_NET_ADMIN is needed; `lab doctor` shows what this kernel has")
+
+
+def listing(name):
+    """Return the lines of the nft table of the network `name`, as the kernel has them now."""
+    done = subprocess.run(["nft", "list", "table", "inet", f"{state.label()}-{name}"], capture_output=True, text=True, check=False)
+    return [line.strip() for line in done.stdout.splitlines()]
+
+
+def free_port():
+    """Return a TCP port of the loopback that nobody uses just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def check_free(ports, taken):
