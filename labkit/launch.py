@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 
 from labkit import gate, handover, hooks, mounts, namespaces, seccomp, security, settings
 from labkit import syscalls as sc
-from labkit.errors import CommandError, KernelError, LabError, NotFound, from_oserror, to_plain
+from labkit.errors import CommandError, KernelError, LabError, NotFound, errno_name, from_oserror, to_plain
 from labkit.settings import Settings
 
 
@@ -374,15 +374,27 @@ def _drop_power(job, uid, gid, groups):
         seccomp.install(job.seccomp)
     sets = job.power or security.Sets.root(job.capabilities if uid == 0 else (), job.capabilities)
     security.limit_bounding_set(sets.bounding)
-    with contextlib.suppress(PermissionError):  # rootless: setgroups(2) was given up with the id map
-        os.setgroups(groups)
-    os.setresgid(gid, gid, gid)
-    if job.power:
-        sc.prctl(sc.PR_SET_KEEPCAPS, 1)  # or a change of user would empty all sets; exec clears it
-    os.setresuid(uid, uid, uid)
+    _become_user(job, uid, gid, groups)
     security.set_sets(sets)
     if "no_new_privs" not in job.unlocked:
         security.no_new_privs()
+
+
+def _become_user(job, uid, gid, groups):
+    try:
+        with contextlib.suppress(PermissionError):  # rootless: setgroups(2) was given up with the id map
+            os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
+        if job.power:
+            sc.prctl(sc.PR_SET_KEEPCAPS, 1)  # or a change of user would empty all sets; exec clears it
+        os.setresuid(uid, uid, uid)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise LabError(
+            f"user {uid}:{gid} does not exist in this container's user namespace: {errno_name(error.errno)}",
+            "an id that its map leaves out; without root there is only user 0, else --userns FIRST:COUNT with more",
+        ) from None
 
 
 def _reset_signals(umask):
