@@ -152,7 +152,7 @@ class Spec:
         # A later value wins, so the participant's word is last.
         env = dict(pair.split("=", 1) for pair in (PATH, f"HOSTNAME={hostname}", *terminal, *config.env, *self.env))
         steps = [
-            *rootfs.kernel_filesystems(devpts_gid=not rootless.active()),
+            *rootfs.kernel_filesystems(devpts_gid=self._has_id(5)),
             *rootfs.cgroup_filesystems(),
             *rootfs.locks(),
             *(mounts.Bind(str(source), target, mounts.NODEV) for source, target in files),
@@ -179,6 +179,10 @@ class Spec:
             **self.locks(),
             **where,
         )
+
+    def _has_id(self, number):
+        """Tell whether a user number exists in the container's user namespace."""
+        return not rootless.active() and (not self.userns or number < self.userns[1])
 
     def ids(self):
         """Return what of a Job maps the container's ids to outer ones."""
