@@ -29,8 +29,11 @@ _ROOM = {
     },
     "@jupyterlab/apputils-extension:notification": {"checkForUpdates": False, "fetchNews": "false"},
     "@jupyterlab/terminal-extension:plugin": {"fontSize": 16},
-    # windowingMode: with any other the page is blank for a while when one scrolls fast.
-    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none", "codeCellConfig": {"lineWrap": True}},
+    "@jupyterlab/notebook-extension:tracker": {
+        "windowingMode": "none",  # with any other the page is blank for a while when one scrolls fast
+        "codeCellConfig": {"lineWrap": True},
+        "autoStartDefaultKernel": True,  # else who runs a cell very soon is asked for a kernel
+    },
     "@jupyterlab/docmanager-extension:plugin": {"autosaveInterval": 20},
     "@jupyterlab/filebrowser-extension:browser": {"showLastModifiedColumn": False, "singleClickNavigation": True},
 }

@@ -53,6 +53,7 @@ class Notebook:
         self.page = page
         page.goto(address)
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        page.locator(".jp-Toolbar-kernelName", has_text="Python 3").wait_for()
         self.wait_idle()
 
     def wait_idle(self, seconds=60):

@@ -180,14 +180,14 @@ def test_the_terminal_has_the_lab_command_and_runs_the_participants_container(no
 
 
 def test_nothing_is_left_when_the_lab_is_ended_in_the_middle_of_a_chapter(browser, tmp_path, monkeypatch):
-    page = browser.new_page()
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
     with served(tmp_path) as seat:
         chapter = Notebook(page, seat.page_of(solve(seat, FOUR)))
         chapter.menu("Run", "Run All Cells")
         deadline = time.monotonic() + 60
         while not list((tmp_path / "run" / "ledger").glob("*.json")):
             assert time.monotonic() < deadline, "the chapter makes nothing"
-            time.sleep(0.05)
+            page.wait_for_timeout(50)
     page.close()
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path))
     done = subprocess.run([sys.executable, "-P", "-m", "labkit", "clean"], capture_output=True, text=True, timeout=60)
