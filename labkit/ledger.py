@@ -116,7 +116,7 @@ _ELSEWHERE = {
     "cgroup": "labkit.cgroups:remove_folder",
     "container": "labkit.container:forget",
     "oci": "labkit.oci:forget",
-    "hierarchy": "labkit.museum:remove_hierarchy",
+    "hierarchy": "labkit.exhibits:remove_hierarchy",
     "link": "labkit.network:remove_link",
     "loop": "labkit.drivers.loop:detach",
     "nft": "labkit.network:remove_rules",
