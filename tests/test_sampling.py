@@ -34,6 +34,8 @@ def spinner(group):
 
 
 def test_200_samples_a_second_for_less_than_a_twentieth_of_a_core(spinner):
+    if "QEMU TCG" in proc.read("/proc/cpuinfo"):
+        pytest.skip("this CPU is emulated (QEMU TCG): a sample costs ten times as much")
     for _ in range(4):  # others' work on this machine may take our time
         with Sampler(spinner) as sampler:
             time.sleep(2)
