@@ -156,16 +156,14 @@ def kill(paths):
         _try_write(f"{path}/cgroup.kill", "1")
     if not members(paths):
         return
-    brakes = [brake for brake in _BRAKES for path in paths if os.path.exists(f"{path}/{brake[0]}")]
+    brakes = [(f"{path}/{name}", stop, go) for path in paths for name, stop, go in _BRAKES if os.path.exists(f"{path}/{name}")]
     if not any(os.path.exists(f"{path}/cgroup.kill") for path in paths):
-        for name, stop, _ in brakes:
-            for path in paths:
-                _try_write(f"{path}/{name}", stop)
+        for file, stop, _ in brakes:
+            _try_write(file, stop)
     for pid in members(paths):
         _kill_one(pid, paths)
-    for name, _, go_on in brakes:  # v1: a frozen process dies when it is thawed
-        for path in paths:
-            _try_write(f"{path}/{name}", go_on)
+    for file, _, go in brakes:  # v1: a frozen process dies when it is thawed
+        _try_write(file, go)
 
 
 def _try_write(path, text):
