@@ -89,6 +89,8 @@ write /etc/systemd/system/docker-deep-dive.service <<'END' && changed=yes
 [Unit]
 Description=Docker Deep Dive, the lab: JupyterLab with the chapters
 After=network.target
+StartLimitIntervalSec=1h
+StartLimitBurst=3
 ConditionPathExists=/vagrant/vagrant/lab
 [Service]
 EnvironmentFile=/etc/docker-deep-dive.env
@@ -105,5 +107,6 @@ if [ -n "$changed" ]; then
     systemctl -q enable docker-deep-dive
     systemctl stop docker-deep-dive
 fi
+systemctl reset-failed docker-deep-dive 2>/dev/null || true
 systemctl start docker-deep-dive
 say "everything is in place"

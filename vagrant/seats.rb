@@ -25,13 +25,9 @@ class Lab
   end
 
   PROVIDERS = %i[virtualbox libvirt vmware_desktop parallels].freeze
-  # Commands that make machines: only they choose ports and keep them.
-  MAKING = %w[up reload provision resume].freeze
-  @chosen = {}
-  class << self
-    # Vagrant reads its Vagrantfile many times in one run: each port is chosen once.
-    attr_reader :chosen
-  end
+  # Vagrant reads its Vagrantfile many times in one run, and brings up seats side by side.
+  LOCK = Mutex.new
+  TOKENS = Hash.new { |all, name| all[name] = SecureRandom.hex(24) }
 
   attr_reader :root, :cpus, :memory, :port, :host_ip, :share
 
@@ -205,10 +201,6 @@ class Lab
     (Socket.ip_address_list.find { |a| a.ipv4? && !a.ipv4_loopback? } || Addrinfo.ip("127.0.0.1")).ip_address
   end
 
-  def making?
-    MAKING.include?(ARGV.first)
-  end
-
   private
 
   def existing
@@ -229,7 +221,23 @@ class Lab::Seat
 
   def initialize(lab, number)
     @lab, @number = lab, number
-    @token, @port = Lab.chosen[name] ||= choose
+    record = kept? ? JSON.parse(File.read(file)) : {}
+    @token = record["token"] || Lab::TOKENS[name]
+    @port = record["port"] || lab.port + [number - 1, 0].max
+  end
+
+  # Before its machine starts: see that the port is free, or take the next one that is.
+  def settle(vm)
+    return if kept? && vm.state.id == :running
+
+    Lab::LOCK.synchronize do
+      wanted = @port
+      @port += 1 while @port < 65_535 && (others.include?(@port) || listening?)
+      vm.ui.warn "port #{wanted} is taken on this computer, so it will be #{@port}" if @port != wanted
+      vm.config.vm.networks.each { |_, options| options[:host] = @port if options[:id] == "lab" }
+      FileUtils.mkdir_p(@lab.state)
+      File.write(file, JSON.generate("token" => @token, "port" => @port), perm: 0o600)
+    end
   end
 
   def alone?
@@ -256,7 +264,7 @@ class Lab::Seat
     FileUtils.rm_f(file)
   end
 
-  def answers?(port = @port, token = @token)
+  def answers?
     request = Net::HTTP::Get.new("/api/status", "Authorization" => "token #{token}")
     Net::HTTP.start("127.0.0.1", port, nil, open_timeout: 5, read_timeout: 20) do |http|
       http.request(request).code == "200"
@@ -281,32 +289,15 @@ class Lab::Seat
     File.join(@lab.state, "#{name}.json")
   end
 
-  def choose
-    kept = kept? ? JSON.parse(File.read(file)) : {}
-    token = kept["token"] || SecureRandom.hex(24)
-    wanted = kept["port"] || @lab.port + [@number - 1, 0].max
-    return [token, wanted] unless @lab.making?
-
-    port = answers?(wanted, token) ? wanted : free_from(wanted)
-    warn "lab: port #{wanted} is taken, so #{name} is on #{port}" if port != wanted
-    FileUtils.mkdir_p(@lab.state)
-    File.write(file, JSON.generate("token" => token, "port" => port), perm: 0o600)
-    [token, port]
-  end
-
-  def free_from(port)
-    port += 1 while port < 65_535 && (taken_by_a_seat?(port) || listening?(port))
-    port
-  end
-
-  def taken_by_a_seat?(port)
-    Lab.chosen.any? { |_, (_, other)| other == port }
+  # The ports that other seats have, or will want.
+  def others
+    @lab.seats.reject { |seat| seat.name == name }.map(&:port)
   end
 
   # Windows lets two programs listen on one port, so somebody who answers counts too.
-  def listening?(port)
-    TCPServer.new(@lab.host_ip, port).close
-    TCPSocket.new("127.0.0.1", port).close
+  def listening?
+    TCPServer.new(@lab.host_ip, @port).close
+    TCPSocket.new("127.0.0.1", @port).close
     true
   rescue Errno::EADDRINUSE, Errno::EACCES
     true
