@@ -1,0 +1,135 @@
+"""Killed in the middle of anything, at any moment: the store is still sound, and the next call works."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tars import entry, folder, tar
+from test_images import add_image
+from trees import differences, snapshot
+
+from labkit import archives, build, garbage, images, layers, ledger, state
+
+pytestmark = pytest.mark.usefixtures("needs_root")
+REPO = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "labkit-root"))
+
+
+def kill_in_the_middle(code, after):
+    """Run Python code in a session of its own, kill it after so many seconds; tell whether it was killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPO, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    try:
+        process.wait(after)
+        return False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return True
+    finally:
+        # Its children die with it (PDEATHSIG); give the kernel the moment that takes.
+        process.wait()
+        time.sleep(0.02)
+
+
+def assert_sound():
+    """Every name leads to a whole image, each layer is what its blob says, nothing half-made stays."""
+    ledger.clean()
+    assert [str(one) for one in ledger.entries()] == []
+    store = images.store()
+    for name, digest in store.names().items():
+        images.read(store, digest)
+        image = images.get(name)
+        parts = images.read(store, digest)[0]["layers"]
+        for path, diff_id, part in zip(image.layers, image.diff_ids, parts, strict=True):
+            again = state.lib_dir("chapters") / state.new_id()
+            layers.apply(store.path(part["digest"]), again, diff_id=diff_id)
+            assert differences(_timeless(snapshot(again)), _timeless(snapshot(path))) == [], (
+                "the folder is whole"
+            )
+            ledger.remove_tree(again)
+    for path in state.lib_dir("images").rglob("*"):
+        assert ".tmp" not in path.name and ".load" not in path.name, path
+    for path in state.lib_dir("layers").rglob(".*.tmp"):
+        raise AssertionError(path)
+
+
+def _timeless(tree):
+    """A whiteout is a mark: when it was made says nothing."""
+    for said in tree.values():
+        if said.get("device") == (0, 0):
+            del said["time"]
+    return tree
+
+
+def moments(seed, count, most):
+    chance = random.Random(seed)
+    return [chance.uniform(0.15, most) for _ in range(count)]
+
+
+@pytest.mark.slow
+def test_load_killed_at_20_moments(tmp_path):
+    big = tar(folder("."), *(entry(f"f{number}", data=os.urandom(20_000)) for number in range(400)))
+    add_image(images.store(), "big:1", big, tar(folder("."), entry("small", data=b"x")))
+    archives.save("big:1", tmp_path / "big.tar")
+    garbage.remove("big:1")
+    killed = 0
+    for after in moments("load", 20, 0.8):
+        killed += kill_in_the_middle(
+            f"from labkit import archives; archives.load({str(tmp_path / 'big.tar')!r})", after
+        )
+        assert_sound()
+        if images.store().names():
+            garbage.remove("big:1")
+        garbage.collect()
+    assert killed >= 5, "too quick to be killed: make the image bigger"
+    assert archives.load(tmp_path / "big.tar")[0].layers
+    assert_sound()
+
+
+@pytest.mark.slow
+def test_build_killed_at_20_moments(tmp_path):
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "f").write_bytes(os.urandom(2 << 20))
+    (context / "Dockerfile").write_text(
+        "FROM busybox\nCOPY f /f\nRUN cp /f /g && rm /bin/ls\nWORKDIR /w\nRUN echo x > x\n"
+    )
+    killed = 0
+    code = f"from labkit import build; build.build({str(context)!r}, 'killed:1', cache=False)"
+    for after in moments("build", 20, 2.0):
+        killed += kill_in_the_middle(code, after)
+        time.sleep(0.3)  # the spawner notices that its client is gone
+        assert_sound()
+    assert killed >= 5
+    image = build.build(context, "killed:1", say=lambda line: None)
+    assert len(image.layers) == 5
+    assert_sound()
+
+
+@pytest.mark.slow
+def test_removing_killed_at_20_moments(tmp_path):
+    data = tar(folder("."), *(entry(f"f{number}", data=b"x" * 100) for number in range(3000)))
+    keep = tar(folder("."), entry("kept", data=b"kept"))
+    add_image(images.store(), "keep:1", keep)
+    images.get("keep:1")
+    for after in moments("remove", 20, 0.4):
+        add_image(images.store(), "gone:1", keep, data)
+        images.get("gone:1")
+        kill_in_the_middle("from labkit import garbage; garbage.remove('gone:1')", after)
+        assert_sound()
+        assert Path(images.get("keep:1").layers[0], "kept").read_text() == "kept"
+    if "gone:1" in images.store().names():
+        garbage.remove("gone:1")
+    garbage.collect()
+    assert len(os.listdir(state.lib_dir("layers"))) == 1
+    assert signal.SIGKILL == 9
