@@ -27,6 +27,7 @@ import time
 from labkit import attach, bundle, oci, resources, rootfs, security, settings, spawner, state
 from labkit.errors import BadValue, CommandError, LabError, NotFound, Unsupported, from_oserror
 
+_COMMANDS = "create start run state kill delete exec ps list pause resume update features spec checkpoint restore events".split()
 # What runc can and labkit can't: refused by name, with why.
 _NOT_HERE = {
     "checkpoint": "to freeze a container to disk needs CRIU",
@@ -38,7 +39,7 @@ _NOT_HERE = {
 def main(argv=None):
     """Run one command; return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = _parser()
+    parser = _parser(argv)
     options, strange = parser.parse_known_args(argv)
     if strange and options.command not in _NOT_HERE:
         parser.error(f"unknown words: {' '.join(strange)}")
@@ -353,7 +354,16 @@ def example():
 # ---- its words ----
 
 
-def _parser():
+class _Unnamed:
+    """In place of the words of a command that was not called."""
+
+    def add_argument(self, *_, **__):
+        """Take no notice."""
+
+    set_defaults = add_argument
+
+
+def _parser(argv):
     parser = argparse.ArgumentParser(prog="labkit-runtime", description="an OCI runtime", allow_abbrev=False)
     parser.add_argument("--version", "-v", action="version", version=f"labkit-runtime version 0.1.0\nspec: {oci.VERSION}")
     parser.add_argument("--root", help="the folder that keeps containers")
@@ -364,7 +374,12 @@ def _parser():
     parser.add_argument("--systemd-cgroup", action="store_true", help="cgroupsPath is SLICE:PREFIX:NAME, and systemd makes it")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    # Called for each step of each container: only the command that is named is set up.
+    named = {word for word in argv if word in _COMMANDS}
+
     def command(name, function, *words, number=True, help=""):
+        if named and name not in named:
+            return _Unnamed()
         sub = commands.add_parser(name, help=help, allow_abbrev=False)
         for flags, options in words:
             sub.add_argument(*flags, **options)

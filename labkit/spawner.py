@@ -126,7 +126,15 @@ def _until_exec(channel, spawned, job, at_hooks=None):
     """
     first = spawned.pid
     while True:
-        message, fds, _, _ = socket.recv_fds(channel, 1 << 18, 1)
+        try:
+            message, fds, _, _ = socket.recv_fds(channel, 1 << 18, 1)
+        except ConnectionResetError:  # it died with our `go` unread
+            message = b""
+        if not message and job.gate:
+            raise LabError(
+                "the container's process was killed before it was ready",
+                "by the kernel, if its memory limit is less than some 6 MiB: `dmesg` says so",
+            )
         if not message:
             break
         if len(message) == 4:  # the last step's errno, see handover
