@@ -176,6 +176,13 @@ def listening(place, link, settle=0.15):
 
 def read_frame(when, frame):
     """Return the Packet of an Ethernet frame, or None for what is not shown. See RFC 791, 826, 793."""
+    try:
+        return _read_frame(when, frame)
+    except (struct.error, IndexError, OSError):  # cut short, or no packet at all: anybody may send anything
+        return None
+
+
+def _read_frame(when, frame):
     (kind,) = struct.unpack("!H", frame[12:14])
     body = frame[14:]
     if kind == 0x0806:  # ARP

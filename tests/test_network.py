@@ -1,5 +1,6 @@
 """What a container's network promises, each in a world of the test's own: no link, rule or switch of the machine is touched."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import worlds
 
-from labkit import ledger, network, state
+from labkit import ledger, network, state, wires
+from labkit.checks import network as check
 from labkit.container import Container, run
 from labkit.errors import BadValue, InUse, LabError, Unsupported
 from labkit.spec import Spec
@@ -413,3 +415,101 @@ def test_the_record_is_plain_json():
     assert json.loads(worlds.inside(work))["users"]
 
 
+
+
+# ---- the exercises of chapter 10 ----
+
+
+@pytest.fixture
+def rooms():
+    opened = [wires.open_room(name) for name in "abcd"]
+    yield opened
+    wires.close_all()
+    assert not [entry for entry in ledger.entries() if entry.kind == "process"]
+
+
+def cable(one, other, first="10.1.0.1/24", second="10.1.0.2/24", name="cable", up=True):
+    one.ip(f"link add {name} type veth peer name {name} netns {other.pid}")
+    for room, address in ((one, first), (other, second)):
+        if address:
+            room.ip(f"address add {address} dev {name}")
+        room.ip(f"link set {name} {'up' if up else 'down'}")
+
+
+def test_a_cable_between_two_rooms_is_right(rooms):
+    cable(*rooms[:2])
+    assert check.cabled(*rooms[:2])
+
+
+@pytest.mark.parametrize(
+    "wrong, missing",
+    [
+        (lambda a, b: None, "an end of a veth pair"),
+        (lambda a, b: [room.ip("link add cable type veth peer name other") for room in (a, b)], "one cable"),
+        (lambda a, b: cable(a, b, second=None), "an address"),
+        (lambda a, b: cable(a, b, up=False), "switched on"),
+        (lambda a, b: cable(a, b, second="10.9.0.2/24"), "a ping"),
+    ],
+)
+def test_a_wrong_cable_is_told_what_is_missing(rooms, wrong, missing):
+    wrong(*rooms[:2])
+    result = check.cabled(*rooms[:2])
+    assert not result and missing in result.missing, result
+
+
+def _switch(switch, rooms, address="10.2.0.{}/24", master=True, up=True):
+    switch.ip("link add br0 type bridge")
+    switch.ip("link set br0 up")
+    for number, room in enumerate(rooms, 1):
+        switch.ip(f"link add to{number} type veth peer name eth0 netns {room.pid}")
+        switch.ip(f"link set to{number} {'master br0' if master else ''} {'up' if up else ''}") if master or up else None
+        room.ip(f"address add {address.format(number)} dev eth0")
+        room.ip("link set eth0 up")
+
+
+def test_a_switch_for_three_is_right(rooms):
+    switch, *others = rooms
+    _switch(switch, others)
+    assert check.switched(switch, *others)
+
+
+@pytest.mark.parametrize(
+    "wrong, missing",
+    [
+        (lambda switch, rooms: None, "a bridge"),
+        (lambda switch, rooms: _switch(switch, rooms, master=False), "3 cables"),
+        (lambda switch, rooms: _switch(switch, rooms, up=False), "switched on"),
+        (lambda switch, rooms: _switch(switch, rooms, address="10.{}.0.1/24"), "everybody reaches"),
+    ],
+)
+def test_a_wrong_switch_is_told_what_is_missing(rooms, wrong, missing):
+    switch, *others = rooms
+    wrong(switch, others)
+    result = check.switched(switch, *others)
+    assert not result and missing in result.missing, result
+
+
+@pytest.mark.parametrize(
+    "networks, missing",
+    [(("red", "red", "blue"), None), (("red", "red", "red"), "the third"), (("red", "blue", "green"), "the first and"), (("red", "red", "none"), "an address")],
+)
+def test_three_containers_apart(networks, missing):
+    def work(world):
+        with contextlib.ExitStack() as stack:
+            boxes = [stack.enter_context(Container("busybox", "sleep 60", network=name).start()) for name in networks]
+            return check.apart(*boxes).missing
+
+    found = worlds.inside(work)
+    assert found is None if missing is None else missing in found
+
+
+def test_a_frame_that_is_cut_short_or_nonsense_does_not_break_the_listener(rooms):
+    cable(*rooms[:2])
+    with wires.listening(rooms[0], "cable") as seen:
+        code = (
+            "import socket; s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind(('cable', 0))\n"
+            "for kind in (b'\\x08\\x00', b'\\x08\\x06', b'\\xff\\xff'): s.send(b'\\xff' * 12 + kind + b'\\x4f')"
+        )
+        rooms[1].run([sys.executable, "-SEc", code])
+        assert rooms[0].reaches("10.1.0.2")
+    assert any("echo reply" in packet.what for packet in seen.packets)

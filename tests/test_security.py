@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from labkit import errors, handover, in_child, proc, seccomp, security, spawner, state
+from labkit import engine, errors, handover, in_child, inspection, proc, seccomp, security, spawner, state
 from labkit import syscalls as sc
+from labkit.checks import locks as check
 from labkit.container import Container, run
 from labkit.errors import BadValue, CommandError, KernelError, LabError, NotFound, Unsupported
 from labkit.spec import Spec
@@ -348,3 +349,74 @@ def test_the_sealed_step_costs_less_than_a_millisecond():
     assert spent(()) - spent(("exe",)) < 0.001 + 0.25 * spent(("exe",))
 
 
+
+
+# ---- the exercises of chapter 11 ----
+
+
+@pytest.mark.parametrize(
+    "command, words, missing",
+    [
+        ("httpd -f -p 80", {"cap_drop": ["ALL"], "cap_add": ["NET_BIND_SERVICE"]}, None),
+        ("httpd -f -p 80", {}, "nothing else"),
+        ("httpd -f -p 80", {"cap_drop": ["ALL"]}, "it runs"),
+        ("sleep 60", {"cap_drop": ["ALL"]}, "is in force"),
+        ("sleep 60", {"cap_drop": ["ALL"], "cap_add": ["NET_BIND_SERVICE"]}, "listens"),
+    ],
+)
+def test_least_power(command, words, missing):
+    with Container("busybox", command, **words).start() as box:
+        if missing in (None, "listens"):
+            deadline = time.monotonic() + 5
+            while command.startswith("httpd") and not check._listens(box.pid, 80) and time.monotonic() < deadline:
+                time.sleep(0.01)
+        if missing == "it runs":
+            box.wait(10)
+        result = check.least_power(box)
+    assert result.passed if missing is None else missing in result.missing, result
+
+
+@pytest.mark.parametrize(
+    "action, names, missing",
+    [
+        ("SCMP_ACT_ALLOW", ["mkdir", "mkdirat"], None),
+        ("SCMP_ACT_ALLOW", ["rmdir"], "mkdir fails"),
+        ("SCMP_ACT_ERRNO", ["mkdir", "mkdirat"], "a container starts"),
+        ("SCMP_ACT_ALLOW", ["mkdir", "mkdirat", "symlink", "symlinkat"], "other calls"),
+        ("SCMP_ACT_FLY", ["mkdir"], "a container starts"),
+    ],
+)
+def test_a_filter_of_ones_own(profile, action, names, missing):
+    path = profile(defaultAction=action, syscalls=[{"names": names, "action": "SCMP_ACT_ERRNO"}])
+    result = check.forbids_only_mkdir(path)
+    assert result.passed if missing is None else missing in result.missing, result
+
+
+FOUR = ("no_new_privs", "seccomp", "capabilities", "pid_namespace")
+
+
+@pytest.mark.parametrize("off", FOUR)
+def test_the_lock_that_is_off_is_the_only_right_answer(off):
+    with Container("busybox", "sleep 60", unlocked=(off,)).start() as box:
+        assert [answer for answer in (*FOUR, "door", None) if check.lock_left_off(box, answer)] == [off]
+
+
+# ---- beside the real Docker ----
+
+
+def test_locks_are_dockers_but_for_the_differences_that_are_explained():
+    if reason := engine.missing():
+        pytest.skip(f"no Docker to compare with: {reason}")
+    mine = inspection.read(sh(inspection.PROBE).output)
+    with engine.private() as docker:
+        theirs = inspection.read(docker("run", "--rm", "busybox", "sh", "-c", inspection.PROBE))
+        refused = {}
+        for script in ("mount -t tmpfs none /mnt", "unshare -U true", "unshare -n true", "dmesg", "chroot / true", "mknod /x c 1 3", "hostname x"):
+            done = docker("run", "--rm", "busybox", "sh", "-c", f"{script} >/dev/null 2>&1; echo $?").strip()
+            refused[script] = done, sh(f"{script} >/dev/null 2>&1; echo $?").output.strip()
+    assert mine["capabilities"] == theirs["capabilities"]
+    assert mine["seccomp"] == theirs["seccomp"] == "a filter"
+    assert set(theirs["masked"]) <= set(mine["masked"]), "Docker covers something that labkit leaves open"
+    assert set(theirs["read_only"]) <= set(mine["read_only"]) | set(mine["masked"])
+    assert "nobody has explained" not in "\n".join(inspection.compare(mine, theirs))
+    assert {script: pair for script, pair in refused.items() if pair[0] != pair[1]} == {}
