@@ -39,6 +39,9 @@ _ROOM = {
 }
 
 
+BESIDE = "beside"  # the name of a workspace: a chapter on the left, a terminal on the right
+
+
 def running():
     """Return the record of the server that runs, {host, port, token, …}, or None."""
     record = state.read_json(_record())
@@ -148,12 +151,14 @@ def _launch(ip, record):
     news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
     state.write_json(home / "labconfig" / "page_config.json", news)
     state.write_json(home / "labconfig" / "default_setting_overrides.json", _ROOM)
+    _arrange(home / "lab" / "workspaces")
     state.write_json(home / "jupyter_server_config.json", _settings(ip, record))
     environment = os.environ | {
         "JUPYTER_CONFIG_DIR": str(home),
         "JUPYTER_DATA_DIR": str(home / "data"),
         "JUPYTER_RUNTIME_DIR": str(state.run_dir("jupyter", "runtime")),
         "IPYTHONDIR": str(home / "ipython"),
+        "PROMPT_DIRTRIM": "1",  # the terminal's prompt shows one folder of the path, not all of it
         "PATH": f"{_lab_on_path()}:{os.environ['PATH']}",
     }
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
@@ -169,6 +174,26 @@ def _launch(ip, record):
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
+
+
+def _arrange(folder):
+    """Write the workspace BESIDE, unless there is one: from then on it is as the participant left it."""
+    from jupyterlab_server.workspaces_handler import WorkspacesManager
+
+    if list(folder.glob(f"{BESIDE}-*")):
+        return
+    first = f"notebook:{lessons.chapters()[0].name}" if lessons.chapters() else ""
+    areas = [{"type": "tab-area", "currentIndex": 0, "widgets": [name]} for name in (first, "terminal:1")]
+    dock = {"type": "split-area", "orientation": "horizontal", "sizes": [0.62, 0.38], "children": areas}
+    left = {"collapsed": False, "visible": True, "current": "filebrowser", "widgets": ["filebrowser"]}
+    data = {
+        "layout-restorer:data": {"main": {"dock": dock, "current": first}, "left": left, "relativeSizes": [0.2, 0.8, 0]},
+        "file-browser-filebrowser:cwd": {"path": ""},
+        first: {"data": {"path": first.partition(":")[2], "factory": "Notebook"}},
+        "terminal:1": {"data": {"name": "1"}},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    WorkspacesManager(str(folder)).save(BESIDE, json.dumps({"data": data, "metadata": {"id": BESIDE}}))
 
 
 def _settings(ip, record):

@@ -27,12 +27,12 @@ def up(argv):
     with state.lock("jupyter"):
         record = server.running()
         if record:
-            print("the lab is up already:", _address(record), sep="\n", flush=True)
+            print("the lab is up already:", *_addresses(record), sep="\n", flush=True)
             return 0
         for line in lessons.copy_all():
             print(line, flush=True)
         process, record = server.start(options.ip, options.port)
-    print("the lab is up, until you press Ctrl-C here:", _address(record), sep="\n", flush=True)
+    print("the lab is up, until you press Ctrl-C here:", *_addresses(record), sep="\n", flush=True)
     return _stay(process)
 
 
@@ -47,11 +47,12 @@ def _up_options(argv):
     return parser.parse_args(argv)
 
 
-def _address(record):
-    """Return the URL of the first chapter."""
+def _addresses(record):
+    """Return the lines to print: the URL of the first chapter, and that of it beside a terminal."""
     first = next(iter(chapters()), None)
     page = f"/tree/{first.name}" if first else ""
-    return f"http://{record['host']}:{record['port']}/lab{page}?token={record['token']}"
+    lab, token = f"http://{record['host']}:{record['port']}/lab", f"?token={record['token']}"
+    return f"{lab}{page}{token}", "with a terminal beside it:", f"{lab}/workspaces/{server.BESIDE}{page}{token}"
 
 
 def _stay(process):

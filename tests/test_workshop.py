@@ -170,7 +170,7 @@ def test_the_token_is_long_and_only_root_reads_it(up):
 def test_a_second_up_prints_the_url_of_the_first(up):
     status, out, _ = up.clone.run("up")
     assert status == 0
-    assert out.splitlines()[-1] == up.url
+    assert up.url in out.splitlines()
 
 
 def test_a_terminal_finds_the_lab_command(up):
@@ -270,6 +270,25 @@ def test_up_serves_copies_with_the_gaps_open_and_keeps_what_was_written_into_the
         text["cells"][0]["source"] = "print('mine')"
         copy.write_text(json.dumps(text))
         up.end(signal.SIGTERM)
+
+
+def test_without_a_root_of_ones_own_the_copies_are_in_the_repo_where_a_vm_shares_them(tmp_path, needs_root):
+    clone = Clone(tmp_path)
+    # The user's own places, /run and /var/lib, but empty ones that only this lab up sees.
+    script = 'mount -t tmpfs none /run; mount -t tmpfs none /var/lib; unset LABKIT_ROOT; exec "$0" "$@"'
+    port = free_port()
+    process = clone.start("up", "--port", str(port), before=("unshare", "--mount", "sh", "-c", script))
+    try:
+        process.stdout.readline()
+        address = process.stdout.readline().strip()
+        path, token = "/api/contents/00-first.ipynb", address.partition("token=")[2]
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Authorization": f"token {token}"})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert json.load(answer)["name"] == "00-first.ipynb"
+        assert (clone.folder / ".participant" / "00-first.ipynb").exists()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
 
 
 def test_reset_and_room_work_from_the_terminal(clone, up):
