@@ -195,8 +195,10 @@ class Layout:
         return found
 
     def collect(self, keep):
-        """Remove every blob that is not in `keep`; return the bytes given back."""
+        """Remove every blob that is not in `keep`; return bytes given back. Caller holds the store alone."""
         freed = 0
+        for path in (*self.folder.glob(".*.tmp"), *self.folder.glob("blobs/**/.*.tmp")):
+            path.unlink(missing_ok=True)  # whoever was writing it was killed: nobody else holds the store
         for path in (self.folder / "blobs/sha256").iterdir():
             if f"sha256:{path.name}" not in keep:
                 freed += path.stat().st_size

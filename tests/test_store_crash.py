@@ -57,6 +57,7 @@ def assert_sound():
                 "the folder is whole"
             )
             ledger.remove_tree(again)
+    garbage.collect()
     for path in state.lib_dir("images").rglob("*"):
         assert ".tmp" not in path.name and ".load" not in path.name, path
     for path in state.lib_dir("layers").rglob(".*.tmp"):
@@ -106,7 +107,7 @@ def test_build_killed_at_20_moments(tmp_path):
     )
     killed = 0
     code = f"from labkit import build; build.build({str(context)!r}, 'killed:1', cache=False)"
-    for after in moments("build", 20, 2.0):
+    for after in moments("build", 20, 1.5):
         killed += kill_in_the_middle(code, after)
         time.sleep(0.3)  # the spawner notices that its client is gone
         assert_sound()
@@ -118,7 +119,7 @@ def test_build_killed_at_20_moments(tmp_path):
 
 @pytest.mark.slow
 def test_removing_killed_at_20_moments(tmp_path):
-    data = tar(folder("."), *(entry(f"f{number}", data=b"x" * 100) for number in range(3000)))
+    data = tar(folder("."), *(entry(f"f{number}", data=b"x" * 100) for number in range(400)))
     keep = tar(folder("."), entry("kept", data=b"kept"))
     add_image(images.store(), "keep:1", keep)
     images.get("keep:1")
