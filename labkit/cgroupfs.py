@@ -27,6 +27,34 @@ from labkit.errors import BadValue, InUse, KernelError, LabError, from_oserror
 
 _ATTEMPTS = 50  # at making a folder whose empty parent others may remove meanwhile
 
+
+# What an errno means when it comes from one of these files; "" stands for the rest.
+_HINTS = {
+    (errno.EBUSY, "memory"): "it uses more than that now and can't give it back: stop something in it first",
+    (
+        errno.EBUSY,
+        "cgroup",
+    ): "v2: a folder with processes in it can't hand controllers down, nor the other way round",
+    (errno.EINVAL, "cpu"): "a child's quota can't be more than its parent's; a period is 1000..1000000 µs",
+    (errno.EINVAL, ""): "the kernel does not take this value here",
+    (errno.ENODEV, ""): "no such device: `lsblk` lists the major:minor that there are",
+    (
+        errno.ENOSPC,
+        "cgroup",
+    ): "this cpuset has no CPUs or no memory nodes yet: fill cpuset.cpus and cpuset.mems first",
+    (errno.ERANGE, "cpuset"): "this machine has no such CPU: /sys/devices/system/cpu/online lists them",
+    (errno.EACCES, "cpuset"): "a child's CPUs must be among its parent's",
+    (errno.ESRCH, "cgroup"): "no such process: it has ended",
+    (errno.EOPNOTSUPP, "cgroup"): "this folder's cgroup.type is not `domain`",
+}
+
+
+def refused(text, path, error):
+    """Return the KernelError for a write that the kernel refused."""
+    hint = _HINTS.get((error.errno, path.name.partition(".")[0])) or _HINTS.get((error.errno, ""))
+    return KernelError(f"writing {text!r}", error.errno, path, hint)
+
+
 def trees():
     """Return the trees in which a Cgroup has a folder: those with a controller of ours, and the v2 tree."""
     found = hierarchies.hierarchies()
@@ -102,11 +130,20 @@ def remove_folder(path, also=()):
     paths = [str(path), *also]
     for candidate in paths:
         tree = tree_at(candidate)
-        if ".." in Path(candidate).parts or state.label() not in Path(candidate).relative_to(tree.mount).parts:
-            raise BadValue(f"{candidate} was not made by labkit: {state.label()!r} is not in it", "look at it, then rmdir it")
+        if (
+            ".." in Path(candidate).parts
+            or state.label() not in Path(candidate).relative_to(tree.mount).parts
+        ):
+            raise BadValue(
+                f"{candidate} was not made by labkit: {state.label()!r} is not in it",
+                "look at it, then rmdir it",
+            )
     kill(paths)
     if not wait_empty(paths, 5):
-        raise InUse(f"{path} still has processes: {members(paths)}", "they hang in the kernel: `ps -eo pid,stat,wchan`")
+        raise InUse(
+            f"{path} still has processes: {members(paths)}",
+            "they hang in the kernel: `ps -eo pid,stat,wchan`",
+        )
     for candidate in reversed(paths):
         remove_tree(candidate)
 
@@ -135,7 +172,6 @@ def _rmdir(folder, timeout=2):
             time.sleep(0.001)
 
 
-
 def members(paths):
     """Return the ids of the processes in these folders and below them."""
     found = set()
@@ -156,7 +192,12 @@ def kill(paths):
         _try_write(f"{path}/cgroup.kill", "1")
     if not members(paths):
         return
-    brakes = [(f"{path}/{name}", stop, go) for path in paths for name, stop, go in _BRAKES if os.path.exists(f"{path}/{name}")]
+    brakes = [
+        (f"{path}/{name}", stop, go)
+        for path in paths
+        for name, stop, go in _BRAKES
+        if os.path.exists(f"{path}/{name}")
+    ]
     if not any(os.path.exists(f"{path}/cgroup.kill") for path in paths):
         for file, stop, _ in brakes:
             _try_write(file, stop)

@@ -24,35 +24,15 @@ See cgroups(7), Documentation/admin-guide/cgroup-v2.rst.
 """
 
 import contextlib
-import errno
 import os
 import time
 from pathlib import Path
 
 from labkit import cgroupfs, events, ledger, state
 from labkit.cgroupfs import remove_folder  # noqa: F401 - the ledger looks for it here
-from labkit.controllers import Stats
 from labkit.errors import InUse, KernelError, LabError, NotFound, Unsupported, from_oserror
 from labkit.limits import CONTROLLER_OF, Limits  # noqa: F401 - callers want both from one place
-# What an errno means when it comes from one of these files; "" stands for the rest.
-_HINTS = {
-    (errno.EBUSY, "memory"): "it uses more than that now and can't give it back: stop something in it first",
-    (errno.EBUSY, "cgroup"): "v2: a folder with processes in it can't hand controllers down, nor the other way round",
-    (errno.EINVAL, "cpu"): "a child's quota can't be more than its parent's; a period is 1000..1000000 µs",
-    (errno.EINVAL, ""): "the kernel does not take this value here",
-    (errno.ENODEV, ""): "no such device: `lsblk` lists the major:minor that there are",
-    (errno.ENOSPC, "cgroup"): "this cpuset has no CPUs or no memory nodes yet: fill cpuset.cpus and cpuset.mems first",
-    (errno.ERANGE, "cpuset"): "this machine has no such CPU: /sys/devices/system/cpu/online lists them",
-    (errno.EACCES, "cpuset"): "a child's CPUs must be among its parent's",
-    (errno.ESRCH, "cgroup"): "no such process: it has ended",
-    (errno.EOPNOTSUPP, "cgroup"): "this folder's cgroup.type is not `domain`",
-}
-
-
-def _refused(text, path, error):
-    """Return the KernelError for a write that the kernel refused."""
-    hint = _HINTS.get((error.errno, path.name.partition(".")[0])) or _HINTS.get((error.errno, ""))
-    return KernelError(f"writing {text!r}", error.errno, path, hint)
+from labkit.stats import Stats
 
 
 class Cgroup:
@@ -131,7 +111,9 @@ class Cgroup:
     @classmethod
     def of_paths(cls, paths):
         """Return the cgroup that these folders, one a tree, are; those gone are left out."""
-        return cls(paths[0] if paths else "", [cgroupfs.folder_at(path) for path in paths if os.path.isdir(path)])
+        return cls(
+            paths[0] if paths else "", [cgroupfs.folder_at(path) for path in paths if os.path.isdir(path)]
+        )
 
     @classmethod
     def open(cls, name):
@@ -180,7 +162,9 @@ class Cgroup:
         """Return this cgroup's folder for a controller (`cgroup`: in the v2 tree). Raise Unsupported."""
         folder = self._folder(controller)
         if folder is None:
-            raise Unsupported(f"this machine has no {controller} controller", "/proc/cgroups and `lab doctor` say more")
+            raise Unsupported(
+                f"this machine has no {controller} controller", "/proc/cgroups and `lab doctor` say more"
+            )
         return folder.path
 
     def version(self, controller):
@@ -199,7 +183,9 @@ class Cgroup:
         if folder and "/" not in name and folder.has(folder.file(name)):
             return folder.path / folder.file(name)
         where = folder or second or self.folders[0]
-        raise Unsupported(f"{where.path} has no file {name}", f"this kernel's cgroup v{where.version} does not know it")
+        raise Unsupported(
+            f"{where.path} has no file {name}", f"this kernel's cgroup v{where.version} does not know it"
+        )
 
     def read(self, name):
         """Return the text of one of its files. Raise Unsupported or KernelError, naming the file."""
@@ -216,7 +202,7 @@ class Cgroup:
             with open(path, "w") as file:
                 file.write(str(value))
         except OSError as error:
-            raise _refused(str(value), path, error) from None
+            raise cgroupfs.refused(str(value), path, error) from None
 
     def set(self, limits):
         """Apply limits; what is None in them stays as it is. Raise Unsupported before anything is written."""
@@ -225,7 +211,11 @@ class Cgroup:
                 self.path(controller)
         steps = []
         for folder in self.folders:
-            steps += [(name, text) for name, text in folder.plan(limits) if folder.version == 1 or self._here(folder, name)]
+            steps += [
+                (name, text)
+                for name, text in folder.plan(limits)
+                if folder.version == 1 or self._here(folder, name)
+            ]
         for name, _ in steps:
             self.file(name)
         for name, text in steps:
@@ -250,7 +240,7 @@ class Cgroup:
             try:
                 path.write_text(str(pid))
             except OSError as error:
-                raise _refused(str(pid), path, error) from None
+                raise cgroupfs.refused(str(pid), path, error) from None
 
     @property
     def procs_files(self):
@@ -289,7 +279,9 @@ class Cgroup:
             # v1 tells nobody when it is done: FREEZING becomes FROZEN as it is read.
             word, deadline = ("FROZEN" if frozen else "THAWED"), time.monotonic() + timeout
             self.write("freezer.state", word)
-            while (done := self.read("freezer.state").strip() == word) is False and time.monotonic() < deadline:
+            while (
+                done := self.read("freezer.state").strip() == word
+            ) is False and time.monotonic() < deadline:
                 time.sleep(0.002)
         if not done:
             raise LabError(
@@ -312,26 +304,10 @@ class Cgroup:
         """Remove it, and what is nested in it, once it is empty. Raise InUse if it isn't after `timeout` s."""
         paths = self._paths()
         if not cgroupfs.wait_empty(paths, timeout):
-            raise InUse(f"{self.name} still has processes: {self.procs()}", "kill() it first, or wait for them")
+            raise InUse(
+                f"{self.name} still has processes: {self.procs()}", "kill() it first, or wait for them"
+            )
         for path in reversed(paths):
             cgroupfs.remove_tree(path)
         if self.entry is not None:
             ledger.strike(self.entry)
-
-
-@contextlib.contextmanager
-def ahead():
-    """Give labkit's own folder the largest CPU weight while the block runs.
-
-    For measuring: what is found is then the limit, and not what else this machine
-    does at the moment. A weight counts among siblings only, so a container's own
-    could not do that. See Documentation/admin-guide/cgroup-v2.rst, "Weights".
-    """
-    with Cgroup.create(f"ahead-{state.new_id()}") as holder:  # keeps the folder above from being removed
-        name, most, usual = ("cpu.shares", 262_144, 1024) if holder.version("cpu") == 1 else ("cpu.weight", 10_000, 100)
-        file = holder.path("cpu").parent / name
-        file.write_text(str(most))
-        try:
-            yield
-        finally:
-            file.write_text(str(usual))

@@ -16,7 +16,6 @@ See Documentation/admin-guide/cgroup-v1/memory.rst, Documentation/scheduler/sche
 Documentation/admin-guide/cgroup-v2.rst.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.errors import Unsupported
@@ -43,35 +42,6 @@ _NEAR = {
     "memory.high": "nothing like it",
     "memory.oom.group": "nothing like it",
 }
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a cgroup has used. A number that this kernel does not keep is None."""
-
-    usage_usec: int | None = None  # µs of CPU, of which
-    user_usec: int | None = None
-    system_usec: int | None = None
-    nr_periods: int | None = None  # periods in which it wanted to run under a quota
-    nr_throttled: int | None = None  # of those, how many ended with the quota used up
-    throttled_usec: int | None = None  # µs in which it was held back, summed over CPUs
-    nr_bursts: int | None = None
-    burst_usec: int | None = None
-    memory_current: int | None = None  # bytes
-    memory_peak: int | None = None
-    memory_max: int | None = None  # bytes; None also means no limit
-    memory_swap_current: int | None = None
-    memory_max_hits: int | None = None  # how often it ran into memory_max
-    memory_high_hits: int | None = None  # how often it was slowed down at memory_high
-    oom_kills: int | None = None  # processes killed for lack of memory
-    pids_current: int | None = None
-    pids_peak: int | None = None
-    pids_max: int | None = None
-    pids_denied: int | None = None  # forks refused
-
-    def __repr__(self):
-        known = ((name, value) for name, value in vars(self).items() if value is not None)
-        return "Stats(" + ", ".join(f"{name}={value}" for name, value in known) + ")"
 
 
 class _Folder:
@@ -134,7 +104,11 @@ class V2(_Folder):
             ("pids.max", _or_max(limits.pids)),
             ("io.weight", _text(limits.io_weight)),
         ]
-        if limits.memory not in (None, UNLIMITED) and limits.memory_swap is None and self.has("memory.swap.max"):
+        if (
+            limits.memory not in (None, UNLIMITED)
+            and limits.memory_swap is None
+            and self.has("memory.swap.max")
+        ):
             steps.append(("memory.swap.max", "0"))
         if limits.cpu_quota is not None:
             # A burst above the new quota would be refused: none, quota, then the new one.
@@ -151,7 +125,15 @@ class V2(_Folder):
         """Return the numbers that this folder has, by the names of Stats."""
         cpu, memory = self.numbers("cpu.stat"), self.numbers("memory.events")
         found = {"usage_usec": cpu.get("usage_usec")}
-        for name in ("user_usec", "system_usec", "nr_periods", "nr_throttled", "throttled_usec", "nr_bursts", "burst_usec"):
+        for name in (
+            "user_usec",
+            "system_usec",
+            "nr_periods",
+            "nr_throttled",
+            "throttled_usec",
+            "nr_bursts",
+            "burst_usec",
+        ):
             found[name] = cpu.get(name)
         if "memory" in self.controllers:
             found.update(
@@ -175,7 +157,9 @@ class V1(_Folder):
 
     def file(self, name):
         if name in _NEAR and not self.has(name):
-            raise Unsupported(f"{name} is a file of cgroup v2; here {self.path} is v1", f"v1 has {_NEAR[name]}")
+            raise Unsupported(
+                f"{name} is a file of cgroup v2; here {self.path} is v1", f"v1 has {_NEAR[name]}"
+            )
         return _TO_V1.get(name, name)
 
     def prepare(self):
@@ -277,7 +261,6 @@ class V1(_Folder):
         if "pids" in self.controllers:
             found.update(self._pids())
         return found
-
 
     def _max_hits(self):
         """Return how often the limit was run into, None if this kernel does not count it (6.18 does not)."""

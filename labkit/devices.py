@@ -168,8 +168,13 @@ def _bpf(command, attributes, doing):
     ctypes.set_errno(0)
     libc = ctypes.CDLL(None, use_errno=True)
     result = libc.syscall(
-        ctypes.c_long(syscalls.number("bpf")), ctypes.c_int(command), ctypes.byref(buffer), ctypes.c_uint(len(attributes))
+        ctypes.c_long(syscalls.number("bpf")),
+        ctypes.c_int(command),
+        ctypes.byref(buffer),
+        ctypes.c_uint(len(attributes)),
     )
     if result == -1:
-        raise KernelError("bpf(2)", ctypes.get_errno(), doing, "`lab doctor` tells whether this kernel has cgroup BPF")
+        raise KernelError(
+            "bpf(2)", ctypes.get_errno(), doing, "`lab doctor` tells whether this kernel has cgroup BPF"
+        )
     return result

@@ -50,7 +50,9 @@ def hierarchies():
         if mount.type == "cgroup":
             names = [name for name in mount.super_options if name in places and name]
             if names:
-                found[names[0]] = Hierarchy(1, Path(mount.target), _own(mount, places[names[0]]), _known(names))
+                found[names[0]] = Hierarchy(
+                    1, Path(mount.target), _own(mount, places[names[0]]), _known(names)
+                )
         elif mount.type == "cgroup2":
             # Not below our own place: a v2 folder with processes in it, as ours
             # is, can't hand controllers to children. So it is made at the root.

@@ -14,19 +14,17 @@ See cgroups(7), docker-run(1), Documentation/admin-guide/cgroup-v2.rst.
 
 import os
 import re
-import stat
 from dataclasses import dataclass, fields
 from decimal import Decimal
 
 from labkit import proc
 from labkit.errors import BadValue
+from labkit.quantities import MAX_BYTES, UNLIMITED, device_number, parse_count, parse_list, parse_size, whole
 
-UNLIMITED = -1  # docker's word for it; the kernel's is "max" (v2, pids) or -1 (v1)
 DEFAULT_PERIOD = 100_000  # µs, kernel/sched/fair.c
 MIN_QUOTA = MIN_PERIOD = 1_000  # µs, kernel/sched/core.c: min_cfs_quota_period
 MAX_PERIOD = 1_000_000  # µs
 MIN_MEMORY = 6 << 20  # bytes; docker's, below it a container can't even start
-MAX_BYTES = (1 << 63) - 1
 DEFAULT_WEIGHT = 100  # v2's; v1 calls the same 1024 shares
 PER_SHARE = 1024 / DEFAULT_WEIGHT  # kernel/sched/core.c, cpu_weight_write_u64()
 MAX_PIDS = 4 << 20  # include/linux/threads.h, PID_MAX_LIMIT
@@ -46,7 +44,7 @@ class IoLimit:
         if not isinstance(self.device, str) or not re.fullmatch(r"\d+:\d+", self.device, re.ASCII):
             raise BadValue(f"device {self.device!r} is not major:minor", "`lsblk` lists both numbers")
         for name in ("rbps", "wbps", "riops", "wiops"):
-            _whole(f"{name} of device {self.device}", getattr(self, name), 1, MAX_BYTES)
+            whole(f"{name} of device {self.device}", getattr(self, name), 1, MAX_BYTES)
 
 
 @dataclass(frozen=True)
@@ -72,19 +70,23 @@ class Limits:
 
     def __post_init__(self):
         for name in ("memory", "memory_swap", "memory_high", "memory_low"):
-            _whole(name, getattr(self, name), 0, MAX_BYTES, unlimited=True)
-        _whole("cpu_quota", self.cpu_quota, MIN_QUOTA, MAX_BYTES // 1000, unlimited=True)
-        _whole("cpu_period", self.cpu_period, MIN_PERIOD, MAX_PERIOD)
-        _whole("cpu_burst", self.cpu_burst, 0, MAX_BYTES // 1000)
-        _whole("cpu_weight", self.cpu_weight, 1, 10_000)
-        _whole("io_weight", self.io_weight, 1, 10_000)
-        _whole("pids", self.pids, 1, MAX_PIDS, unlimited=True)
+            whole(name, getattr(self, name), 0, MAX_BYTES, unlimited=True)
+        whole("cpu_quota", self.cpu_quota, MIN_QUOTA, MAX_BYTES // 1000, unlimited=True)
+        whole("cpu_period", self.cpu_period, MIN_PERIOD, MAX_PERIOD)
+        whole("cpu_burst", self.cpu_burst, 0, MAX_BYTES // 1000)
+        whole("cpu_weight", self.cpu_weight, 1, 10_000)
+        whole("io_weight", self.io_weight, 1, 10_000)
+        whole("pids", self.pids, 1, MAX_PIDS, unlimited=True)
         if self.memory_swap is not None and self.memory is None:
             raise BadValue("memory_swap without memory", "swap is what comes beyond a memory limit: set both")
         if self.cpu_period is not None and self.cpu_quota is None:
-            raise BadValue("cpu_period without a quota", "a period alone limits nothing: set cpu_quota or cpus too")
+            raise BadValue(
+                "cpu_period without a quota", "a period alone limits nothing: set cpu_quota or cpus too"
+            )
         if self.cpu_burst and self.cpu_burst > (self.cpu_quota or 0):
-            raise BadValue(f"cpu_burst {self.cpu_burst} µs is more than the quota", "a burst is at most one quota")
+            raise BadValue(
+                f"cpu_burst {self.cpu_burst} µs is more than the quota", "a burst is at most one quota"
+            )
         if self.cpuset_cpus is not None:
             parse_list("cpuset_cpus", self.cpuset_cpus)
 
@@ -107,7 +109,9 @@ class Limits:
         words = {word: value for word, value in words.items() if value is not None}
         unknown = sorted(set(words) - _WORDS)
         if unknown:
-            raise BadValue(f"there is no limit called {unknown[0]!r}", "there is: " + ", ".join(sorted(_WORDS)))
+            raise BadValue(
+                f"there is no limit called {unknown[0]!r}", "there is: " + ", ".join(sorted(_WORDS))
+            )
         found = {}
         for word, name in (("memory_high", "memory_high"), ("memory_reservation", "memory_low")):
             if word in words:
@@ -127,7 +131,7 @@ class Limits:
         if "pids_limit" in words and (pids := parse_count("pids_limit", words["pids_limit"])) != 0:
             found["pids"] = pids  # 0 and -1 are docker's "no limit"
         if "blkio_weight" in words and (weight := parse_count("blkio_weight", words["blkio_weight"])):
-            found["io_weight"] = _whole("blkio_weight", weight, 10, 1000)
+            found["io_weight"] = whole("blkio_weight", weight, 10, 1000)
         if "oom_group" in words:
             found["oom_group"] = bool(words["oom_group"])
         found["io"] = _io(words)
@@ -155,7 +159,11 @@ _DESCRIBED = {
     "memory": ("memory at most {value} bytes", "memory.limit_in_bytes", "memory.max"),
     "memory_swap": ("swap at most {value} bytes", "memory.memsw.limit_in_bytes", "memory.swap.max"),
     "memory_high": ("slowed down above {value} bytes", "v1 has none", "memory.high"),
-    "memory_low": ("{value} bytes left alone if others have more", "memory.soft_limit_in_bytes", "memory.low"),
+    "memory_low": (
+        "{value} bytes left alone if others have more",
+        "memory.soft_limit_in_bytes",
+        "memory.low",
+    ),
     "oom_group": ("out of memory kills all of it: {value}", "v1 has none", "memory.oom.group"),
     "cpu_quota": (
         "{value} µs of CPU in every {period} µs",
@@ -171,9 +179,7 @@ _DESCRIBED = {
 }
 
 # Which controller keeps which limit.
-CONTROLLER_OF = {
-    name: "memory" if name == "oom_group" else name.partition("_")[0] for name in _DESCRIBED
-}
+CONTROLLER_OF = {name: "memory" if name == "oom_group" else name.partition("_")[0] for name in _DESCRIBED}
 
 _IO_WORDS = {
     "device_read_bps": "rbps",
@@ -186,56 +192,6 @@ _WORDS = {
     "cpus", "cpu_quota", "cpu_period", "cpu_shares", "cpu_weight", "cpu_burst", "cpuset_cpus",
     "pids_limit", "blkio_weight", *_IO_WORDS,
 }  # fmt: skip
-
-
-def _whole(name, value, least, most, unlimited=False):
-    """Return `value` if it is None or a whole number in least..most, else raise BadValue."""
-    if value is None or (unlimited and value == UNLIMITED):
-        return value
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise BadValue(f"{name} {value!r} is not a whole number")
-    if not least <= value <= most:
-        raise BadValue(f"{name} {value} is not in {least}..{most}", "-1 means no limit" if unlimited else None)
-    return value
-
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)i?b?", re.ASCII | re.IGNORECASE)
-
-
-def parse_size(name, value):
-    """Return a number of bytes from "32m", "1.5g", "4096" or 4096; UNLIMITED from -1."""
-    text = str(value).strip()
-    if text == "-1":
-        return UNLIMITED
-    match = _SIZE.fullmatch(text) if not isinstance(value, bool) and len(text) < 40 else None
-    if not match:
-        raise BadValue(f"{name} {value!r} is not a size", "a number and b, k, m or g, like 32m; -1 means no limit")
-    power = "kmgtp".find(match[2].lower()) + 1 if match[2] else 0
-    size = int(Decimal(match[1]) * 1024**power)
-    if size > MAX_BYTES:
-        raise BadValue(f"{name} {value!r} is more than the kernel can count ({MAX_BYTES} bytes)")
-    return size
-
-
-def parse_count(name, value):
-    """Return a whole number from text or a number; UNLIMITED from -1."""
-    text = str(value).strip()
-    if isinstance(value, bool) or not re.fullmatch(r"-1|\d{1,18}", text, re.ASCII):
-        raise BadValue(f"{name} {value!r} is not a whole number", "digits only; -1 means no limit where there can be one")
-    return int(text)
-
-
-def parse_list(name, value):
-    """Return the set of numbers that a list like "0-2,5" means. See cpuset(7), List format."""
-    if not isinstance(value, str) or not re.fullmatch(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", value, re.ASCII):
-        raise BadValue(f"{name} {value!r} is not a list of CPUs", "numbers and ranges, like 0-2,5")
-    found = set()
-    for part in value.split(","):
-        first, _, last = part.partition("-")
-        if int(last or first) < int(first):
-            raise BadValue(f"{name} {value!r} has a range that runs backwards: {part}")
-        found.update(range(int(first), int(last or first) + 1))
-    return found
 
 
 def _present_cpus(value):
@@ -273,7 +229,7 @@ def _cpu(words):
             raise BadValue("cpus and cpu_quota are two words for one limit", "say one of them")
         found["cpu_quota"] = _quota(words["cpus"], found.get("cpu_period", DEFAULT_PERIOD))
     if "cpu_shares" in words and (shares := parse_count("cpu_shares", words["cpu_shares"])):
-        _whole("cpu_shares", shares, 2, 262_144)
+        whole("cpu_shares", shares, 2, 262_144)
         found["cpu_weight"] = max(1, min(10_000, round(shares / PER_SHARE)))
     return found
 
@@ -285,7 +241,7 @@ def _quota(cpus, period):
         raise BadValue(
             f"cpus {cpus!r}: the range of CPUs is from 0.01 to {count}.00, as there are only {count} CPUs available"
         )
-    _whole("cpu_period", period, MIN_PERIOD, MAX_PERIOD)
+    whole("cpu_period", period, MIN_PERIOD, MAX_PERIOD)
     quota = int(Decimal(text) * period)
     if quota < MIN_QUOTA:
         raise BadValue(
@@ -307,19 +263,6 @@ def _io(words):
             parse = parse_size if name.endswith("bps") else parse_count
             by_device.setdefault(device_number(path), {})[name] = parse(word, rate)
     return tuple(IoLimit(device, **rates) for device, rates in by_device.items())
-
-
-def device_number(path):
-    """Return the major:minor of the block device at `path`; major:minor is returned as it is."""
-    if re.fullmatch(r"\d+:\d+", path, re.ASCII):
-        return path
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as error:
-        raise BadValue(f"device {path!r}: {getattr(error, 'strerror', error)}", "`lsblk -p` lists them") from None
-    if not stat.S_ISBLK(status.st_mode):
-        raise BadValue(f"{path} is not a block device", "`lsblk -p` lists them")
-    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
 
 
 def _io_text(limit):

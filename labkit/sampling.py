@@ -135,7 +135,11 @@ class Sampler:
                 path, pattern, scale = _source(group, name)
                 if path not in self._paths:
                     self._paths.append(path)
-                self._columns[f"{label}.{name}" if label else name] = (self._paths.index(path), pattern, scale)
+                self._columns[f"{label}.{name}" if label else name] = (
+                    self._paths.index(path),
+                    pattern,
+                    scale,
+                )
         self._process = self._out = self._entry = None
         self._began, self._ran_before, self._ran = math.nan, math.nan, 0.0
         self._rows, self._times, self._offset, self._rest = {name: [] for name in self._columns}, [], 0, b""
@@ -157,7 +161,9 @@ class Sampler:
             deadline = time.monotonic() + 5
             while not os.fstat(self._out).st_size:
                 if time.monotonic() > deadline or self._process.poll() is not None:
-                    raise LabError("the sampling process did not start", f"try it: {sys.executable} {reader.__file__}")
+                    raise LabError(
+                        "the sampling process did not start", f"try it: {sys.executable} {reader.__file__}"
+                    )
                 time.sleep(0.001)
         except BaseException:
             self.stop()

@@ -48,7 +48,9 @@ def v2_only(controller, what):
 def inside(group, *command):
     """Run a command that is in the group before it begins."""
     script = "".join(f"echo $$ > {path}; " for path in group.procs_files) + 'exec "$@"'
-    process = subprocess.Popen(["sh", "-c", script, "sh", *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["sh", "-c", script, "sh", *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     try:
         while process.pid not in group.procs() and process.poll() is None:
             time.sleep(0.001)
@@ -174,7 +176,9 @@ def test_clean_takes_what_a_killed_owner_left_running_and_nested():
     assert not any(path.exists() for path in folders("left"))
 
 
-@pytest.mark.parametrize("path", ["/tmp", "/sys/fs/cgroup/..", "/etc/labkit", "{mount}", "{mount}/init", "{mount}/{label}/../x"])
+@pytest.mark.parametrize(
+    "path", ["/tmp", "/sys/fs/cgroup/..", "/etc/labkit", "{mount}", "{mount}/init", "{mount}/{label}/../x"]
+)
 def test_the_undo_refuses_a_path_that_is_not_ours(path):
     tree = hierarchies.hierarchies()[0]
     with pytest.raises(BadValue):
@@ -217,7 +221,9 @@ def test_a_wrong_value_is_refused_with_the_file_and_the_errno(group, file, value
 
 
 def test_a_memory_limit_below_use_is_refused_by_v1_and_kills_on_v2(group):
-    with inside(group, "sh", "-c", "a=$(head -c 20m /dev/zero | tr '\\0' x); echo up; while :; do sleep 1; done") as process:
+    with inside(
+        group, "sh", "-c", "a=$(head -c 20m /dev/zero | tr '\\0' x); echo up; while :; do sleep 1; done"
+    ) as process:
         assert process.stdout.readline() == b"up\n"
         if version("memory") == 1:
             with pytest.raises(KernelError, match="EBUSY") as caught:
@@ -245,7 +251,12 @@ def test_a_v2_limit_on_v1_is_unsupported_and_nothing_is_written(group):
 
 
 def test_limits_can_be_lowered_raised_and_lifted_in_any_order(group):
-    for memory, quota, period in ((64, 50_000, 100_000), (32, 5_000, 10_000), (128, 90_000, 100_000), (16, 2_000, 20_000)):
+    for memory, quota, period in (
+        (64, 50_000, 100_000),
+        (32, 5_000, 10_000),
+        (128, 90_000, 100_000),
+        (16, 2_000, 20_000),
+    ):
         group.set(Limits(memory=memory << 20, cpu_quota=quota, cpu_period=period))
         assert group.stats().memory_max == memory << 20
     group.set(Limits(memory=UNLIMITED, cpu_quota=UNLIMITED, pids=UNLIMITED))
@@ -304,7 +315,9 @@ def within_a_tenth(found, wanted):
     """Assert it; but too little on a machine that has too much to do says nothing about the limit."""
     load = os.getloadavg()[0]
     if found < 0.9 * wanted and load > 2 * os.cpu_count():
-        pytest.skip(f"load {load} on {os.cpu_count()} CPUs: there was no {wanted:g} to be had, only {found:.2f}")
+        pytest.skip(
+            f"load {load} on {os.cpu_count()} CPUs: there was no {wanted:g} to be had, only {found:.2f}"
+        )
     assert found == pytest.approx(wanted, rel=0.1)
 
 
@@ -333,7 +346,10 @@ def test_a_spinner_gets_its_quota_within_a_tenth(group, percent, period):
 def shares_of(weights, seconds):
     """Return how much of what they all got each weight's group got, all on CPU 0."""
     with contextlib.ExitStack() as stack:
-        groups = [stack.enter_context(Cgroup.create(f"weight-{w}-{n}", Limits(cpu_weight=w, cpuset_cpus="0"))) for n, w in enumerate(weights)]
+        groups = [
+            stack.enter_context(Cgroup.create(f"weight-{w}-{n}", Limits(cpu_weight=w, cpuset_cpus="0")))
+            for n, w in enumerate(weights)
+        ]
         prefer(groups[0])
         for group in groups:
             stack.enter_context(inside(group, *workloads.spin()))
@@ -457,7 +473,11 @@ def transferred(group, number, direction):
         fields = next(line for line in group.read("io.stat").splitlines() if line.startswith(number + " "))
         return int(fields.partition(f"{direction[0]}bytes=")[2].split()[0])
     text = group.read("blkio.throttle.io_service_bytes")
-    return int(next(line for line in text.splitlines() if line.startswith(f"{number} {direction.title()}")).split()[2])
+    return int(
+        next(line for line in text.splitlines() if line.startswith(f"{number} {direction.title()}")).split()[
+            2
+        ]
+    )
 
 
 # Frozen, killed, born inside
@@ -487,7 +507,9 @@ def test_a_process_is_born_in_the_v2_folder(group):
         "pid, _ = syscalls.clone3(0, signal.SIGCHLD, int(sys.argv[1]))\n"
         "print(open('/proc/self/cgroup').read()) if pid == 0 else os.waitpid(pid, 0)"
     )
-    out = subprocess.run([sys.executable, "-c", code, str(fd)], pass_fds=[fd], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(fd)], pass_fds=[fd], capture_output=True, text=True, check=True
+    )
     os.close(fd)
     assert f"0::/{state.label()}/group\n" in out.stdout
 

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.usefixtures("needs_root")
 def made(seconds=2.0, step=0.004, **values):
     """Return a Trace with these functions of time."""
     at = numpy.arange(0, seconds, step)
-    return Trace(at, numpy.zeros_like(at), {name: function(at) for name, function in values.items()}, 250, 0.01)
+    return Trace(
+        at, numpy.zeros_like(at), {name: function(at) for name, function in values.items()}, 250, 0.01
+    )
 
 
 def throttled(quota, period):
@@ -49,7 +51,9 @@ def test_each_period_rises_to_the_quota_line():
     (axes,) = axes_of(cpu.periods(throttled(30_000, 100_000), 30_000, 100_000))
     assert values_at(axes) == [30.0]
     assert "[ms]" in axes.get_xlabel() and "[ms]" in axes.get_ylabel()
-    tops = [line.get_ydata().max() for line in axes.lines if line.get_linestyle() == "-" and len(line.get_ydata())]
+    tops = [
+        line.get_ydata().max() for line in axes.lines if line.get_linestyle() == "-" and len(line.get_ydata())
+    ]
     assert tops == pytest.approx([30.0] * 8, abs=4.1)
 
 
@@ -69,7 +73,13 @@ def test_a_limit_that_was_turned_is_drawn_as_steps():
 
 
 def test_contention_has_a_dashed_line_for_each_ideal_share():
-    trace = made(**{"a.usage_usec": lambda t: 1e6 * t / 7, "b.usage_usec": lambda t: 2e6 * t / 7, "c.usage_usec": lambda t: 4e6 * t / 7})
+    trace = made(
+        **{
+            "a.usage_usec": lambda t: 1e6 * t / 7,
+            "b.usage_usec": lambda t: 2e6 * t / 7,
+            "c.usage_usec": lambda t: 4e6 * t / 7,
+        }
+    )
     left, right = axes_of(cpu.contention(trace, {"a": 100, "b": 200, "c": 400}))
     assert values_at(left) == pytest.approx([100 / 7, 200 / 7, 400 / 7])
     assert [bar.get_width() for bar in right.patches] == pytest.approx([100 / 7, 200 / 7, 400 / 7])
@@ -84,7 +94,9 @@ def test_every_tree_of_this_machine_is_in_the_picture_of_hierarchies():
 
 
 def test_a_kill_is_marked_where_the_counter_grew():
-    trace = made(memory_current=lambda t: numpy.minimum(t, 1) * 48 * (1 << 20), oom_kills=lambda t: (t >= 1.5) * 1.0)
+    trace = made(
+        memory_current=lambda t: numpy.minimum(t, 1) * 48 * (1 << 20), oom_kills=lambda t: (t >= 1.5) * 1.0
+    )
     (axes,) = axes_of(memory.growth(trace, 48 << 20))
     assert memory.kills(trace) == pytest.approx([1.5], abs=0.01)
     assert values_at(axes) == [48.0] and "killed" in {text.get_text() for text in axes.texts}
@@ -93,7 +105,13 @@ def test_a_kill_is_marked_where_the_counter_grew():
 @pytest.mark.parametrize("samples", [0, 1, 2, 30])
 def test_a_live_picture_can_be_drawn_from_the_first_samples_on(samples):
     trace = throttled(30_000, 100_000)
-    short = Trace(trace.time[:samples], trace.late[:samples], {k: v[:samples] for k, v in trace.values.items()}, 250, 0.01)
+    short = Trace(
+        trace.time[:samples],
+        trace.late[:samples],
+        {k: v[:samples] for k, v in trace.values.items()},
+        250,
+        0.01,
+    )
     assert png(cpu.throttling(short, 30_000, 100_000))
 
 
@@ -166,9 +184,15 @@ def test_a_panel_stops_by_itself():
 
 def test_what_the_kernel_refuses_is_said_on_the_panel(monkeypatch):
     panel = cpu_panels.quota_panel()
-    monkeypatch.setattr(cpu_panels, "workloads", type("None", (), {"spin": staticmethod(lambda: ["no-such-program"])}))
+    monkeypatch.setattr(
+        cpu_panels, "workloads", type("None", (), {"spin": staticmethod(lambda: ["no-such-program"])})
+    )
     panel.start()
-    assert not panel.running and "CommandError" in panel.message.value and "no-such-program" in panel.message.value
+    assert (
+        not panel.running
+        and "CommandError" in panel.message.value
+        and "no-such-program" in panel.message.value
+    )
     panel.close()
 
 
@@ -209,7 +233,9 @@ def test_checks_see_a_right_limit_and_refuse_wrong_ones():
         assert not check.quota(box, cpus=0.3, period=100_000)  # there is none
         box.cgroup.set(Limits(cpu_quota=6_000, cpu_period=20_000))
         assert check.quota(box, cpus=0.3, period=20_000)
-    with Container("busybox", ["sleep", "1000"], limits=Limits(cpu_quota=6_000, cpu_period=20_000)).start() as box:
+    with Container(
+        "busybox", ["sleep", "1000"], limits=Limits(cpu_quota=6_000, cpu_period=20_000)
+    ).start() as box:
         assert not check.quota(box, cpus=0.3, period=20_000)  # nothing wants CPU
 
 
@@ -231,7 +257,9 @@ def test_checks_see_shares_by_weight_and_refuse_other_ways():
     assert result(three(*(Limits(cpu_weight=w, **pinned) for w in (200, 100, 100))))
     assert not result(three(*(Limits(cpu_weight=w, **pinned) for w in (100, 100, 100))))
     assert not result(three(Limits(**pinned), *(Limits(cpu_quota=25_000, **pinned) for _ in range(2))))
-    assert not result(three(*(Limits(cpu_weight=w) for w in (200, 100, 100))))  # on different CPUs, if there are several
+    assert not result(
+        three(*(Limits(cpu_weight=w) for w in (200, 100, 100)))
+    )  # on different CPUs, if there are several
 
 
 def test_checks_see_a_pinned_container_and_refuse_a_roaming_one():

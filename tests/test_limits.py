@@ -79,7 +79,16 @@ def test_what_can_not_be_meant_is_refused_by_name(words, said):
 
 @given(st.text(max_size=12) | st.integers() | st.floats() | st.none() | st.booleans() | st.binary(max_size=5))
 def test_whatever_is_written_is_a_limit_or_a_bad_value(value):
-    for word in ("memory", "memory_swap", "cpus", "cpu_period", "cpu_shares", "cpuset_cpus", "pids_limit", "device_read_bps"):
+    for word in (
+        "memory",
+        "memory_swap",
+        "cpus",
+        "cpu_period",
+        "cpu_shares",
+        "cpuset_cpus",
+        "pids_limit",
+        "device_read_bps",
+    ):
         try:
             limits = Limits.parse(**{word: value})
         except BadValue:
@@ -128,7 +137,13 @@ def test_memory_swap_is_the_total_in_dockers_word_and_the_rest_in_ours():
 
 
 def test_shares_of_1024_are_weight_100():
-    assert [Limits.parse(cpu_shares=shares).cpu_weight for shares in (2, 512, 1024, 2048, 262144)] == [1, 50, 100, 200, 10000]
+    assert [Limits.parse(cpu_shares=shares).cpu_weight for shares in (2, 512, 1024, 2048, 262144)] == [
+        1,
+        50,
+        100,
+        200,
+        10000,
+    ]
 
 
 def test_more_than_the_machine_has_is_allowed_for_memory():

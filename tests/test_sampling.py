@@ -54,7 +54,9 @@ def test_the_samples_are_the_kernels_numbers(spinner):
         time.sleep(0.5)
     after, trace = spinner.stats(), sampler.trace()
     for name in ("usage_usec", "nr_throttled", "throttled_usec"):
-        assert getattr(before, name) <= trace[name][0] <= trace[name][-1] < getattr(after, name) + 1  # stats are whole µs
+        assert (
+            getattr(before, name) <= trace[name][0] <= trace[name][-1] < getattr(after, name) + 1
+        )  # stats are whole µs
         assert (numpy.diff(trace[name]) >= 0).all()
     assert (trace["pids_current"] == 1).all()
     assert trace["nr_throttled"][-1] > trace["nr_throttled"][0]
@@ -92,7 +94,10 @@ def test_it_can_be_looked_at_while_it_runs(group):
 
 
 def test_several_cgroups_are_read_at_the_same_moments(group):
-    with Cgroup.create("second") as second, Sampler({"a": group, "b": second}, ("usage_usec", "memory_current")) as sampler:
+    with (
+        Cgroup.create("second") as second,
+        Sampler({"a": group, "b": second}, ("usage_usec", "memory_current")) as sampler,
+    ):
         time.sleep(0.1)
     trace = sampler.trace()
     assert set(trace.values) == {"a.usage_usec", "a.memory_current", "b.usage_usec", "b.memory_current"}

@@ -28,8 +28,18 @@ def quota(box, cpus, period):
     """The container may use `cpus` CPUs, in periods of `period` µs, and does not get more."""
     yield box.status == "running", "the container runs", "start it again: run the cell above"
     quota, has = _limit(box.cgroup)
-    yield quota is not None, "it has a quota", "a limit is set by box.cgroup.set(Limits(...)) or cpus=", "cpus=0.5 is one"
-    yield has == period, f"its period is {period} µs", "the period is a limit of its own", "cpu_period=, in µs"
+    yield (
+        quota is not None,
+        "it has a quota",
+        "a limit is set by box.cgroup.set(Limits(...)) or cpus=",
+        "cpus=0.5 is one",
+    )
+    yield (
+        has == period,
+        f"its period is {period} µs",
+        "the period is a limit of its own",
+        "cpu_period=, in µs",
+    )
     wanted = round(cpus * period)
     yield (
         quota == wanted,
@@ -42,13 +52,21 @@ def quota(box, cpus, period):
     after = box.stats()
     share = (after.usage_usec - before.usage_usec) / 1e6 / (time.monotonic() - start)
     yield share > 0.02, "something in it wants CPU", "run something that never rests: workloads.spin()"
-    yield share <= 1.1 * cpus, f"in one second it got no more than {cpus} CPUs", "is the limit on this container?"
+    yield (
+        share <= 1.1 * cpus,
+        f"in one second it got no more than {cpus} CPUs",
+        "is the limit on this container?",
+    )
 
 
 @exercise
 def shares(boxes, wanted, seconds=1.5, tries=4):
     """The containers want the same CPU, and weights alone give each its share: `wanted` are their ideal shares."""
-    yield all(box.status == "running" for box in boxes), "all of them run", "start them again: run the cell above"
+    yield (
+        all(box.status == "running" for box in boxes),
+        "all of them run",
+        "start them again: run the cell above",
+    )
     yield len(boxes) == len(wanted), f"there are {len(wanted)} of them", f"a list of {len(wanted)} containers"
     yield (
         all(_limit(box.cgroup)[0] is None for box in boxes),
@@ -85,7 +103,12 @@ def pinned(box, cpu):
     """Every process of the container may run on `cpu` and nowhere else, because its cpuset says so."""
     yield box.status == "running", "the container runs", "start it again: run the cell above"
     cpus = box.cgroup.read("cpuset.cpus").strip()
-    yield cpus == str(cpu), f"its cpuset.cpus is {cpu}", f"it is {cpus or 'empty'} now", f'cpuset_cpus="{cpu}"'
+    yield (
+        cpus == str(cpu),
+        f"its cpuset.cpus is {cpu}",
+        f"it is {cpus or 'empty'} now",
+        f'cpuset_cpus="{cpu}"',
+    )
     yield (
         all(os.sched_getaffinity(process.pid) == {cpu} for process in box.top()),
         f"all of its processes are allowed on CPU {cpu} only",

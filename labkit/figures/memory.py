@@ -30,8 +30,22 @@ def growth(trace, limit, high=None, title="It grows until it may not"):
         _line(axes, high / MIB, f"high: {high / MIB:g} MiB", figures.ORANGE)
     for when in kills(trace):
         axes.axvline(when, color=figures.RED, linewidth=1.6, linestyle=":")
-        axes.plot(when, numpy.interp(when, time, total), marker="X", markersize=13, color=figures.RED, linestyle="none")
-        axes.annotate("killed", (when, limit / MIB), (6, 14), textcoords="offset points", color=figures.RED, fontweight="bold")
+        axes.plot(
+            when,
+            numpy.interp(when, time, total),
+            marker="X",
+            markersize=13,
+            color=figures.RED,
+            linestyle="none",
+        )
+        axes.annotate(
+            "killed",
+            (when, limit / MIB),
+            (6, 14),
+            textcoords="offset points",
+            color=figures.RED,
+            fontweight="bold",
+        )
     axes.set(xlabel="time [s]", ylabel="memory [MiB]", xlim=(0, 1.12 * time[-1]), title=title)
     axes.set_ylim(0, 1.42 * max(limit / MIB, total.max()))
     axes.legend(loc="upper left", fontsize=12, ncols=3, columnspacing=1)
@@ -80,7 +94,9 @@ def freezing(trace, window=0.05, title="Frozen: there, but not running"):
         trace.time, 0, 1, where=frozen, transform=axes.get_xaxis_transform(),
         color=figures.SKY, alpha=0.4, linewidth=0, label="frozen",
     )  # fmt: skip
-    axes.set(xlabel="time [s]", ylabel="CPUs", ylim=(0, 1.35 * max(1.0, (used / 1e6).max(initial=0))), title=title)
+    axes.set(
+        xlabel="time [s]", ylabel="CPUs", ylim=(0, 1.35 * max(1.0, (used / 1e6).max(initial=0))), title=title
+    )
     axes.legend(loc="upper right", ncols=2)
     return figure
 

@@ -43,7 +43,11 @@ class Panel:
         self.message = ipywidgets.HTML()
         self.picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "min_height": "20px"})
         self.widget = ipywidgets.VBox(
-            [ipywidgets.HBox([*knobs.values(), self.button], layout={"flex_flow": "row wrap"}), self.message, self.picture]
+            [
+                ipywidgets.HBox([*knobs.values(), self.button], layout={"flex_flow": "row wrap"}),
+                self.message,
+                self.picture,
+            ]
         )
         self.button.observe(self._pressed, "value")
         for knob in knobs.values():

@@ -12,9 +12,10 @@ Each has a plain function beside it, for who has no mouse, and for tests:
 import time
 
 from labkit import workloads
-from labkit.cgroups import Limits, ahead
+from labkit.cgroups import Limits
 from labkit.container import Container
 from labkit.figures import cpu
+from labkit.measuring import ahead
 from labkit.panels import Panel
 from labkit.sampling import Sampler
 
@@ -75,7 +76,9 @@ def quota_panel(cpus=0.5, period=100):
         Quota(),
         {
             "cpus": ipywidgets.FloatSlider(cpus, min=0.05, max=1.0, step=0.05, description="CPUs"),
-            "period": ipywidgets.SelectionSlider(options=[20, 50, 100, 200, 500], value=period, description="period [ms]"),
+            "period": ipywidgets.SelectionSlider(
+                options=[20, 50, 100, 200, 500], value=period, description="period [ms]"
+            ),
         },
         alt="CPU use of a spinner over time, at the limit line; below it the time in which it was throttled",
     )
@@ -130,10 +133,14 @@ def weights_panel(first=100, second=200, third=400):
     import ipywidgets
 
     knobs = {
-        label: ipywidgets.IntSlider(value, min=10, max=1000, step=10, description=f"weight {label}", continuous_update=False)
+        label: ipywidgets.IntSlider(
+            value, min=10, max=1000, step=10, description=f"weight {label}", continuous_update=False
+        )
         for label, value in (("a", first), ("b", second), ("c", third))
     }
-    return Panel("weights", Weights(), knobs, alt="What share of one CPU each of three containers gets, and its ideal")
+    return Panel(
+        "weights", Weights(), knobs, alt="What share of one CPU each of three containers gets, and its ideal"
+    )
 
 
 def _run(experiment, values, seconds):

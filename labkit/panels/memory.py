@@ -63,7 +63,9 @@ class Memory(_Contained):
         self.limit = values["limit"] * MIB
         self.wants = values["wants"]
         self.contain(Limits(memory=self.limit))
-        self.run_inside(["sh", "-c", f"while :; do {shlex.join(workloads.grow(self.wants, every=0.01))}; sleep 0.5; done"])
+        self.run_inside(
+            ["sh", "-c", f"while :; do {shlex.join(workloads.grow(self.wants, every=0.01))}; sleep 0.5; done"]
+        )
 
     def turn(self, values):
         # v1 refuses a limit below what is used now; the panel says so, and the old one stays.
@@ -72,7 +74,11 @@ class Memory(_Contained):
 
     def draw(self):
         trace = self.trace()
-        return figure.growth(trace, self.limit, title=f"A program that wants {self.wants} MiB") if len(trace) > 2 else None
+        return (
+            figure.growth(trace, self.limit, title=f"A program that wants {self.wants} MiB")
+            if len(trace) > 2
+            else None
+        )
 
 
 class Processes(_Contained):
@@ -83,7 +89,13 @@ class Processes(_Contained):
     def start(self, values):
         self.limit = values["limit"]
         self.contain(Limits(pids=self.limit))
-        self.run_inside(["sh", "-c", "bomb() { sleep 0.02; bomb | bomb & }; while :; do bomb; sleep 0.3; done 2>/dev/null"])
+        self.run_inside(
+            [
+                "sh",
+                "-c",
+                "bomb() { sleep 0.02; bomb | bomb & }; while :; do bomb; sleep 0.3; done 2>/dev/null",
+            ]
+        )
 
     def turn(self, values):
         self.limit = values["limit"]
@@ -126,10 +138,16 @@ def memory_panel(limit=48, wants=96):
 
     least = MIN_MEMORY // MIB
     knobs = {
-        "limit": ipywidgets.IntSlider(limit, min=least, max=256, description="limit [MiB]", continuous_update=False),
-        "wants": ipywidgets.IntSlider(wants, min=8, max=256, description="wants [MiB]", continuous_update=False),
+        "limit": ipywidgets.IntSlider(
+            limit, min=least, max=256, description="limit [MiB]", continuous_update=False
+        ),
+        "wants": ipywidgets.IntSlider(
+            wants, min=8, max=256, description="wants [MiB]", continuous_update=False
+        ),
     }
-    return Panel("memory", Memory(), knobs, alt="Memory in use grows to the limit; there the process is killed")
+    return Panel(
+        "memory", Memory(), knobs, alt="Memory in use grows to the limit; there the process is killed"
+    )
 
 
 def processes_panel(limit=20):
@@ -144,7 +162,12 @@ def freeze_panel():
     """Return the panel: frozen or not."""
     import ipywidgets
 
-    return Panel("freeze", Freeze(), {"frozen": ipywidgets.ToggleButton(False, description="frozen")}, alt="CPU use, none while frozen")
+    return Panel(
+        "freeze",
+        Freeze(),
+        {"frozen": ipywidgets.ToggleButton(False, description="frozen")},
+        alt="CPU use, none while frozen",
+    )
 
 
 def memory(limit=48, wants=96, seconds=3):
