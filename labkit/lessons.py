@@ -11,7 +11,8 @@ In the repo a chapter is solved, so that its tests can run it. A code cell tagge
 
 `lab up` serves copies in which the gaps are open, no cell has been run, and below
 each exercise its solution is folded up in a text cell: one click away, and not
-executed by "Run all". A copy is made once. From then on it is the participant's,
+executed by "Run all". The last cell shows what was passed; in chapter 00 there is
+also the list of all chapters. A copy is made once. From then on it is the participant's,
 and nothing here ever writes over it; `lab reset 12` puts it aside under another
 name before it makes a fresh one.
 
@@ -127,6 +128,27 @@ def participants(notebook):
     return notebook | {"cells": cells}
 
 
+def with_progress(notebook, number):
+    """Return a participant's notebook with cells that show what was passed; in chapter 00 of all chapters."""
+    cells = list(notebook["cells"])
+    named = any("id" in cell for cell in cells)
+
+    def cell(kind, name, source):
+        code = {"outputs": [], "execution_count": None} if kind == "code" else {}
+        return {"cell_type": kind, **({"id": name} if named else {}), "metadata": {}, "source": source, **code}
+
+    if not any("labkit.progress(" in "".join(one["source"]) for one in cells):
+        cells.append(cell("code", "progress", f'import labkit\n\nlabkit.progress("{number}")'))
+    if number == "00":
+        first = next((place for place, one in enumerate(cells) if one["cell_type"] == "code"), 0) + 1
+        links = "\n".join(f"- {chapter.number} · [{chapter.title}]({chapter.file})" for chapter in contents())
+        cells[first:first] = [
+            cell("markdown", "chapters", f"## The chapters\n\n{links}\n\nAnd this is what you have passed so far:"),
+            cell("code", "all-progress", "import labkit\n\nlabkit.progress()"),
+        ]
+    return notebook | {"cells": cells}
+
+
 # ---- copies ----
 
 
@@ -191,7 +213,8 @@ def _put_aside(copy):
 def _make(chapter, copy):
     notebook = state.read_json(chapter)
     try:
-        text = json.dumps(participants(notebook), indent=1, ensure_ascii=False) + "\n"
+        served = with_progress(participants(notebook), chapter.name[:2])
+        text = json.dumps(served, indent=1, ensure_ascii=False) + "\n"
     except BadValue as error:
         raise BadValue(f"{chapter.name}: {error.message}", error.hint) from None
     state.write_atomic(copy, text, mode=0o644)

@@ -73,17 +73,31 @@ def test_a_copy_has_no_output_and_folds_the_solution_into_a_text_cell(lab):
     lessons.copy_all()
     two, four = copy_of("02-two.ipynb"), copy_of("04-four.ipynb")
     nbformat.validate(two)
-    _, exercise, folded = two.cells
+    _, exercise, folded, last = two.cells
+    assert last.source.endswith('labkit.progress("02")')
     assert "..." in exercise.source and "sethostname" not in exercise.source
     assert exercise.outputs == [] and exercise.execution_count is None
     assert folded.cell_type == "markdown" and folded.source.startswith("<details>") and "sethostname" in folded.source
     assert four.cells[1].source == "answer = ..." and "answer = 4" in four.cells[2].source
 
 
+def test_chapter_00_lists_all_chapters_and_what_was_passed(lab):
+    write("00-start.ipynb", "x = 1", gap="x = ...")
+    lessons.copy_all()
+    cells = copy_of("00-start.ipynb").cells
+    listed = next(cell for cell in cells if "## The chapters" in cell.source)
+    assert "- 02 · [The second](02-two.ipynb)" in listed.source
+    assert [cell.source.split("\n")[-1] for cell in cells if "progress" in cell.source] == [
+        "labkit.progress()",
+        'labkit.progress("00")',
+    ]
+    nbformat.validate(copy_of("00-start.ipynb"))
+
+
 def test_every_real_chapter_opens_and_its_gaps_are_still_python():
     for chapter in lessons.chapters():
         solved = json.loads(chapter.read_text())
-        opened = lessons.participants(solved)
+        opened = lessons.with_progress(lessons.participants(solved), chapter.name[:2])
         nbformat.validate(nbformat.reads(json.dumps(opened), 4))
         for cell in opened["cells"]:
             if cell["cell_type"] == "code" and "exercise" in cell["metadata"].get("tags", []):
