@@ -9,6 +9,7 @@ Read it from the bottom floor up; a module imports only from floors below it.
     4  spawner                              the process that clones
     3  layers storage images volumes        where a root filesystem comes from
     2  namespaces mounts cgroups security   what the kernel does for a container
+       seccomp network firewall
     1  proc ledger child                    what there is, what we made, where we work
     0  errors state syscalls                words, places, the kernel's doors
 

@@ -183,6 +183,7 @@ class Container:
         except Unsupported as error:
             if self.spec.network != "auto" or self.spec.ports:
                 raise
+            network.unplug(name, self.id)
             # Asked for by nobody: a container without it is still one, if that is said.
             print(f"no network but the container's own loopback: {error}", file=sys.stderr)
             return None

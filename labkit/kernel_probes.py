@@ -217,3 +217,18 @@ for _name, _lost, *_commands in (
     ("nftables NAT", "10: no way out for a container, no published port", *_NAT),
 ):
     probe(_name, "network", _lost, look=functools.partial(_in_new_network, *_commands))
+
+
+@probe("packet forwarding", "network", "10: containers reach each other and this machine, not the world")
+def _():
+    from labkit import network
+
+    if not network.can_reach_the_world():
+        raise Unsupported("net.ipv4.ip_forward is 0; it is yours to change: sysctl net.ipv4.ip_forward=1")
+
+
+@probe("libseccomp", "syscall", "11, and every container: no syscall can be forbidden", vital=True)
+def _():
+    from labkit import seccomp
+
+    return f"knows {len(seccomp.known())} syscalls"

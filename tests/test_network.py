@@ -390,6 +390,16 @@ def test_where_no_bridge_can_be_made_the_container_runs_and_it_is_said():
     assert "no network but the container's own loopback: the command `ip` is not here" in done.stderr
 
 
+def test_where_the_kernel_refuses_the_bridge_nothing_of_it_is_left(monkeypatch, capsys):
+    def refuse(known):
+        raise Unsupported("this machine can't have a bridge: injected")
+
+    monkeypatch.setattr(network, "_make_bridge", refuse)
+    with Container("busybox", "true", network="auto").start() as box:
+        assert network.all_networks() == [] and box.wait(10) == 0
+    assert "injected" in capsys.readouterr().err
+
+
 def test_where_no_bridge_can_be_made_asking_for_one_fails():
     code = (
         "import os, sys; from labkit import security\n"
