@@ -53,7 +53,7 @@ def private(images=("busybox",), seconds=60, runtimes=None, default="runc", netw
     with ledger.made("folder", path=str(folder)):
         folder.mkdir(0o700)
         try:
-            with _cgroup(name) as places:
+            with own_cgroup(name) as places:
                 docker.start(places, seconds, runtimes or {}, default, network)
                 for image in images:
                     docker.give(image)
@@ -64,7 +64,7 @@ def private(images=("busybox",), seconds=60, runtimes=None, default="runc", netw
 
 # containerd leaves orphans: they become children of this one process, outside the
 # engine's cgroup, and not of the machine's PID 1. See PR_SET_CHILD_SUBREAPER in prctl(2).
-_REAPER = f"""
+REAPER = f"""
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from labkit import syscalls
@@ -79,7 +79,7 @@ except ChildProcessError:
 
 
 @contextlib.contextmanager
-def _cgroup(name):
+def own_cgroup(name):
     """Make a folder in every cgroup tree, those without a controller of ours too: Docker uses all."""
     places = [(tree, tree.own / state.label() / name) for tree in hierarchies.hierarchies()]
     first, *also = (str(path) for _, path in places)
@@ -140,7 +140,7 @@ class Engine:
         script = "set -e\n" + "\n".join(lines) + "\nexec " + shlex.join([dockerd, *flags])
         with open(self.folder / "log", "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-c", _REAPER, *apart, "sh", "-c", script],
+                [sys.executable, "-S", "-E", "-c", REAPER, *apart, "sh", "-c", script],
                 env={"PATH": _PATH, "HOME": str(self.folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
