@@ -227,7 +227,7 @@ def _():
         raise Unsupported("net.ipv4.ip_forward is 0; it is yours to change: sysctl net.ipv4.ip_forward=1")
 
 
-@probe("libseccomp", "syscall", "11, and every container: no syscall can be forbidden", vital=True)
+@probe("libseccomp", "syscall", "11, 12: no syscall can be forbidden, and no container starts with the default filter", vital=True)
 def _():
     from labkit import seccomp
 
