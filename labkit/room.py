@@ -7,8 +7,10 @@ one of two ways:
                                     with `LAB_ROOM=/mnt/room lab up`
     lab room http://…/lab?token=…   the address that `lab up` printed on the seat,
                                     where the network lets one in (`--ip`)
+    lab room .vagrant/lab/seats.txt a list of addresses, as `LAB_SEATS=12 vagrant up`
+                                    writes it: a name and an address a line
 
-A seat is known by four random digits, or by its address. What is read from it was
+A seat is known by four random digits, its name in that list, or its address. What is read from it was
 written by a stranger: it is checked, and what can't be meant is not shown.
 """
 
@@ -42,28 +44,43 @@ class Seat:
 
 
 def seats(places):
-    """Return the Seats in folders, in files, or at addresses. One that can't be read says why in `problem`."""
-    sources = []
+    """Return the Seats in folders, files and lists, or at addresses. One that can't be read says why in `problem`."""
+    sources = []  # (name, a Path or an address)
     for place in places:
+        path = Path(place)
         if place.startswith(("http://", "https://")):
-            sources.append(place)
-        elif Path(place).is_dir():
-            sources += sorted(Path(place).glob("seat-*.json")) or [Path(place, "progress.json")]
-        elif Path(place).exists():
-            sources.append(Path(place))
+            sources.append((urllib.parse.urlsplit(place).netloc, place))
+        elif path.is_dir():
+            files = sorted(path.glob("seat-*.json"))
+            sources += [(file.stem, file) for file in files] or [(place, path / "progress.json")]
+        elif path.suffix == ".json":
+            sources.append((path.stem if path.stem != "progress" else str(path.parent), path))
+        elif path.exists():
+            sources += _listed(path)
         else:
-            raise NotFound(f"there is no folder {place}", "a folder, a file, or an address that begins with http://")
+            raise NotFound(f"there is no folder or file {place}", "or an address that begins with http://")
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(_seat, sources))
 
 
+def _listed(path):
+    """Return (name, address) of each line of a list."""
+    found = []
+    for line in path.read_text(errors="replace").splitlines():
+        words = line.split()
+        if words and words[-1].startswith(("http://", "https://")):
+            found.append((words[0] if len(words) > 1 else urllib.parse.urlsplit(words[0]).netloc, words[-1]))
+    if not found:
+        raise BadValue(f"{path} has no address in it", "a name and an address that begins with http:// a line")
+    return found
+
+
 def _seat(source):
-    name = str(source.parent if source.name == "progress.json" else source.stem) if isinstance(source, Path) else ""
-    name = name or urllib.parse.urlsplit(str(source)).netloc
+    name, place = source
     try:
-        text = source.read_bytes()[:MOST] if isinstance(source, Path) else _fetched(source)
+        text = place.read_bytes()[:MOST] if isinstance(place, Path) else _fetched(place)
         return _read(name, json.loads(text))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         return Seat(name, {}, problem=_why(error))
 
 

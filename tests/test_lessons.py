@@ -232,6 +232,15 @@ def test_a_damaged_or_hostile_seat_is_told_and_spoils_no_other(a_room, text):
     assert lines[-1].startswith("seat-zzzz") and lines[-1].endswith("damaged")
 
 
+def test_a_list_of_addresses_gives_the_seats_their_names(lab, tmp_path):
+    listed = tmp_path / "seats"
+    listed.write_text("seat-01  http://127.0.0.1:9/lab?token=x\n\nhttp://127.0.0.1:10/lab\n")
+    assert [seat.name for seat in room.seats([str(listed)])] == ["seat-01", "127.0.0.1:10"]
+    listed.write_text("nothing")
+    with pytest.raises(BadValue, match="no address"):
+        room.seats([str(listed)])
+
+
 def test_a_seat_that_is_not_there_is_told(lab):
     (seat,) = room.seats(["http://127.0.0.1:9/lab?token=x"])
     assert seat.name == "127.0.0.1:9" and "refused" in seat.problem
