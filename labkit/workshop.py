@@ -95,16 +95,24 @@ def test(argv):
 
 def _pytest_arguments(argv):
     flags = ["-rs", "--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval-sanitize.cfg"]
-    words = [str(chapter) for word in argv for chapter in _chapters_named(word)]
+    words = [str(place) for word in argv for place in _places_named(word)]
     places = [word for word in words if Path(word.partition("::")[0]).exists()]
-    return flags + words + ([] if places else ["tests", "notebooks"])
+    everything = ["tests", "notebooks", *(_in_a_vm() if os.environ.get("CI") else ())]
+    return flags + words + ([] if places else everything)
 
 
-def _chapters_named(word):
-    """Return the chapters that a number means, or the word itself."""
+def _places_named(word):
+    """Return the chapters that a number means, what `vm` means, or the word itself."""
+    if word == "vm":
+        return _in_a_vm()
     if re.fullmatch("[0-9]{2}", word):
         return [path.relative_to(REPO) for path in chapters() if path.name.startswith(word)] or [word]
     return [word]
+
+
+def _in_a_vm():
+    """Return the tests that make virtual machines: pytest finds them only by name, since they take long."""
+    return sorted(str(path.relative_to(REPO)) for path in (REPO / "tests" / "vm").glob("vm_*.py"))
 
 
 class _Counts:

@@ -11,8 +11,10 @@ systemd takes the key of root. See systemd.system-credentials(7).
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -44,7 +46,11 @@ class Machine:
             port = _free_port()
             with open(folder / "qemu.log", "wb") as log:
                 process = subprocess.Popen(
-                    _command(folder, disk, port, cpus, memory, network), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    _command(folder, disk, port, cpus, memory, network),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    preexec_fn=_die_with_parent,
                 )
             machine = cls(folder, process, port)
             machine._wait(patience)
@@ -90,6 +96,16 @@ class Machine:
         raise RuntimeError(f"the VM did not answer in {patience} s: {done.stderr}\n{self.console()[-3000:]}")
 
 
+def _die_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def the_disk():
+    """Return the path of the box's disk; make it if its inputs have changed: some minutes."""
+    done = subprocess.run([REPO / "vagrant" / "box" / "build", "--disk"], stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.strip()
+
+
 def _make_key(folder):
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", folder / "key"], check=True)
 
@@ -116,17 +132,22 @@ def _command(folder, disk, port, cpus, memory, network):
     ]
 
 
-def make_tree_disk(image, size="1G"):
-    """Write an ext4 disk that holds what git knows, or would, of the working tree."""
+def make_tree(folder):
+    """Copy what git knows, or would, of the working tree to a new `folder`."""
     listing = subprocess.run(
         ["git", "-c", "safe.directory=*", "-C", REPO, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         capture_output=True, check=True,
     ).stdout  # fmt: skip
+    for name in filter(None, listing.decode().split("\0")):
+        if (REPO / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPO / name, folder / name)
+
+
+def make_tree_disk(image, size="1G"):
+    """Write an ext4 disk that holds the working tree."""
     with tempfile.TemporaryDirectory(dir=image.parent) as tree:
-        for name in filter(None, listing.decode().split("\0")):
-            if (REPO / name).is_file():
-                (Path(tree) / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(REPO / name, Path(tree) / name)
+        make_tree(Path(tree))
         subprocess.run(["truncate", "-s", size, image], check=True)
         subprocess.run(["mkfs.ext4", "-q", "-F", "-L", "lab-tree", "-d", tree, image], check=True)
 

@@ -1,0 +1,133 @@
+"""`vagrant up` for real: with libvirt, emulated, from the lab's own box, and without a network.
+
+Nothing of the user's Vagrant is touched: home, box and state lie in a folder of the
+test's own. libvirt's daemons are started if they don't run, and ended again.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from vm.machine import REPO, make_tree
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("needs_root")]
+
+
+@pytest.fixture(scope="module")
+def clone():
+    """A copy of the working tree that Vagrant may write into, and the environment to call it with."""
+    folder = Path(tempfile.mkdtemp(prefix="lab-vagrant-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    make_tree(folder / "lab")
+    yield folder / "lab"
+    shutil.rmtree(folder)
+
+
+def vagrant(clone, *words, check=True, **environment):
+    """Call vagrant in the clone; return what it said."""
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("LAB_", "VAGRANT_"))}
+    aside = {"VAGRANT_HOME": str(clone.parent / "home"), "VAGRANT_CHECKPOINT_DISABLE": "1", "LAB_EMULATE": "1"}
+    done = subprocess.run(
+        ["vagrant", *words], cwd=clone, env=keep | aside | environment, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def libvirt():
+    """Run libvirt's daemons, where no systemd does."""
+    started = []
+    if subprocess.run(["virsh", "-c", "qemu:///system", "version"], capture_output=True, check=False).returncode:
+        Path("/run/libvirt").mkdir(exist_ok=True)
+        for name in ("virtlogd", "libvirtd"):
+            started.append(subprocess.Popen([name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        deadline = time.monotonic() + 60
+        while subprocess.run(["virsh", "-c", "qemu:///system", "version"], capture_output=True, check=False).returncode:
+            assert time.monotonic() < deadline, "libvirtd does not answer"
+            time.sleep(0.5)
+    yield
+    if started:
+        for network in ("vagrant-libvirt", "default"):
+            subprocess.run(["virsh", "-c", "qemu:///system", "net-destroy", network], capture_output=True, check=False)
+        for daemon in reversed(started):
+            daemon.terminate()
+            daemon.wait()
+
+
+@pytest.fixture(scope="module")
+def box(clone):
+    """The offline box, made as an instructor makes it."""
+    file = clone.parent / "lab.box"
+    subprocess.run([REPO / "vagrant" / "box" / "build", "libvirt", file], check=True, stdout=subprocess.DEVNULL)
+    return str(file)
+
+
+@pytest.mark.parametrize("seats", ["0", "1", "30"])
+def test_the_vagrantfile_is_valid_for_any_number_of_seats(clone, libvirt, seats):
+    said = vagrant(clone, "validate", LAB_SEATS=seats)
+    assert "validated successfully" in said
+
+
+@pytest.mark.parametrize(
+    "environment, says",
+    [
+        ({"LAB_CPUS": "two"}, "LAB_CPUS=two can't be used"),
+        ({"LAB_MEMORY": "1"}, "a number from 768"),
+        ({"LAB_PORT": "80"}, "LAB_PORT=80"),
+        ({"LAB_SEATS": "1000"}, "LAB_SEATS=1000"),
+        ({"LAB_SHARE": "floppy"}, "no way to share a folder"),
+        ({"LAB_BOX": "/no/such.box"}, "there is no file /no/such.box"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(clone, libvirt, environment, says):
+    said = vagrant(clone, "status", check=False, **environment)
+    assert says in said and "→" in said and "Traceback" not in said and ".rb:" not in said
+
+
+def test_a_room_larger_than_this_computer_is_refused_before_anything_is_made(clone, libvirt, box):
+    said = vagrant(clone, "up", check=False, LAB_SEATS="200", LAB_BOX=box)
+    assert "fewer seats" in said and "running" not in vagrant(clone, "status")
+
+
+def test_vagrant_up_ends_at_a_jupyterlab_that_answers_without_any_network(clone, libvirt, box, capsys):
+    with socket.socket() as busy:  # the usual port is taken
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        taken = str(busy.getsockname()[1])
+        started = time.monotonic()
+        try:
+            said = vagrant(clone, "up", LAB_BOX=box, LAB_PORT=taken, PIP_INDEX_URL="http://127.0.0.1:9/")
+            with capsys.disabled():
+                print(f"\nvagrant up, offline and emulated: {time.monotonic() - started:.0f} s")
+            assert f"port {taken} is taken" in said and "the lab is up" in said
+            seat = json.loads((clone / ".vagrant/lab/default.json").read_text())
+            address = f"http://127.0.0.1:{seat['port']}"
+            assert address in said and seat["token"] in said
+            assert _status(f"{address}/api/contents?token={seat['token']}") == 200
+            assert _status(f"{address}/api/contents?token=wrong") == 403
+            assert "cgroup memory" in vagrant(clone, "ssh", "-c", "lab doctor", LAB_BOX=box)
+            # What is written there is on this machine's disk.
+            vagrant(clone, "ssh", "-c", "echo mine | sudo tee /vagrant/notebooks/mine.txt", LAB_BOX=box)
+            assert (clone / "notebooks/mine.txt").read_text() == "mine\n"
+            again = vagrant(clone, "up", LAB_BOX=box)
+            assert "installing" not in again and address in again
+        finally:
+            vagrant(clone, "destroy", "-f")
+    assert not (clone / ".vagrant/lab/default.json").exists()
+
+
+def _status(url):
+    try:
+        with urllib.request.urlopen(url, timeout=120) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
