@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -244,6 +245,7 @@ def test_the_sealed_program_can_not_be_written_to_by_anyone():
         for change in (lambda: os.pwrite(file.fileno(), b"x", 0), lambda: os.ftruncate(file.fileno(), 0)):
             with pytest.raises(PermissionError):
                 change()
+        assert fcntl.fcntl(file.fileno(), fcntl.F_GET_SEALS) == 0b1111, "all of SEAL, SHRINK, GROW, WRITE"
 
 
 def _handed_over(*argv, program=None):
@@ -299,6 +301,14 @@ def test_the_children_words_are_read_as_a_strangers():
 
     from labkit.launch import Job
 
+    # The number of a process that is none of our children: taken for the container, it would be killed with it.
+    for message, job in ((b'["pid", 1]', Job(argv=("true",), join=1)), (b'["pid", "1"]', Job(argv=("true",), join=1))):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            theirs.send(message)
+            theirs.close()
+            with pytest.raises(LabError, match="can't be read"):
+                spawner._until_exec(ours, spawner.Spawned(os.getpid(), -1), job)
     job = Job(argv=("true",))
     for message in (b"not json", b"[" * 100000, b'["pid", 1]', b'["terminal", null]', b'["error", {"kind": "__import__"}]',
                     b'["error", {"kind": "KernelError", "attributes": {"message": 7}}]', b'{"a": 1}', b"\xff\xfe"):  # fmt: skip
