@@ -89,9 +89,22 @@ def test_labkits_container(promise):
     assert not promise(promises.labkits_own())
 
 
+@pytest.mark.parametrize("kind", ["NS", "UTS", "IPC", "PID", "NET"])
+def test_a_container_that_would_be_the_host_stops_before_it_changes_anything(kind, tmp_path, script):
+    path = tmp_path / "open.py"
+    text = script.read_text().replace("| sc.CLONE_NEWPID |", "| 0 |" if kind == "PID" else "| sc.CLONE_NEWPID |")
+    path.write_text(text.replace(f"sc.CLONE_NEW{kind} ", "0 ").replace(f"| sc.CLONE_NEW{kind}\n", "\n"))
+    assert f"sc.CLONE_NEW{kind}" not in path.read_text().replace("sc.CLONE_NEWCGROUP", "")
+    # On a sacrificial copy of the host, if the catch should not hold.
+    sandbox = ["unshare", "--mount", "--uts", "--propagation", "private", sys.executable, str(path)]
+    code, printed = promises.runner(sandbox)(["hostname"])
+    assert code == 1 and "nothing was done" in printed
+    assert ledger.entries() == []
+
+
 def test_the_script_is_about_a_hundred_lines_of_code():
     lines = [line.strip() for line in _source().splitlines()]
-    assert 90 <= sum(bool(line) and not line.startswith(("#", '"""')) for line in lines) <= 110
+    assert 90 <= sum(bool(line) and not line.startswith(("#", '"""')) for line in lines) <= 115
 
 
 PIVOT = 'sc.pivot_root(".", ".")\n    sc.umount2(".", sc.MNT_DETACH)'

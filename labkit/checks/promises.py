@@ -180,6 +180,8 @@ def gets_half_a_cpu(run):
 @promise
 def changes_no_image(run):
     """What it writes is gone with it: the image stays as it is."""
+    if wrong := has_a_root_of_its_own(run):
+        return wrong  # or the next line would change the host
     run(["sh", "-c", "echo changed > /etc/os-release; rm /bin/vi"])
     return _prints(run, "grep -c changed /etc/os-release; ls /bin/vi", "0\n/bin/vi")
 
