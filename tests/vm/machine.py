@@ -64,7 +64,7 @@ class Machine:
 
     def ssh(self, command):
         """Return the words that run `command` in the machine, as root."""
-        options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
+        options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=60"]
         flags = [word for option in options for word in ("-o", option)]
         return ["ssh", "-F", "none", *flags, "-i", self.folder / "key", "-p", str(self.port), "root@127.0.0.1", command]
 
@@ -88,8 +88,10 @@ class Machine:
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"qemu ended: {(self.folder / 'qemu.log').read_text()}")
+            if "Kernel panic" in self.console():
+                raise RuntimeError(f"the VM's kernel gave up:\n{self.console()[-2000:]}")
             # ssh itself waits for an answer, so this loop is an idle one.
-            done = subprocess.run(self.ssh("true"), capture_output=True, text=True, timeout=patience, check=False)
+            done = subprocess.run(self.ssh("true"), capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 return
             time.sleep(2)
