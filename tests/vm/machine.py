@@ -43,6 +43,7 @@ class Machine:
         try:
             _make_key(folder)
             make_tree_disk(folder / "tree.img")
+            (folder / "console").touch()
             port = _free_port()
             with open(folder / "qemu.log", "wb") as log:
                 process = subprocess.Popen(
