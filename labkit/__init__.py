@@ -5,6 +5,7 @@ Read it from the bottom floor up; a module imports only from floors below it.
     8  cli                                  the `lab` command
     7  figures panels checks doctor         pictures, knobs, exercises
     6  sampling                             what a cgroup said, at a fixed rate
+       oci runtime                          Docker's and Podman's words for the same
     5  container                            the floors below put together
     4  spawner                              the process that clones
     3  layers storage images volumes        where a root filesystem comes from
