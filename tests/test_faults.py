@@ -53,6 +53,7 @@ def _plan_length():
     return 1 + len(job.plan.steps)  # the root, then the rest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["refused by the kernel", "killed"])
 def test_a_failure_at_every_step_of_the_plan_leaves_nothing(way, cloned_here, monkeypatch):
     real, length = mounts._do, _plan_length()
@@ -269,6 +270,7 @@ def test_one_id_twice_has_one_winner():
         assert first.exec("echo still here").output == "still here\n"
 
 
+@pytest.mark.slow
 def test_fifty_containers_at_once():
     def work(world):
         before = len(ledger.entries())
