@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 
 import hosts
 import pytest
@@ -12,6 +13,7 @@ from labkit.container import Container
 from labkit.errors import BadValue
 from labkit.figures import png
 from labkit.figures import storage as draw
+from labkit.panels import storage as panels
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 MIB = 1 << 20
@@ -131,6 +133,34 @@ def test_kept_outside_fails_on_wrong_work():
             assert not check.kept_outside(box, "/data/db", volumes.path("test-thin"), 2 * MIB)  # another size
     finally:
         volumes.remove("test-thin")
+
+
+# The panel
+
+
+def test_panel_measures_what_its_knobs_say_and_leaves_nothing():
+    def turn_the_knobs():  # in a child: matplotlib keeps its fonts open
+        panel = panels.copy_up_panel(size=1 << 12, seconds=5)
+        panel.start()
+        assert panel.running
+        panel.knobs["change"].value = "chmod only, metacopy"
+        panel.knobs["size"].value = 1 << 16
+        deadline = time.monotonic() + 20
+        while 1 << 16 not in panel.experiment.found.get("chmod only, metacopy", {}):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        panel.stop()
+        return panel.experiment.found["chmod only, metacopy"][1 << 16].upper, bytes(panel.picture.value)[:4]
+
+    with hosts.unchanged():
+        upper, picture = child.in_child(turn_the_knobs)
+    assert upper <= 8192 and picture == b"\x89PNG"
+
+
+def test_panels_function_refuses_what_it_does_not_know():
+    assert panels.copy_up("chmod only", size=4096).upper == 4096
+    with pytest.raises(BadValue, match="one byte written"):
+        panels.copy_up("banana")
 
 
 # What the chapters use besides
