@@ -30,10 +30,12 @@ import struct
 import termios
 from dataclasses import dataclass, replace
 
-from labkit import gate, handover, hooks, mounts, namespaces, seccomp, security, settings
+from labkit import entering, gate, handover, hooks, mounts, namespaces, seccomp, security, settings
 from labkit import syscalls as sc
-from labkit.errors import CommandError, KernelError, LabError, NotFound, errno_name, from_oserror, to_plain
+from labkit.channel import ask, await_go, say
+from labkit.errors import CommandError, KernelError, LabError, errno_name, from_oserror, to_plain
 from labkit.settings import Settings
+from labkit.users import find_user, home_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,6 @@ class Job:
     capabilities: tuple = ()
     terminal: bool = False
     cgroup_tasks: tuple = ()  # v1: files that the child writes itself into
-    cgroup_procs: tuple = ()  # files that the parent writes the child's pid into
     cgroup_into: str | None = None  # a v2 cgroup's folder, to be born in
     uid_map: tuple = ()
     gid_map: tuple = ()
@@ -76,7 +77,7 @@ class Job:
 def become(job, channel, stdio):
     """Turn the calling process, fresh from clone3, into the job's program. Never returns."""
     try:
-        handed = _await_go(channel)
+        handed = await_go(channel)
         if handed:
             job = replace(job, plan=replace(job.plan, root=mounts.HandedRoot(handed[0])))
         _become(job, channel, stdio)
@@ -90,11 +91,7 @@ def become(job, channel, stdio):
         os._exit(1)
 
 
-def _await_go(channel):
-    message, fds, _, _ = socket.recv_fds(channel, 8, 1)
-    if message != b"go":
-        os._exit(1)
-    return fds
+_opened_gate = None  # in a child that has passed its gate: where errors go from then on
 
 
 def _report(channel, error):
@@ -102,20 +99,6 @@ def _report(channel, error):
         os.write(_opened_gate, json.dumps(to_plain(error)).encode(errors="replace"))
     else:
         say(channel, "error", to_plain(error))
-
-
-def say(channel, kind, value=None, fds=()):
-    """Send a message to the parent: its kind and plain data, perhaps fds with it."""
-    socket.send_fds(channel, [json.dumps([kind, value]).encode(errors="replace")], list(fds))
-
-
-def _ask(channel, what):
-    """Have the parent do what only it may, and wait until it has."""
-    say(channel, what)
-    _await_go(channel)
-
-
-_opened_gate = None  # in a child that has passed its gate: where errors go from then on
 
 
 def _become(job, channel, stdio):
@@ -131,17 +114,17 @@ def _become(job, channel, stdio):
         # Still the one who made it, to the files outside; the container's root is nobody there.
         if job.plan:
             job = replace(job, plan=job.plan.gathered())
-        _become_root_inside()
+        entering.become_root_inside()
     sc.prctl(sc.PR_SET_DUMPABLE, 0)
     if job.join is not None:
-        _join(job, channel)
+        entering.container(job, channel)
     elif job.paths:
-        _join_paths(job, channel)
+        entering.paths(job, channel)
     if "session" not in job.unlocked:
         os.setsid()
     if job.join is None:
         _furnish(job, channel)
-    uid, gid, groups, home = _user(job)
+    uid, gid, groups, home = (*job.ids, home_of(job.ids[0])) if job.ids else find_user(job.user)
     if job.terminal:
         stdio = _open_terminal(channel, uid, console=job.plan is not None, size=job.console_size)
     for target, fd in enumerate(stdio):
@@ -153,7 +136,7 @@ def _become(job, channel, stdio):
     if "close_fds" not in job.unlocked:
         sc.close_range(3 + job.keep_fds, 2**32 - 1, sc.CLOSE_RANGE_CLOEXEC)
     if job.settings.rlimits:
-        _ask(channel, "rlimits")
+        ask(channel, "rlimits")
     _drop_power(job, uid, gid, groups)
     _reset_signals(job.settings.umask)
     # Set last: a change of user clears it.
@@ -186,13 +169,6 @@ def _enter_cgroups(tasks):
             raise from_oserror(error, f"entering the cgroup of {path}") from None
 
 
-def _become_root_inside():
-    """Be user 0 of the user namespace that this process is in. See user_namespaces(7)."""
-    os.setgroups([]) if not _setgroups_denied() else None
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-
-
 def _furnish(job, channel):
     """Set up the new namespaces, up to the root."""
     if "cgroup" in job.namespaces:
@@ -210,7 +186,7 @@ def _furnish(job, channel):
 
     def before_pivot():
         if job.hooks:
-            _ask(channel, "hooks")
+            ask(channel, "hooks")
             hooks.run(job.hooks, ["createContainer"], {**job.state, "pid": os.getpid()})
         # After the hooks: they may bring in the interface that a sysctl is about.
         settings.write_sysctls(job.settings.sysctls)
@@ -224,73 +200,6 @@ def _shift_clocks(job):
         namespaces.set_time_offsets(*(job.clock_offsets or (0, 0)))
 
 
-def _setgroups_denied():
-    with open("/proc/self/setgroups") as file:
-        return file.read().strip() == "deny"
-
-
-def _join(job, channel):
-    """Enter a running container; go on as a grandchild, since a pid namespace takes children only."""
-    try:
-        pidfd = os.pidfd_open(job.join)
-    except ProcessLookupError:
-        raise NotFound("the container's first process has ended") from None
-    namespaces.enter(pidfd, job.namespaces)
-    os.close(pidfd)
-    # Full power never enters: a container with CAP_SYS_PTRACE could take this process
-    # over. What is kept beside its own is what the last steps need.
-    if "capabilities" not in job.unlocked:
-        _, permitted, _ = sc.capget()
-        needed = {*job.capabilities, "SETPCAP", "SETUID", "SETGID", "CHOWN"}
-        if job.seccomp and "no_new_privs" in job.unlocked:
-            needed.add("SYS_ADMIN")  # or no filter can be installed
-        security.set_capabilities(needed & set(security.names(permitted)))
-    _go_on_as_sibling(channel)
-    if "user" in job.namespaces:
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
-
-
-def _join_paths(job, channel):
-    """Join namespaces by their files, then make the others as a grandchild's. See setns(2).
-
-    A user namespace that is joined comes first: it gives the power over the others.
-    One that is made comes last, with the clone: it takes the power over those joined.
-    """
-    for kind, path in sorted(job.paths, key=lambda pair: pair[0] != "user"):
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise from_oserror(error, f"joining the {kind} namespace") from None
-        namespaces.enter(fd, [kind])
-        os.close(fd)
-        if kind == "user":
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
-    _go_on_as_sibling(channel, namespaces.flags([kind for kind in job.namespaces if kind not in ("cgroup", "time")]))
-    _await_go(channel)  # until the parent has moved our ids, if they have to be
-    if "user" in job.namespaces:
-        _become_root_inside()
-    sc.prctl(sc.PR_SET_DUMPABLE, 0)
-
-
-def _go_on_as_sibling(channel, flags=0):
-    """Clone once more and go on as the child; this process tells its pid and ends. See clone3(2)."""
-    # CLONE_PARENT: the grandchild becomes our sibling, so the spawner can wait for it.
-    pid, _ = sc.clone3(sc.CLONE_PARENT | flags, 0)
-    if pid:
-        say(channel, "pid", pid)
-        os._exit(0)
-
-
-def _user(job):
-    if job.ids is None:
-        return find_user(job.user)
-    uid, gid, groups = job.ids
-    homes = [entry[5] for entry in _colon_file("/etc/passwd", 7) if entry[2] == str(uid)]
-    return uid, gid, groups, homes[0] if homes and homes[0] else "/"
-
-
 def loopback_up():
     """Switch on `lo`, which a new net namespace has but down. See netdevice(7)."""
     SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
@@ -298,40 +207,6 @@ def loopback_up():
         request = fcntl.ioctl(door, SIOCGIFFLAGS, struct.pack("16sH14x", b"lo", 0))
         flags = struct.unpack("16sH14x", request)[1]
         fcntl.ioctl(door, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))
-
-
-def find_user(text):
-    """Return (uid, gid, groups, home) of a user as the /etc/passwd and group of this root have it."""
-    name, _, group = str(text).partition(":")
-    uid, gid, home, login = None, 0, "/", name
-    for entry in _colon_file("/etc/passwd", 7):
-        if name == entry[0] or name == entry[2]:
-            login, uid, gid, home = entry[0], int(entry[2]), int(entry[3]), entry[5] or "/"
-            break
-    if uid is None:
-        uid = _number(name, "user", "/etc/passwd")
-    members = _colon_file("/etc/group", 4)
-    if group:
-        ids = [int(entry[2]) for entry in members if entry[0] == group]
-        return uid, ids[0] if ids else _number(group, "group", "/etc/group"), (), home
-    groups = [int(entry[2]) for entry in members if login in entry[3].split(",")]
-    return uid, gid, tuple(sorted({gid, *groups})), home
-
-
-def _colon_file(path, width):
-    try:
-        with open(path, errors="replace") as file:
-            lines = file.read(1 << 20).splitlines()
-    except OSError:
-        return []
-    rows = [line.split(":") for line in lines]
-    return [row for row in rows if len(row) >= width and row[2].isdigit() and (width == 4 or row[3].isdigit())]
-
-
-def _number(text, what, where):
-    if text.isdigit() and int(text) < 2**31:
-        return int(text)
-    raise NotFound(f"no {what} {text!r} in the image's {where}", "a number is always possible: `--user 1000`")
 
 
 def _open_terminal(channel, uid, console, size=None):

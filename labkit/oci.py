@@ -278,7 +278,7 @@ def _into(group):
     into = next((str(folder.path) for folder in group.folders if folder.version == 2), None)
     return {
         "cgroup_into": into,
-        "cgroup_procs": tuple(str(folder.path / "cgroup.procs") for folder in group.folders if folder.version == 1),
+        "cgroup_tasks": tuple(str(folder.path / "tasks") for folder in group.folders if folder.version == 1),
     }
 
 

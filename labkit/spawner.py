@@ -83,12 +83,6 @@ def spawn(job, stdio, at_hooks=None, enter=None):
 
 def _prepare(job, pid):
     """Do for the waiting child what only its parent may."""
-    for path in job.cgroup_procs:
-        try:
-            with open(path, "w") as file:
-                file.write(str(pid))
-        except OSError as error:
-            raise KernelError("writing a pid", error.errno, path) from None
     if job.network is not None:
         from labkit import network
 
