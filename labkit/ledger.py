@@ -56,7 +56,9 @@ class Entry:
 
 _group = contextvars.ContextVar("group", default="")
 _scope = contextvars.ContextVar("scope", default="")
-_chapter = ""  # a notebook's cells don't share a context: this is for all of them
+# A notebook's cells don't share a context: this is for all of them, and for the commands they start.
+_CHAPTER = "LABKIT_CHAPTER"
+_chapter = os.environ.get(_CHAPTER, "")
 
 
 def _folder():
@@ -177,12 +179,12 @@ def scope(name):
 
 
 def begin(chapter):
-    """Give back what an earlier run of `chapter` left; mark what this process makes from now on as its own."""
+    """Give back what an earlier run of `chapter` left; mark what this process, and those it starts, make from now on as its own."""
     global _chapter
     _, _, failed = clean(scope=chapter)
     if failed:
         raise failed[0][1]
-    _chapter = chapter
+    _chapter = os.environ[_CHAPTER] = chapter
 
 
 def clean(everything=False, scope=None):

@@ -14,6 +14,8 @@ from labkit.errors import LabError
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("LABKIT_CHAPTER", "")
+    monkeypatch.setattr(ledger, "_chapter", "")
     return tmp_path
 
 
@@ -125,4 +127,13 @@ def test_a_chapter_gives_back_its_own_earlier_run_and_no_others(folder):
         (folder / chapter).mkdir()
     ledger.begin("02")
     assert sorted(os.listdir(folder)) == ["04", "root"]
-    ledger._chapter = ""
+
+
+def test_what_a_command_of_a_chapter_left_is_given_back_by_the_chapters_next_run(folder):
+    ledger.begin("02")
+    code = f"from labkit import ledger; ledger.write('folder', path={str(folder / 'left')!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (folder / "left").mkdir()
+    assert [entry.scope for entry in ledger.entries()] == ["02"]
+    ledger.begin("02")
+    assert not (folder / "left").exists()

@@ -131,6 +131,7 @@ def test_dragging_the_quota_slider_changes_the_kernels_quota_and_the_picture(not
     cell = chapter.cell("quota_panel()")
     chapter.write(cell, "from labkit.panels import cpu as panels\npanels.quota_panel()")  # without the cells before it
     chapter.run(cell)
+    assert not quotas(seat, monkeypatch), "somebody before has left a cgroup"
     cell.locator("button", has_text="Start").click()
     picture = cell.locator(".jp-OutputArea-output img")
     page.wait_for_function("image => image.naturalHeight > 100", arg=picture.element_handle())
