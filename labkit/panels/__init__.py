@@ -18,6 +18,7 @@ sees its socket close and kills the container, and the ledger has the rest.
 
 import atexit
 import threading
+import time
 
 from labkit.errors import LabError
 from labkit.figures import png
@@ -104,12 +105,14 @@ class Panel:
         self._thread.start()
 
     def _run(self):
-        for _ in range(int(self.seconds * FRAMES)):
-            if self._end.wait(1 / FRAMES):
-                break
+        deadline, pause = time.monotonic() + self.seconds, 1 / FRAMES
+        while not self._end.wait(pause) and time.monotonic() < deadline:
+            begin = time.monotonic()
             with self._lock:
                 if not self._try(self._frame):
                     break
+            # Where drawing is slow, rest as long as it took: half of a CPU is enough.
+            pause = max(1 / FRAMES, time.monotonic() - begin)
         with self._lock:
             self._try(self._frame)
             self._try(self.experiment.stop)
