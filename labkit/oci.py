@@ -26,9 +26,8 @@ from pathlib import Path
 
 from labkit import bundle as bundles
 from labkit import cgroups, gate, hooks, launch, ledger, proc, spawner, state, syscalls, systemd
-from labkit.errors import BadValue, InUse, KernelError, LabError, NotFound, Unsupported, from_oserror
+from labkit.errors import BadValue, InUse, LabError, NotFound, from_oserror
 
-VERSION = "1.0.2"  # of the specification
 PROGRAM = Path(__file__).resolve().parent.parent / "vagrant" / "labkit-runtime"
 
 

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 
-from labkit import attach, bundle, oci, resources, rootfs, security, settings, spawner, state
+from labkit import attach, bundle, oci, oci_words, resources, spawner, state
 from labkit.errors import BadValue, CommandError, LabError, NotFound, Unsupported, from_oserror
 
 _COMMANDS = "create start run state kill delete exec ps list pause resume update features spec checkpoint restore events".split()
@@ -266,42 +266,7 @@ def _update(options):
 
 
 def _features(_):
-    """Print what this runtime can, in the specification's words. See features.md."""
-    from labkit import hooks, mount_options, seccomp
-
-    print(
-        json.dumps(
-            {
-                "ociVersionMin": "1.0.0",
-                "ociVersionMax": oci.VERSION,
-                "hooks": list(hooks.NAMES),
-                "mountOptions": mount_options.words(),
-                "linux": {
-                    "namespaces": sorted(bundle.KINDS),
-                    "capabilities": [f"CAP_{name}" for name in security.CAPABILITIES],
-                    "cgroup": {
-                        "v1": True,
-                        "v2": True,
-                        "systemd": True,
-                        "systemdUser": False,
-                        "rdma": False,
-                    },
-                    "seccomp": {
-                        "enabled": True,
-                        "actions": sorted(seccomp.ACTIONS),
-                        "operators": sorted(seccomp.OPERATORS),
-                        "archs": ["SCMP_ARCH_X86", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32", "SCMP_ARCH_ARM", "SCMP_ARCH_AARCH64"],
-                        "supportedFlags": ["SECCOMP_FILTER_FLAG_TSYNC"],
-                    },
-                    "apparmor": {"enabled": True},
-                    "selinux": {"enabled": False},
-                    "intelRdt": {"enabled": False},
-                    "mountExtensions": {"idmap": {"enabled": False}},
-                },
-            },
-            indent=2,
-        )
-    )
+    print(json.dumps(oci_words.features(), indent=2))
 
 
 def _spec(options):
@@ -310,45 +275,8 @@ def _spec(options):
     path = os.path.join(options.bundle, "config.json")
     if os.path.exists(path):
         raise BadValue(f"{path} is there already", "remove it first, or name another --bundle")
-    state.write_json(path, example(), sync=False)
+    state.write_json(path, oci_words.example(), sync=False)
     os.chmod(path, 0o644)
-
-
-def example():
-    """Return a config.json to begin with: what Docker would say for a shell in `rootfs`."""
-    keep = [f"CAP_{name}" for name in ("AUDIT_WRITE", "KILL", "NET_BIND_SERVICE")]
-    devpts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
-    locked = ["nosuid", "noexec", "nodev"]
-    return {
-        "ociVersion": oci.VERSION,
-        "process": {
-            "terminal": True,
-            "user": {"uid": 0, "gid": 0},
-            "args": ["sh"],
-            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"],
-            "cwd": "/",
-            "capabilities": {"bounding": keep, "effective": keep, "permitted": keep},
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
-            "noNewPrivileges": True,
-        },
-        "root": {"path": "rootfs", "readonly": True},
-        "hostname": "labkit",
-        "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": devpts},
-            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*locked, "mode=1777", "size=65536k"]},
-            {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": locked},
-            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*locked, "ro"]},
-            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*locked, "relatime", "ro"]},
-        ],
-        "linux": {
-            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
-            "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
-            "maskedPaths": list(rootfs.MASKED),
-            "readonlyPaths": list(rootfs.READ_ONLY),
-        },
-    }
 
 
 # ---- its words ----
@@ -365,7 +293,7 @@ class _Unnamed:
 
 def _parser(argv):
     parser = argparse.ArgumentParser(prog="labkit-runtime", description="an OCI runtime", allow_abbrev=False)
-    parser.add_argument("--version", "-v", action="version", version=f"labkit-runtime version 0.1.0\nspec: {oci.VERSION}")
+    parser.add_argument("--version", "-v", action="version", version=f"labkit-runtime version 0.1.0\nspec: {oci_words.VERSION}")
     parser.add_argument("--root", help="the folder that keeps containers")
     parser.add_argument("--log", help="a file that errors are added to")
     parser.add_argument("--log-format", choices=("text", "json"), default="text")

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from labkit import checks, engine, figures, images, oci, runtime, taught, tracing
+from labkit import checks, engine, figures, images, oci, oci_words, taught, tracing
 
 from labkit.checks import runtime as check
 from labkit.figures import runtimes, syscalls
@@ -25,7 +25,7 @@ def _fresh_hints():
 
 
 def _right():
-    words = runtime.example()
+    words = oci_words.example()
     words["hostname"] = "web"
     words["linux"]["resources"].update(memory={"limit": 64 << 20}, pids={"limit": 20})
     return words
@@ -144,7 +144,7 @@ def traces(tmp_path_factory):
         pytest.fail("strace or runc is not installed: both come with vagrant/packages")
     folder = tmp_path_factory.mktemp("traced")
     shutil.copytree(images.get("busybox").layers[0], folder / "rootfs", symlinks=True)
-    config = runtime.example()
+    config = oci_words.example()
     config["process"].update(terminal=False, args=["true"])
     (folder / "config.json").write_text(json.dumps(config))
     words = ("run", "--bundle", str(folder), "traced")
