@@ -123,9 +123,13 @@ def _is_there(table):
 
 def _let_loopback_in(bridge):
     """Let 127.0.0.1:PORT lead to the bridge; the switch is that of our own bridge alone."""
-    switch = Path(f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet")
+    turn(f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet", "1")
+
+
+def turn(switch, value):
+    """Write a kernel switch, one of a link of our own. Raises KernelError."""
     try:
-        switch.write_text("1")
+        Path(switch).write_text(value)
     except OSError as error:
         raise from_oserror(error, f"writing {switch}") from None
 

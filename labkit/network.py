@@ -250,14 +250,17 @@ def _make_bridge(known):
     remove_link(bridge)  # a crash may have left it
     first = ipaddress.ip_network(known["subnet"])[1]
     lines = [
-        f"link add {bridge} type bridge",
         f"link set {bridge} group {firewall.GROUP} alias {state.label()}",
         f"address add {first}/24 dev {bridge}",
         f"link set {bridge} up",
     ]
     if known["subnet6"]:
-        lines.insert(3, f"address add {known['subnet6']}1/64 dev {bridge} nodad")
+        lines.insert(2, f"address add {known['subnet6']}1/64 dev {bridge} nodad")
     try:
+        _ip([f"link add {bridge} type bridge"])
+        # Before it is up: a container that plays the router would become the host's own (CVE-2020-13401).
+        if os.path.exists("/proc/sys/net/ipv6"):
+            firewall.turn(f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra", "0")
         _ip(lines)
     except LabError as error:
         raise Unsupported(f"this machine can't have a bridge: {error.message}", "modprobe bridge; or --network none") from None

@@ -207,6 +207,42 @@ def test_a_container_does_not_reach_the_hosts_loopback():
     assert "hello" in open_, "without the guard it is not reached either: this test proves nothing"
 
 
+RADVD = """
+import socket, struct, sys, time
+index = socket.if_nametoindex("eth0")
+door = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+prefix = struct.pack("!BBBBIII16s", 3, 4, 64, 0xC0, 3600, 3600, 0, socket.inet_pton(socket.AF_INET6, "fd66::"))
+for _ in range(20):
+    try: door.sendto(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + prefix, ("ff02::1", 0, 0, index))
+    except OSError: pass
+    time.sleep(0.1)
+"""
+
+
+def test_a_container_can_not_become_the_hosts_router():
+    if not network._has_ipv6():
+        pytest.skip("IPv6 is switched off here: net.ipv6.conf.default.disable_ipv6")
+
+    def work(world):
+        bridge = state.label()
+        found = []
+        for accept in ("0", "1"):
+            with Container("busybox", "sleep 60", network="bridge", volumes=LENT).start() as box:
+                switch = f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra"
+                with open(switch) as file:
+                    found.append(file.read().strip())
+                if accept == "1":
+                    with open(switch, "w") as file:
+                        file.write("2")
+                box.exec(["/usr/bin/python3", "-SEc", RADVD])
+                routes = subprocess.run(["ip", "-6", "route", "show", "default"], capture_output=True, text=True).stdout
+                found.append(bridge in routes)
+        return found
+
+    assert worlds.inside(work) == ["0", False, "0", True], "the last: with the switch on it would have worked"
+
+
 def test_udp_ports_are_published_too():
     def work(world):
         code = "import socket; s = socket.socket(type=2); s.bind(('0.0.0.0', 53)); print('ready', flush=True); m, p = s.recvfrom(9); s.sendto(m.upper(), p)"
@@ -314,11 +350,11 @@ def test_nobody_elses_rules_and_switches_change():
 def test_a_failure_while_plugging_in_leaves_nothing(monkeypatch):
     def work(world):
         real = network._ip
-        for step in range(3):
+        for step in range(4):
             calls = iter(range(100))
 
             def failing(lines, pid=None, step=step, calls=calls):
-                if next(calls) == step:
+                if next(calls) == step:  # bridge made, bridge set up, cable laid, cable set up
                     raise LabError("injected")
                 return real(lines, pid)
 
