@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from labkit import engine, images, ledger, namespaces, neighbours, proc, security, storage
+from labkit import engine, images, ledger, neighbours, proc, security, storage
 from labkit.container import Container
 from labkit.errors import LabError
 
@@ -24,15 +24,12 @@ def root(tmp_path):
 def test_a_neighbour_runs_on_our_files_and_leaves_nothing(root, start, program):
     if reason := neighbours.missing(program):
         pytest.skip(f"nothing to compare with: {reason}")
-    mounts = [mount.target for mount in proc.mounts()]
     with getattr(neighbours, start)(root, COMMAND) as pid:
         look = neighbours.look(pid)
         assert {"mnt", "uts", "ipc", "pid", "net"} <= set(look["namespaces of its own"].split())
         assert os.path.exists(f"/proc/{pid}/root/bin/busybox") and proc.process(pid).nspid[-1] == 1
-        inside = proc.namespace(pid, "pid")
     assert proc.start_ticks(pid) is None
-    assert not [one for one in namespaces.survey() if one.inode == inside]
-    assert [mount.target for mount in proc.mounts()] == mounts
+    assert not [mount.target for mount in proc.mounts() if str(root) in mount.target]
     assert not [e for e in ledger.entries() if start in str(e.what.get("path", ""))]
     for path in ("/sys/fs/cgroup", "/run/lxc"):
         assert not [name for name in (os.listdir(path) if os.path.isdir(path) else []) if start in name]

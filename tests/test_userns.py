@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit import idmap, images, mounts, proc
+from labkit import idmap, images, mounts, proc, state
 from labkit.child import in_child
 from labkit.cli import main
 from labkit.container import Container, run
@@ -112,6 +112,5 @@ def test_a_filesystem_that_cannot_translate_is_named(tmp_path):
 
 
 def test_nothing_is_left_of_the_place_where_the_layers_were_translated():
-    before = [mount.target for mount in proc.mounts()]
     inside("true")
-    assert [mount.target for mount in proc.mounts()] == before
+    assert not [mount.target for mount in proc.mounts() if mount.target.startswith(str(state.lib_dir()))]
