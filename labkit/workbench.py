@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 
 from labkit import syscalls as sc
@@ -135,9 +136,16 @@ def _be_the_box(steps, report):
     os._exit(1)
 
 
+def _where(error):
+    """Return the participant's own line that an error came from: os.mknod, for one, names no path."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/lib/python" not in frame.filename] or frames
+    return f"`{own[-1].line}` in {own[-1].name}"
+
+
 def _send(report, pid, error):
     if isinstance(error, OSError):
-        error = from_oserror(error, "a call of this piece")
+        error = from_oserror(error, _where(error))
     try:
         answer = pickle.dumps((pid, error))
     except Exception:  # noqa: BLE001 - pickle raises many kinds

@@ -336,6 +336,8 @@ def test_the_workbench_keeps_mistakes_from_the_host():
 def test_the_workbench_raises_what_a_piece_raises_and_leaves_nothing():
     with pytest.raises(KernelError, match="EINVAL|ENODEV"), bench(flags(*ALL), lambda: sc.mount("x", "/", "nofs", 0)):
         pass
+    with pytest.raises(KernelError, match=r"`os.mknod.* in .*ENOENT"), bench(flags(*ALL), lambda: os.mknod("/no/where")):
+        pass
     with pytest.raises(LabError, match="before it could be looked at"), bench(flags(*ALL), lambda: os._exit(0)):
         pass
     with pytest.raises(LabError, match="took too long"), bench(flags(*ALL), signal.pause, timeout=0.2):
