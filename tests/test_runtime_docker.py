@@ -164,10 +164,8 @@ def test_limits_hold(docker):
         time.sleep(2)
         share = (seconds() - begin) / (time.monotonic() - at)
         assert share < 0.56, "a busy machine gives less than the quota, never more"
-    done = _client(docker, "run", "--name", "fat", "-m", "32m", "--memory-swap", "32m", "busybox", "sh", "-c", "tail -c 200m /dev/zero")
-    killed = docker("inspect", "--format", "{{.State.OOMKilled}}", "fat").strip()
-    docker("rm", "fat")
-    assert done.returncode == 137 and killed == "true"
+    # Docker's own word for it, OOMKilled, comes by an event that may be late for the end.
+    assert _client(docker, "run", "--rm", "-m", "32m", "--memory-swap", "32m", "busybox", "tail", "-c", "200m", "/dev/zero").returncode == 137
     assert "can't fork" in run(docker, "--pids-limit", "5", "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait", check=False)
 
 
