@@ -40,12 +40,15 @@ class Port:
         *address, host, container = ports.rsplit(":", 2) if ports.count(":") else ("", "")
         address = address[0] if address else "127.0.0.1"
         try:
-            port = cls(int(host), int(container), protocol if slash else "tcp", str(ipaddress.IPv4Address(address)))
+            port = cls(
+                int(host), int(container), protocol if slash else "tcp", str(ipaddress.IPv4Address(address))
+            )
             if not (0 < port.host < 65536 and 0 < port.container < 65536 and port.protocol in ("tcp", "udp")):
                 raise ValueError
         except ValueError:
             raise BadValue(
-                f"published port {text!r} can't be read", "write HOST:CONTAINER, ADDRESS:HOST:CONTAINER or HOST:CONTAINER/udp"
+                f"published port {text!r} can't be read",
+                "write HOST:CONTAINER, ADDRESS:HOST:CONTAINER or HOST:CONTAINER/udp",
             ) from None
         return port
 
@@ -74,7 +77,11 @@ def rules(table, known):
             [
                 f'ip saddr {subnet} oifname != "{bridge}" masquerade',
                 f'ip saddr 127.0.0.0/8 oifname "{bridge}" masquerade',
-                *([f'ip6 saddr {known["subnet6"]}/64 oifname != "{bridge}" masquerade'] if known["subnet6"] else []),
+                *(
+                    [f'ip6 saddr {known["subnet6"]}/64 oifname != "{bridge}" masquerade']
+                    if known["subnet6"]
+                    else []
+                ),
             ],
         ),
         "forward": (
@@ -140,12 +147,20 @@ def tool(command, lines):
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         why = done.stderr.strip().splitlines() or ["it did not say why"]
-        raise LabError(f"`{' '.join(command)}` failed: {why[0]}", "CAP_NET_ADMIN is needed; `lab doctor` shows what this kernel has")
+        raise LabError(
+            f"`{' '.join(command)}` failed: {why[0]}",
+            "CAP_NET_ADMIN is needed; `lab doctor` shows what this kernel has",
+        )
 
 
 def listing(name):
     """Return the lines of the nft table of the network `name`, as the kernel has them now."""
-    done = subprocess.run(["nft", "list", "table", "inet", f"{state.label()}-{name}"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["nft", "list", "table", "inet", f"{state.label()}-{name}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return [line.strip() for line in done.stdout.splitlines()]
 
 
@@ -161,7 +176,10 @@ def check_free(ports, taken):
     taken = set(taken)
     for port in ports:
         if (port.host, port.protocol) in taken:
-            raise InUse(f"port {port.host}/{port.protocol} is published by another container", "`lab ps`; choose another port")
+            raise InUse(
+                f"port {port.host}/{port.protocol} is published by another container",
+                "`lab ps`; choose another port",
+            )
         taken.add((port.host, port.protocol))
         kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
         with socket.socket(socket.AF_INET, kind) as probe:
@@ -171,5 +189,6 @@ def check_free(ports, taken):
                 probe.bind((port.address, port.host))
             except OSError as error:
                 raise InUse(
-                    f"port {port.address}:{port.host} can't be published: {error.strerror}", "`ss -tlnp` shows who has it"
+                    f"port {port.address}:{port.host} can't be published: {error.strerror}",
+                    "`ss -tlnp` shows who has it",
                 ) from None

@@ -48,7 +48,10 @@ class Visit:
 
     def __repr__(self):
         lines = [f"{self.exhibit.name}: {self.exhibit.story}"]
-        for word, got in ((f"without {' and '.join(self.exhibit.locks)}", self.off), ("all locks on", self.on)):
+        for word, got in (
+            (f"without {' and '.join(self.exhibit.locks)}", self.off),
+            ("all locks on", self.on),
+        ):
             lines.append(f"  {word + ':':36} {'ESCAPES, ' + got if got else 'holds'}")
         return "\n".join(lines)
 

@@ -35,6 +35,7 @@ from labkit import firewall, ledger, security, state, syscalls
 from labkit.errors import InUse, LabError, Unsupported
 from labkit.firewall import Port, remove_rules, tool  # noqa: F401 - callers want Port from here
 
+
 @dataclass(frozen=True)
 class Plug:
     """A container's place on a network: its cable and its addresses."""
@@ -58,7 +59,11 @@ class Plug:
 
     def inside(self):
         """Return the words for ip(8) in the container's namespace."""
-        lines = [f"address add {self.address}/24 dev eth0", "link set eth0 up", f"route add default via {self.gateway}"]
+        lines = [
+            f"address add {self.address}/24 dev eth0",
+            "link set eth0 up",
+            f"route add default via {self.gateway}",
+        ]
         if self.address6:
             lines[1:1] = [f"address add {self.address6}/64 dev eth0 nodad"]
             lines.append(f"route add default via {self.gateway6}")
@@ -66,7 +71,10 @@ class Plug:
 
     def describe(self):
         """Return one line for each thing that is made."""
-        return [f"ip {line}" for line in [*self.outside("CONTAINER"), *(f"(inside) {line}" for line in self.inside())]]
+        return [
+            f"ip {line}"
+            for line in [*self.outside("CONTAINER"), *(f"(inside) {line}" for line in self.inside())]
+        ]
 
 
 # ---- the file: who is on which network ----
@@ -103,10 +111,17 @@ def join(name, container, names=(), ports=()):
         if not shutil.which(command):
             raise Unsupported(f"the command `{command}` is not here", f"apt-get install {package}")
     if "NET_ADMIN" not in security.names(syscalls.capget()[0]):
-        raise Unsupported("this process can't make a bridge: it has no CAP_NET_ADMIN", "run it as root; or --network none")
+        raise Unsupported(
+            "this process can't make a bridge: it has no CAP_NET_ADMIN", "run it as root; or --network none"
+        )
     with state.lock("network"):
         known = record(name) or _new_record(name)
-        taken = [u[1:3] for other in all_networks() for user in record(other)["users"].values() for u in user["ports"]]
+        taken = [
+            u[1:3]
+            for other in all_networks()
+            for user in record(other)["users"].values()
+            for u in user["ports"]
+        ]
         firewall.check_free(ports, map(tuple, taken))
         address = _free_address(known)
         first = not known["users"]
@@ -183,7 +198,10 @@ def _free_address(known):
     for address in hosts:
         if str(address) not in used:
             return str(address)
-    raise InUse(f"all {len(hosts)} addresses of {known['subnet']} are given out", "another --network, or end some containers")
+    raise InUse(
+        f"all {len(hosts)} addresses of {known['subnet']} are given out",
+        "another --network, or end some containers",
+    )
 
 
 def _table(name):
@@ -200,7 +218,9 @@ def _plug(known, container, address):
     six = known["subnet6"]
     last = int(address.rpartition(".")[2])
     name = next((name for name in all_networks() if record(name)["bridge"] == known["bridge"]), "")
-    return Plug(name, known["bridge"], _link(container), address, first, six and f"{six}{last:x}", six and f"{six}1")
+    return Plug(
+        name, known["bridge"], _link(container), address, first, six and f"{six}{last:x}", six and f"{six}1"
+    )
 
 
 def _write_hosts(known):
@@ -210,7 +230,10 @@ def _write_hosts(known):
         path = state.run_dir("containers") / container / "hosts"
         own = {address: names for address, names in lines.items() if names and address != user["address"]}
         text = hosts_file([(user["address"], " ".join(user["names"]))] + sorted(own.items()))
-        with contextlib.suppress(FileNotFoundError), open(path, "r+") as file:  # or it is just being made, or removed
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(path, "r+") as file,
+        ):  # or it is just being made, or removed
             file.write(text)
             file.truncate()
 
@@ -226,7 +249,11 @@ def resolv_conf():
     for path in ("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"):
         with contextlib.suppress(OSError):
             lines = Path(path).read_text(errors="replace").splitlines()
-            reachable = [line for line in lines if not line.replace("\t", " ").startswith(("nameserver 127.", "nameserver ::1"))]
+            reachable = [
+                line
+                for line in lines
+                if not line.replace("\t", " ").startswith(("nameserver 127.", "nameserver ::1"))
+            ]
             return "".join(f"{line}\n" for line in reachable)
     return ""
 
@@ -263,7 +290,9 @@ def _make_bridge(known):
             firewall.turn(f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra", "0")
         _ip(lines)
     except LabError as error:
-        raise Unsupported(f"this machine can't have a bridge: {error.message}", "modprobe bridge; or --network none") from None
+        raise Unsupported(
+            f"this machine can't have a bridge: {error.message}", "modprobe bridge; or --network none"
+        ) from None
 
 
 def remove_link(name):

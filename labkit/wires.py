@@ -58,7 +58,12 @@ class Room:
     def _do(self, command):
         where = ["nsenter", f"--net=/proc/{self.pid}/ns/net", "--"]
         return subprocess.run(
-            [*where, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30
+            [*where, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=30,
         )
 
 
@@ -110,7 +115,9 @@ def close_all():
 
 def host_links():
     """Return the links of this process's own network namespace, as ip(8) has them."""
-    return json.loads(subprocess.run(["ip", "-json", "link"], capture_output=True, text=True, check=True).stdout)
+    return json.loads(
+        subprocess.run(["ip", "-json", "link"], capture_output=True, text=True, check=True).stdout
+    )
 
 
 # ---- packets ----
@@ -157,7 +164,9 @@ def listening(place, link, settle=0.15):
     """
     pid = getattr(place, "pid", place)
     command = ["nsenter", f"--net=/proc/{pid}/ns/net", "--", sys.executable, "-SEuc", _LISTEN, link]
-    listener = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    listener = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     seen = Seen()
     try:
         if listener.stdout.readline() != "listening\n":
@@ -189,7 +198,9 @@ def _read_frame(when, frame):
         asks = struct.unpack("!H", body[6:8])[0] == 1
         source, target = socket.inet_ntoa(body[14:18]), socket.inet_ntoa(body[24:28])
         hardware = ":".join(f"{byte:02x}" for byte in body[8:14])
-        return Packet(when, source, target, f"ARP: who has {target}?" if asks else f"ARP: it is {hardware}", len(frame))
+        return Packet(
+            when, source, target, f"ARP: who has {target}?" if asks else f"ARP: it is {hardware}", len(frame)
+        )
     if kind != 0x0800:
         return None
     length, total, protocol = (body[0] & 15) * 4, struct.unpack("!H", body[2:4])[0], body[9]
@@ -199,12 +210,18 @@ def _read_frame(when, frame):
 
 def _said(protocol, data):
     if protocol == socket.IPPROTO_ICMP:
-        return {8: "ICMP echo request", 0: "ICMP echo reply", 3: "ICMP unreachable"}.get(data[0], f"ICMP type {data[0]}")
+        return {8: "ICMP echo request", 0: "ICMP echo reply", 3: "ICMP unreachable"}.get(
+            data[0], f"ICMP type {data[0]}"
+        )
     if protocol == socket.IPPROTO_TCP:
         payload = data[(data[12] >> 4) * 4 :]
         flags = [name for bit, name in ((2, "SYN"), (16, "ACK"), (1, "FIN"), (4, "RST")) if data[13] & bit]
         text = (payload.splitlines() or [b""])[0][:28].decode(errors="replace")
-        return f"TCP: “{text}”" if payload and text.isprintable() else f"TCP {' '.join(flags)}" + (f", {len(payload)} bytes" if payload else "")
+        return (
+            f"TCP: “{text}”"
+            if payload and text.isprintable()
+            else f"TCP {' '.join(flags)}" + (f", {len(payload)} bytes" if payload else "")
+        )
     if protocol == socket.IPPROTO_UDP:
         return f"UDP, {len(data) - 8} bytes"
     return f"IP protocol {protocol}"

@@ -13,7 +13,21 @@ import hosts
 import pytest
 import worlds
 
-from labkit import cgroups, devices, in_child, launch, ledger, mounts, network, proc, seccomp, security, spawner, state, storage
+from labkit import (
+    cgroups,
+    devices,
+    in_child,
+    launch,
+    ledger,
+    mounts,
+    network,
+    proc,
+    seccomp,
+    security,
+    spawner,
+    state,
+    storage,
+)
 from labkit import syscalls as sc
 from labkit.container import Container, all_containers, find, run
 from labkit.errors import InUse, KernelError, LabError
@@ -108,7 +122,16 @@ PARTS = [
 
 
 @pytest.mark.parametrize("owner, name", PARTS, ids=lambda part: part if isinstance(part, str) else "")
-@pytest.mark.parametrize("error", [KernelError("injected(2)", 5), OSError(5, "injected"), RuntimeError("injected"), MemoryError("injected")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [
+        KernelError("injected(2)", 5),
+        OSError(5, "injected"),
+        RuntimeError("injected"),
+        MemoryError("injected"),
+    ],
+    ids=repr,
+)
 def test_a_failure_in_every_other_part_leaves_nothing(owner, name, error, cloned_here, monkeypatch):
     real = getattr(owner, name)
 
@@ -141,7 +164,11 @@ def _words(pid):
 def test_a_killed_lab_run_is_cleaned_up_whenever_it_is_killed(after):
     mark = f"7{os.getpid()}{int(after * 100):03}"
     with hosts.unchanged(ignore=["^process"]):
-        lab_run = subprocess.Popen([*LAB, "run", "--network", "none", "busybox", "sleep", mark], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        lab_run = subprocess.Popen(
+            [*LAB, "run", "--network", "none", "busybox", "sleep", mark],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         time.sleep(after)
         lab_run.kill()
         lab_run.wait()
@@ -275,7 +302,10 @@ def test_fifty_containers_at_once():
     def work(world):
         before = len(ledger.entries())
         with contextlib.ExitStack() as stack:
-            boxes = [stack.enter_context(Container("busybox", "sleep 600", network="bridge").start()) for _ in range(50)]
+            boxes = [
+                stack.enter_context(Container("busybox", "sleep 600", network="bridge").start())
+                for _ in range(50)
+            ]
             addresses = {box.record()["address"] for box in boxes}
             pids = {box.pid for box in boxes}
             assert len(addresses) == len(pids) == 50 and all(box.status == "running" for box in boxes)
@@ -348,7 +378,7 @@ def test_a_full_disk_while_starting_is_said_and_nothing_is_left():
 
 def test_a_full_disk_while_copying_up_is_the_programs_error_and_the_store_stays_sound():
     def work():
-        with _small_disk("64m") as folder:
+        with _small_disk("64m"):
             script = "dd if=/dev/zero of=/big bs=1M count=100 2>&1; echo x >> /bin/busybox; echo copy-up $?; ls /bin/sh"
             read_end, write_end = os.pipe()  # the log is on the full disk too
             with Container("busybox", ["sh", "-c", script]).start((0, write_end, write_end)) as box:
@@ -360,5 +390,3 @@ def test_a_full_disk_while_copying_up_is_the_programs_error_and_the_store_stays_
 
     text, then = in_child(work)
     assert "No space left on device" in text and then == "fine\n", text
-
-

@@ -103,7 +103,10 @@ def test_containers_on_one_bridge_reach_each_other_by_name():
             Container("busybox", "sleep 30", network="bridge", name="second").start() as second,
         ):
             # The first one's hosts file learns of who came later.
-            return [box.exec(f"ping -c 1 -W 2 {name}").code for box, name in ((first, "second"), (second, "first"))]
+            return [
+                box.exec(f"ping -c 1 -W 2 {name}").code
+                for box, name in ((first, "second"), (second, "first"))
+            ]
 
     assert worlds.inside(work) == [0, 0]
 
@@ -190,7 +193,9 @@ def test_a_container_does_not_reach_the_hosts_loopback():
             script = "nc -w 2 127.0.0.1 7001"
 
             def secret():
-                door = subprocess.Popen([sys.executable, "-SEuc", worlds.SERVE, "127.0.0.1", "7001"], stdout=subprocess.PIPE)
+                door = subprocess.Popen(
+                    [sys.executable, "-SEuc", worlds.SERVE, "127.0.0.1", "7001"], stdout=subprocess.PIPE
+                )
                 door.stdout.readline()
                 try:
                     return box.exec(["timeout", "2", "sh", "-c", script]).output
@@ -236,7 +241,9 @@ def test_a_container_can_not_become_the_hosts_router():
                     with open(switch, "w") as file:
                         file.write("2")
                 box.exec(["/usr/bin/python3", "-SEc", RADVD])
-                routes = subprocess.run(["ip", "-6", "route", "show", "default"], capture_output=True, text=True).stdout
+                routes = subprocess.run(
+                    ["ip", "-6", "route", "show", "default"], capture_output=True, text=True
+                ).stdout
                 found.append(bridge in routes)
         return found
 
@@ -246,7 +253,9 @@ def test_a_container_can_not_become_the_hosts_router():
 def test_udp_ports_are_published_too():
     def work(world):
         code = "import socket; s = socket.socket(type=2); s.bind(('0.0.0.0', 53)); print('ready', flush=True); m, p = s.recvfrom(9); s.sendto(m.upper(), p)"
-        with Container("busybox", [*SERVER[:1], "-SEuc", code], volumes=LENT, network="bridge", publish=["5353:53/udp"]).start() as box:
+        with Container(
+            "busybox", [*SERVER[:1], "-SEuc", code], volumes=LENT, network="bridge", publish=["5353:53/udp"]
+        ).start() as box:
             while "ready" not in box.logs():
                 time.sleep(0.01)
             with socket.socket(type=socket.SOCK_DGRAM) as one:
@@ -291,10 +300,19 @@ def test_the_last_user_takes_bridge_and_rules_along():
 
 def test_many_at_once_get_different_addresses_and_all_come_back():
     def work(world):
-        words = [sys.executable, "-c", "import sys; from labkit import network, ledger\nwith ledger.group(sys.argv[1]): print(network.join('bridge', sys.argv[1]).address)"]
+        words = [
+            sys.executable,
+            "-c",
+            "import sys; from labkit import network, ledger\nwith ledger.group(sys.argv[1]): print(network.join('bridge', sys.argv[1]).address)",
+        ]
         with ThreadPoolExecutor(8) as pool:
             numbers = [f"{number:012x}" for number in range(24)]
-            addresses = list(pool.map(lambda n: subprocess.run([*words, n], capture_output=True, text=True).stdout.strip(), numbers))
+            addresses = list(
+                pool.map(
+                    lambda n: subprocess.run([*words, n], capture_output=True, text=True).stdout.strip(),
+                    numbers,
+                )
+            )
         assert len(set(addresses)) == 24 and all(addresses), addresses
         undone, _, failed = ledger.clean()  # their owners are dead
         assert not failed and len([e for e in undone if e.kind == "plug"]) == 24
@@ -333,12 +351,37 @@ def test_a_bridge_left_by_a_crash_is_made_anew():
 def test_nobody_elses_rules_and_switches_change():
     def work(world):
         def all_of_it():
-            rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+            rules = subprocess.run(
+                ["nft", "list", "ruleset"], capture_output=True, text=True, check=True
+            ).stdout
             switches = subprocess.run(["sysctl", "-a"], capture_output=True, text=True).stdout.splitlines()
-            counts = ("_cache", "netns", "conntrack_count", "entropy", "inode", "dentry", "file-nr", "ns_last_pid", "random", "sched", "nr_", "uuid")
-            return rules, [line for line in switches if line.startswith("net.") and not any(word in line for word in counts)]
+            counts = (
+                "_cache",
+                "netns",
+                "conntrack_count",
+                "entropy",
+                "inode",
+                "dentry",
+                "file-nr",
+                "ns_last_pid",
+                "random",
+                "sched",
+                "nr_",
+                "uuid",
+            )
+            return rules, [
+                line
+                for line in switches
+                if line.startswith("net.") and not any(word in line for word in counts)
+            ]
 
-        subprocess.run(["nft", "add table ip mine; add chain ip mine c { type filter hook forward priority 0; policy accept; }"], check=True)
+        subprocess.run(
+            [
+                "nft",
+                "add table ip mine; add chain ip mine c { type filter hook forward priority 0; policy accept; }",
+            ],
+            check=True,
+        )
         before = all_of_it()
         with Container("busybox", "true", network="bridge", publish=["8080:80"]).start() as box:
             box.wait()
@@ -371,7 +414,24 @@ def test_a_failure_while_plugging_in_leaves_nothing(monkeypatch):
 # ---- words ----
 
 
-@pytest.mark.parametrize("text", ["80", "0:80", "80:0", "80:70000", "a:b", "1.2.3:80:80", "80:80/sctp", "80:80/", "::80:80", "-1:80", "", ":", "8080:80:"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "80",
+        "0:80",
+        "80:0",
+        "80:70000",
+        "a:b",
+        "1.2.3:80:80",
+        "80:80/sctp",
+        "80:80/",
+        "::80:80",
+        "-1:80",
+        "",
+        ":",
+        "8080:80:",
+    ],
+)
 def test_a_port_that_can_not_be_meant_is_refused(text):
     with pytest.raises(BadValue, match="can't be read"):
         Spec.make("busybox", "true", network="bridge", publish=[text])
@@ -394,7 +454,10 @@ def test_no_port_without_a_network():
 
 
 def test_all_addresses_given_out_is_said():
-    known = {"subnet": "10.200.0.0/24", "users": {str(n): {"address": f"10.200.0.{n}"} for n in range(2, 255)}}
+    known = {
+        "subnet": "10.200.0.0/24",
+        "users": {str(n): {"address": f"10.200.0.{n}"} for n in range(2, 255)},
+    }
     with pytest.raises(InUse, match="253 addresses"):
         network._free_address(known)
     del known["users"]["77"]
@@ -410,9 +473,15 @@ def test_a_subnet_that_the_host_uses_is_not_taken(monkeypatch):
 
 
 def test_name_servers_on_the_hosts_loopback_are_left_out(monkeypatch, tmp_path):
-    (tmp_path / "resolv.conf").write_text("search lan\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver\t127.0.0.1\n")
+    (tmp_path / "resolv.conf").write_text(
+        "search lan\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver\t127.0.0.1\n"
+    )
     real = network.Path
-    monkeypatch.setattr(network, "Path", lambda path: real(tmp_path / "resolv.conf") if path == "/etc/resolv.conf" else real("/none"))
+    monkeypatch.setattr(
+        network,
+        "Path",
+        lambda path: real(tmp_path / "resolv.conf") if path == "/etc/resolv.conf" else real("/none"),
+    )
     assert network.resolv_conf() == "search lan\nnameserver 192.0.2.1\n"
 
 
@@ -461,8 +530,6 @@ def test_the_record_is_plain_json():
     assert json.loads(worlds.inside(work))["users"]
 
 
-
-
 # ---- the exercises of chapter 10 ----
 
 
@@ -508,7 +575,9 @@ def _switch(switch, rooms, address="10.2.0.{}/24", master=True, up=True):
     switch.ip("link set br0 up")
     for number, room in enumerate(rooms, 1):
         switch.ip(f"link add to{number} type veth peer name eth0 netns {room.pid}")
-        switch.ip(f"link set to{number} {'master br0' if master else ''} {'up' if up else ''}") if master or up else None
+        switch.ip(
+            f"link set to{number} {'master br0' if master else ''} {'up' if up else ''}"
+        ) if master or up else None
         room.ip(f"address add {address.format(number)} dev eth0")
         room.ip("link set eth0 up")
 
@@ -537,12 +606,20 @@ def test_a_wrong_switch_is_told_what_is_missing(rooms, wrong, missing):
 
 @pytest.mark.parametrize(
     "networks, missing",
-    [(("red", "red", "blue"), None), (("red", "red", "red"), "the third"), (("red", "blue", "green"), "the first and"), (("red", "red", "none"), "an address")],
+    [
+        (("red", "red", "blue"), None),
+        (("red", "red", "red"), "the third"),
+        (("red", "blue", "green"), "the first and"),
+        (("red", "red", "none"), "an address"),
+    ],
 )
 def test_three_containers_apart(networks, missing):
     def work(world):
         with contextlib.ExitStack() as stack:
-            boxes = [stack.enter_context(Container("busybox", "sleep 60", network=name).start()) for name in networks]
+            boxes = [
+                stack.enter_context(Container("busybox", "sleep 60", network=name).start())
+                for name in networks
+            ]
             return check.apart(*boxes).missing
 
     found = worlds.inside(work)

@@ -29,7 +29,14 @@ class World:
 
     def outside(self, code, *arguments, **options):
         """Start Python code outside; return the process."""
-        command = ["nsenter", f"--net=/proc/{self.pid}/ns/net", sys.executable, "-SEc", code, *map(str, arguments)]
+        command = [
+            "nsenter",
+            f"--net=/proc/{self.pid}/ns/net",
+            sys.executable,
+            "-SEc",
+            code,
+            *map(str, arguments),
+        ]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
 
     def fetch_from_outside(self, address, port):
@@ -54,7 +61,9 @@ with socket.create_server((sys.argv[1], int(sys.argv[2]))) as door:
 
 def fetch(address, port):
     """Return what a TCP connection from here brings, or the error's name."""
-    return subprocess.run([sys.executable, "-SEc", FETCH, address, str(port)], capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-SEc", FETCH, address, str(port)], capture_output=True, text=True
+    ).stdout.strip()
 
 
 def inside(work, forwarding=True):

@@ -9,7 +9,12 @@ from labkit.errors import LabError
 @exercise
 def least_power(box):
     """A web server on port 80 with NET_BIND_SERVICE and nothing else."""
-    yield box.status == "running", "it runs", "`.start()`; and look at box.logs()", "without the power it needs httpd ends at once"
+    yield (
+        box.status == "running",
+        "it runs",
+        "`.start()`; and look at box.logs()",
+        "without the power it needs httpd ends at once",
+    )
     process = proc.process(box.pid)
     wanted = security.mask(["NET_BIND_SERVICE"])
     extra = security.names(process.cap_bnd & ~wanted)
@@ -45,15 +50,30 @@ def forbids_only_mkdir(path):
     try:
         code, text = under("grep -c 'Seccomp:.*2' /proc/self/status")
     except LabError as error:
-        yield False, "a container starts with it", error.message, "the default action has to be SCMP_ACT_ALLOW"
+        yield (
+            False,
+            "a container starts with it",
+            error.message,
+            "the default action has to be SCMP_ACT_ALLOW",
+        )
         return
-    yield code == 0, "a container starts with it, under a filter", "does it forbid too much?", "defaultAction: SCMP_ACT_ALLOW"
+    yield (
+        code == 0,
+        "a container starts with it, under a filter",
+        "does it forbid too much?",
+        "defaultAction: SCMP_ACT_ALLOW",
+    )
     yield (
         under("mkdir /new")[0] != 0, "mkdir fails", "is `mkdir` in the names, with an action that is an error?",
         "{'names': ['mkdir', 'mkdirat'], 'action': 'SCMP_ACT_ERRNO'}: some processors have only mkdirat",
     )  # fmt: skip
     code, text = under("touch /file && ln -s a /link && rm /file && cd /tmp && echo fine")
-    yield code == 0 and "fine" in text, "other calls work", f"not yet: {text.strip()[:80]}", "name no other call than mkdir and mkdirat"
+    yield (
+        code == 0 and "fine" in text,
+        "other calls work",
+        f"not yet: {text.strip()[:80]}",
+        "name no other call than mkdir and mkdirat",
+    )
 
 
 @exercise

@@ -15,15 +15,31 @@ def _kind(link):
 @exercise
 def cabled(left, right):
     """A veth pair joins two rooms, both ends have an address and are up, and one reaches the other."""
-    yield proc.namespace(left.pid, "net") != proc.namespace(right.pid, "net"), "the rooms are two namespaces", "open two rooms"
-    ends = [{link["ifname"]: link for link in room.links() if _kind(link) == "veth"} for room in (left, right)]
+    yield (
+        proc.namespace(left.pid, "net") != proc.namespace(right.pid, "net"),
+        "the rooms are two namespaces",
+        "open two rooms",
+    )
+    ends = [
+        {link["ifname"]: link for link in room.links() if _kind(link) == "veth"} for room in (left, right)
+    ]
     yield (
         all(ends), "there is an end of a veth pair in each",
         "`left.ip('link add cable type veth …')`: where does the other end go?",
         "left.ip(f'link add cable type veth peer name cable netns {right.pid}')",
     )  # fmt: skip
-    pair = [(one, other) for one in ends[0].values() for other in ends[1].values() if one.get("link_index") == other["ifindex"]]
-    yield bool(pair), "the two are ends of one cable", "each room has a cable, but they lead elsewhere", "make one pair, with a peer"
+    pair = [
+        (one, other)
+        for one in ends[0].values()
+        for other in ends[1].values()
+        if one.get("link_index") == other["ifindex"]
+    ]
+    yield (
+        bool(pair),
+        "the two are ends of one cable",
+        "each room has a cable, but they lead elsewhere",
+        "make one pair, with a peer",
+    )
     one, other = pair[0]
     yield (
         bool(_addresses(one) and _addresses(other)), "both ends have an address",
@@ -43,7 +59,12 @@ def cabled(left, right):
 def switched(switch, *rooms):
     """A bridge in one room joins all the others."""
     bridges = {link["ifname"]: link for link in switch.links() if _kind(link) == "bridge"}
-    yield bool(bridges), "there is a bridge", "`ip link add NAME type bridge`", "switch.ip('link add br0 type bridge')"
+    yield (
+        bool(bridges),
+        "there is a bridge",
+        "`ip link add NAME type bridge`",
+        "switch.ip('link add br0 type bridge')",
+    )
     plugged = [link for link in switch.links() if link.get("master") in bridges]
     yield (
         len(plugged) >= len(rooms), f"{len(rooms)} cables are plugged into it",
@@ -51,14 +72,32 @@ def switched(switch, *rooms):
         "switch.ip('link set to_a master br0'), and so for each",
     )  # fmt: skip
     down = [link["ifname"] for link in [*bridges.values(), *plugged] if "UP" not in link["flags"]]
-    yield not down, "all of it is switched on", f"still down: {', '.join(down)}", f"switch.ip('link set {down[0] if down else ''} up')"
-    addresses = [next((a for link in room.links() if _kind(link) == "veth" for a in _addresses(link)), None) for room in rooms]
-    yield all(addresses), "every room has an address", "`ip address add … dev …` in each room", "like 10.2.0.1/24, 10.2.0.2/24 …"
+    yield (
+        not down,
+        "all of it is switched on",
+        f"still down: {', '.join(down)}",
+        f"switch.ip('link set {down[0] if down else ''} up')",
+    )
+    addresses = [
+        next((a for link in room.links() if _kind(link) == "veth" for a in _addresses(link)), None)
+        for room in rooms
+    ]
+    yield (
+        all(addresses),
+        "every room has an address",
+        "`ip address add … dev …` in each room",
+        "like 10.2.0.1/24, 10.2.0.2/24 …",
+    )
     unheard = [
         (room.name, address) for room in rooms for address, other in zip(addresses, rooms, strict=True)
         if other is not room and not room.reaches(address)
     ]  # fmt: skip
-    yield not unheard, "everybody reaches everybody", f"not yet: {unheard[:1]}", "is its end up, in the room too?"
+    yield (
+        not unheard,
+        "everybody reaches everybody",
+        f"not yet: {unheard[:1]}",
+        "is its end up, in the room too?",
+    )
 
 
 @exercise
@@ -67,7 +106,12 @@ def apart(first, second, third):
     boxes = (first, second, third)
     yield all(box.status == "running" for box in boxes), "three containers run", "start them with `.start()`"
     addresses = [box.record().get("address") for box in boxes]
-    yield all(addresses), "each has an address", "`network=` says which bridge", "Container('busybox', 'sleep 600', network='red')"
+    yield (
+        all(addresses),
+        "each has an address",
+        "`network=` says which bridge",
+        "Container('busybox', 'sleep 600', network='red')",
+    )
 
     def reach(box, address):
         return box.exec(["ping", "-c", "1", "-W", "1", address]).code == 0

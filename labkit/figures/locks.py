@@ -38,7 +38,9 @@ def museum(visits):
     axes.set(xlim=(0, 10), ylim=(len(visits), -0.9))
     axes.set_title("Each escape, tried: its lock off, then on")
     for x, text in ((3.5, "without its lock"), (8.85, "all locks on")):
-        axes.text(x + (2.05 if x < 8 else 0), -0.4, text, ha="center", va="center", fontweight="bold", fontsize=11)
+        axes.text(
+            x + (2.05 if x < 8 else 0), -0.4, text, ha="center", va="center", fontweight="bold", fontsize=11
+        )
     for row, visit in enumerate(visits):
         axes.text(3.3, row + 0.5, visit.exhibit.name, ha="right", va="center", fontsize=12)
         _cell(axes, 3.5, 4.1, row, visit.off)
@@ -54,4 +56,13 @@ def _cell(axes, x, width, row, got):
         )
     )  # fmt: skip
     text = textwrap.shorten(got, 52, placeholder=" …") if got else "holds"
-    axes.text(x + width / 2, row + 0.5, text, ha="center", va="center", color="white", fontsize=9.5 if got else 11, fontweight="bold")
+    axes.text(
+        x + width / 2,
+        row + 0.5,
+        text,
+        ha="center",
+        va="center",
+        color="white",
+        fontsize=9.5 if got else 11,
+        fontweight="bold",
+    )

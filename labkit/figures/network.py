@@ -25,7 +25,15 @@ def switchboard(name="bridge"):
     axes.set_title("Cables on a switch: a veth pair for each container")
     _box(axes, 0.05, 0.1, width - 0.1, 2.05, figures.PALE, "")
     axes.text(0.12, 0.2, "the host's network namespace", color=figures.GREY, fontsize=11)
-    _box(axes, 0.2, 0.62, width - 0.4, 0.62, figures.ORANGE, f"{known['bridge']}: a bridge, and the host on it as {gateway}")
+    _box(
+        axes,
+        0.2,
+        0.62,
+        width - 0.4,
+        0.62,
+        figures.ORANGE,
+        f"{known['bridge']}: a bridge, and the host on it as {gateway}",
+    )
     for place, port in enumerate(sorted(ports, key=lambda port: port["ifindex"])):
         user = users.get(port["ifname"], {"address": "?", "names": ["?"]})
         middle = place + 0.5
@@ -44,13 +52,21 @@ def _says(*command):
 
 
 def _box(axes, x, y, width, height, colour, text):
-    shape = FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.06", facecolor=colour, edgecolor="none")
+    shape = FancyBboxPatch(
+        (x, y), width, height, boxstyle="round,pad=0,rounding_size=0.06", facecolor=colour, edgecolor="none"
+    )
     axes.add_patch(shape)
     if text:
         axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=12)
 
 
-_COLOURS = (("ARP", figures.ORANGE), ("ICMP", figures.GREEN), ("TCP:", figures.BLUE), ("TCP", figures.SKY), ("", figures.GREY))
+_COLOURS = (
+    ("ARP", figures.ORANGE),
+    ("ICMP", figures.GREEN),
+    ("TCP:", figures.BLUE),
+    ("TCP", figures.SKY),
+    ("", figures.GREY),
+)
 
 
 def ladder(packets, left, right, names=None, most=16):
@@ -63,14 +79,33 @@ def ladder(packets, left, right, names=None, most=16):
     axes.set_title(f"What crossed the cable: {len(packets)} packets")
     for place, address in ((0, left), (1, right)):
         axes.plot([place, place], [-0.35, len(shown) - 0.2], color=figures.GREY, linewidth=2)
-        axes.text(place, -0.8, f"{names.get(address, '')} {address}".strip(), ha="center", va="center", fontweight="bold", fontsize=12)
+        axes.text(
+            place,
+            -0.8,
+            f"{names.get(address, '')} {address}".strip(),
+            ha="center",
+            va="center",
+            fontweight="bold",
+            fontsize=12,
+        )
     begin = shown[0].when if shown else 0
     for row, packet in enumerate(shown):
         start, end = (0, 1) if packet.source == left else (1, 0)
         colour = next(colour for mark, colour in _COLOURS if packet.what.startswith(mark))
         axes.annotate(
-            "", (end, row + 0.28), (start, row + 0.08), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2.2, "shrinkA": 0, "shrinkB": 0}
+            "",
+            (end, row + 0.28),
+            (start, row + 0.08),
+            arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2.2, "shrinkA": 0, "shrinkB": 0},
         )
         axes.text(0.5, row + 0.08, packet.what, ha="center", va="bottom", fontsize=11)
-        axes.text(-0.06, row + 0.15, f"{(packet.when - begin) * 1000:.2f} ms", ha="right", va="center", fontsize=10, color=figures.GREY)
+        axes.text(
+            -0.06,
+            row + 0.15,
+            f"{(packet.when - begin) * 1000:.2f} ms",
+            ha="right",
+            va="center",
+            fontsize=10,
+            color=figures.GREY,
+        )
     return figure
