@@ -102,6 +102,8 @@ def make_folder(tree, path):
         except FileExistsError:
             raise InUse(f"a cgroup {path} is there already", "another name, or `lab clean`") from None
         except OSError as error:
+            if error.errno == errno.ENODEV:  # v2: removed while one of its files was open
+                continue
             raise from_oserror(error, f"making the cgroup {path}") from None
     raise LabError(f"{path.parent} is removed again and again", "another program removes it: find out which")
 

@@ -15,6 +15,7 @@ here asks "is this v1 or v2?" of the machine: it asks for each controller.
 See cgroups(7), Documentation/admin-guide/cgroup-v1/, Documentation/admin-guide/cgroup-v2.rst.
 """
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,9 +120,10 @@ def _write_all(file, text):
     """
     try:
         file.write_text(text)
-    except FileNotFoundError:
-        raise  # the folder was removed meanwhile: the caller makes it again
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            # The folder was removed before it was opened, or after: the caller makes it again.
+            raise
         raise KernelError(
             f"writing {text!r}",
             error.errno,
