@@ -44,7 +44,7 @@ class Machine:
             _make_key(folder)
             make_tree_disk(folder / "tree.img")
             (folder / "console").touch()
-            port = _free_port()
+            port = free_port()
             with open(folder / "qemu.log", "wb") as log:
                 process = subprocess.Popen(
                     _command(folder, disk, port, cpus, memory, network),
@@ -113,7 +113,8 @@ def _make_key(folder):
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", folder / "key"], check=True)
 
 
-def _free_port():
+def free_port():
+    """Return a port of 127.0.0.1 on which nobody listens."""
     with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))
         return trial.getsockname()[1]
