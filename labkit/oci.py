@@ -123,6 +123,7 @@ class Box:
         group = cgroups.Cgroup.at(path, found=lambda paths: self._write(cgroup=paths))
         enter = None
         if unit:
+            self._write(unit=unit.name)
             # A scope is born with a process in it: it is made when there is one.
             group.remove()
 
@@ -234,6 +235,8 @@ class Box:
         record = state.read_json(self.folder / "state.json") or {}
         group = cgroups.Cgroup.of_paths(record.get("cgroup", ()))
         group.kill()
+        if "unit" in record:
+            systemd.stop(record["unit"])
         group.remove()
         shutil.rmtree(self.folder)
         for entry in self._entries():

@@ -18,6 +18,9 @@ from labkit import proc
 from labkit.errors import BadValue, LabError, Unsupported
 
 
+_MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+
+
 @dataclass(frozen=True)
 class Unit:
     """A scope of one container. `path` is its place in the cgroup tree."""
@@ -35,8 +38,7 @@ class Unit:
     def start(self, pid, seconds=10):
         """Have systemd make the scope around a process, and wait until it is in there."""
         call = [
-            "busctl", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager",
-            "StartTransientUnit", "ssa(sv)a(sa(sv))", self.name, "replace",
+            "busctl", "call", *_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", self.name, "replace",
             "5", "Description", "s", f"labkit container {self.name}", "Slice", "s", self.slice, "Delegate", "b", "true",
             "DefaultDependencies", "b", "false", "PIDs", "au", "1", str(pid), "0",
         ]  # fmt: skip
@@ -48,6 +50,13 @@ class Unit:
             if time.monotonic() > deadline:
                 raise LabError(f"systemd has not moved process {pid} to {self.path} after {seconds} s")
             time.sleep(0.005)
+
+
+def stop(name):
+    """Have systemd forget a scope; fine if it has already, as it does some time after the last process."""
+    subprocess.run(
+        ["busctl", "call", *_MANAGER, "StopUnit", "ss", name, "replace"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )  # fmt: skip
 
 
 def unit(place, number):

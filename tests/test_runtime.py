@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit import bundle, cgroups, errors, hooks, ledger, limits, mount_options, oci, proc, resources, settings, state
+from labkit import bundle, cgroups, errors, hooks, ledger, limits, mount_options, oci, proc, resources, settings, state, systemd
 from tests.bundles import RUNTIME, Bundle, make_rootfs
 
 pytestmark = pytest.mark.usefixtures("needs_root")
@@ -299,6 +299,27 @@ def test_systemd_cgroup_is_refused_where_systemd_does_not_rule(box):
     assert done.returncode == 1
     assert "--systemd-cgroup" in done.stderr
     assert box.left() == []
+
+
+def test_systemd_makes_the_scope_where_it_rules(box):
+    if not os.path.isdir("/run/systemd/system"):
+        pytest.skip("systemd is not PID 1 here")
+    box.set("linux.cgroupsPath", "machine.slice:lab:scoped").set("linux.resources.pids", {"limit": 33}).shell("sleep 100").write()
+    with open(box.folder / "err", "w+") as err:
+        words = box.command("create", "--bundle", box.folder, box.id, global_words=("--systemd-cgroup",))
+        code = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=err, stderr=err, timeout=60).returncode
+    assert code == 0, (box.folder / "err").read_text()
+    places = proc.cgroups(box.state()["pid"])
+    assert "/machine.slice/lab-scoped.scope" in places.values()
+    assert oci.Box(box.root, box.id).cgroup().read("pids.max").strip() == "33"
+    box.delete()
+    listed = subprocess.run(["systemctl", "is-active", "lab-scoped.scope"], capture_output=True, text=True).stdout
+    assert listed.strip() != "active"
+
+
+def test_a_slices_name_says_where_its_folder_is():
+    assert systemd.Unit("x.scope", "a-b-c.slice").path == "/a.slice/a-b.slice/a-b-c.slice/x.scope"
+    assert systemd.Unit("x.scope", "-.slice").path == "/x.scope"
 
 
 # ---- hooks ----
