@@ -1,18 +1,8 @@
 """The chapters as a participant gets them: gaps open, work kept, progress remembered.
 
-In the repo a chapter is solved, so that its tests can run it. A code cell tagged
-`solution` is an exercise, and says in one of two ways what a participant sees instead:
-
-    metadata "gap"     the whole cell as it is with the gap open, or
-    marks in the text  # >>> your turn: what to do   (more lines may follow, marked the same)
-                       #: flags = 0                  what stands in the gap; `...` without it
-                       flags = sc.CLONE_NEWNS      the solution
-                       # <<<
-
-`lab up` serves copies in which the gaps are open, no cell has been run, and below
-each exercise its solution is folded up in a text cell: one click away, and not
-executed by "Run all". The last cell shows what was passed; in chapter 00 there is
-also the list of all chapters. A copy is made once. From then on it is the participant's,
+`lab up` serves copies in which the gaps are open (see `gaps`) and no cell has been
+run. The last cell shows what was passed; in chapter 00 there is also the list of all
+chapters. A copy is made once. From then on it is the participant's,
 and nothing here ever writes over it; `lab reset 12` puts it aside under another
 name before it makes a fresh one.
 
@@ -33,7 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit import state
+from labkit import gaps, state
 from labkit.errors import BadValue, LabError, NotFound, Unsupported, from_oserror
 
 REPO = Path(__file__).resolve().parent.parent
@@ -61,71 +51,7 @@ def folder():
     return state.lib_dir("notebooks")
 
 
-# ---- gaps ----
-
-_BEGIN = re.compile(r"^(\s*)# >>> ?(.*)$")
-_END = re.compile(r"^\s*# <<<\s*$")
-_SHOWN = re.compile(r"^(\s*)#: ?(.*)$")
-
-
-def opened(source):
-    """Return a cell's text with its marked gaps open. Raises BadValue for a mark without its other half."""
-    return "\n".join(_split(source)[0])
-
-
-def closed(source):
-    """Return a cell's text as the solution, without the marks."""
-    return "\n".join(_split(source)[1])
-
-
-def _split(source):
-    """Return (the lines with the gaps open, the lines of the solution)."""
-    gap, solution, inside, shown, before = [], [], None, False, None
-    for line in source.split("\n"):
-        begin = _BEGIN.match(line)
-        before, just_begun = begin, before is not None
-        if begin and (inside is None or just_begun):
-            inside, shown = begin[1], False
-            gap.append(f"{begin[1]}# {begin[2]}")
-        elif begin or (_END.match(line) and inside is None):
-            raise BadValue(f"an exercise has the mark {line.strip()!r} without its other half")
-        elif _END.match(line):
-            gap += [] if shown else [f"{inside}..."]
-            inside = None
-        elif inside is not None and (code := _SHOWN.match(line)):
-            gap.append(code[1] + code[2])
-            shown = True
-        else:
-            solution.append(line)
-            if inside is None:
-                gap.append(line)
-    if inside is not None:
-        raise BadValue("an exercise has the mark '# >>>' without its other half '# <<<'")
-    return gap, solution
-
-
-def participants(notebook):
-    """Return a chapter's notebook (parsed JSON) as a participant gets it: nothing run, gaps open."""
-    cells = []
-    for number, cell in enumerate(notebook["cells"]):
-        cell = json.loads(json.dumps(cell))
-        cells.append(cell)
-        if cell["cell_type"] != "code":
-            continue
-        cell |= {"outputs": [], "execution_count": None}
-        cell["metadata"].pop("execution", None)
-        if "solution" not in cell["metadata"].get("tags", []):
-            continue
-        source = "".join(cell["source"])
-        gap = cell["metadata"].pop("gap", None)
-        cell["source"] = opened(source) if gap is None else gap
-        if cell["source"] == source:
-            raise BadValue(f"the exercise in cell {number} has no gap", 'mark it: "# >>> your turn: …" and "# <<<"')
-        cell["metadata"]["tags"] = ["exercise"]
-        folded = f"<details><summary>Solution</summary>\n\n```python\n{closed(source)}\n```\n\n</details>"
-        name = {"id": f"{cell['id'][:50]}-folded"} if "id" in cell else {}  # nbformat before 4.5 has none
-        cells.append({"cell_type": "markdown", **name, "metadata": {}, "source": folded})
-    return notebook | {"cells": cells}
+# ---- copies ----
 
 
 def with_progress(notebook, number):
@@ -147,9 +73,6 @@ def with_progress(notebook, number):
             cell("code", "all-progress", "import labkit\n\nlabkit.progress()"),
         ]
     return notebook | {"cells": cells}
-
-
-# ---- copies ----
 
 
 def copy_all():
@@ -213,7 +136,7 @@ def _put_aside(copy):
 def _make(chapter, copy):
     notebook = state.read_json(chapter)
     try:
-        served = with_progress(participants(notebook), chapter.name[:2])
+        served = with_progress(gaps.participants(notebook), chapter.name[:2])
         text = json.dumps(served, indent=1, ensure_ascii=False) + "\n"
     except BadValue as error:
         raise BadValue(f"{chapter.name}: {error.message}", error.hint) from None

@@ -7,7 +7,7 @@ import threading
 import nbformat
 import pytest
 
-from labkit import checks, lessons, room
+from labkit import checks, gaps, lessons, room
 from labkit.errors import BadValue, NotFound
 
 MARKED = '''\
@@ -47,20 +47,20 @@ def copy_of(name):
 
 
 def test_a_marked_gap_is_open_in_the_copy_and_filled_in_the_solution():
-    assert lessons.opened(MARKED).split("\n")[2:] == ["    # your turn: one call", "    ...", "    return 1"]
-    assert lessons.closed(MARKED).split("\n")[2:] == ['    sc.sethostname("x")', "    return 1"]
+    assert gaps.opened(MARKED).split("\n")[2:] == ["    # your turn: one call", "    ...", "    return 1"]
+    assert gaps.closed(MARKED).split("\n")[2:] == ['    sc.sethostname("x")', "    return 1"]
 
 
 def test_what_stands_in_the_gap_can_be_said():
     source = "# >>> your turn: the flags\n# >>> of clone3\n#: flags = 0\nflags = 1\n# <<<"
-    assert lessons.opened(source) == "# your turn: the flags\n# of clone3\nflags = 0"
-    assert lessons.closed(source) == "flags = 1"
+    assert gaps.opened(source) == "# your turn: the flags\n# of clone3\nflags = 0"
+    assert gaps.closed(source) == "flags = 1"
 
 
 @pytest.mark.parametrize("source", ["# >>> a\nx = 1", "x = 1\n# <<<", "# >>> a\nx = 1\n# >>> b\n# <<<"])
 def test_half_a_mark_is_refused(source):
     with pytest.raises(BadValue, match="other half"):
-        lessons.opened(source)
+        gaps.opened(source)
 
 
 def test_an_exercise_without_a_gap_is_refused(lab):
@@ -97,7 +97,7 @@ def test_chapter_00_lists_all_chapters_and_what_was_passed(lab):
 def test_every_real_chapter_opens_and_its_gaps_are_still_python():
     for chapter in lessons.chapters():
         solved = json.loads(chapter.read_text())
-        opened = lessons.with_progress(lessons.participants(solved), chapter.name[:2])
+        opened = lessons.with_progress(gaps.participants(solved), chapter.name[:2])
         nbformat.validate(nbformat.reads(json.dumps(opened), 4))
         for cell in opened["cells"]:
             if cell["cell_type"] == "code" and "exercise" in cell["metadata"].get("tags", []):
