@@ -2,9 +2,10 @@
 
 Read it from the bottom floor up; a module imports only from floors below it.
 
-    8  cli                                  the `lab` command
+    8  cli workshop server                  the `lab` command, JupyterLab
     7  figures panels checks doctor         pictures, knobs, exercises
-    6  sampling                             what a cgroup said, at a fixed rate
+       workbench gaps lessons room          a place to try pieces; a participant's copies and progress
+    6  sampling tracing                     what a cgroup said, at a fixed rate; syscalls, by strace
        oci runtime                          Docker's and Podman's words for the same
     5  container                            the floors below put together
     4  spawner                              the process that clones
