@@ -15,6 +15,7 @@ are returned as warnings, for it says that readers must let them pass.
 See https://github.com/opencontainers/runtime-spec.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -108,6 +109,16 @@ def read(path):
     if "mount" not in {entry.get("type") for entry in bundle.linux.get("namespaces") or ()}:
         raise Unsupported(f"{file}: no mount namespace in linux.namespaces", "without one the mounts would be the host's")
     return bundle
+
+
+@contextlib.contextmanager
+def shaped(what="config.json"):
+    """Turn what a text in place of a list, or a missing word, leads to into a BadValue."""
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        missing = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise BadValue(f"{what} has another shape than the specification's: {missing}", "config.md of the runtime specification") from None
 
 
 def read_json(file):
@@ -221,6 +232,8 @@ def job(bundle, group, state, **more):
     offsets = linux.get("timeOffsets") or {}
     sysctls = tuple(settings.check_sysctl(name, value, bundle.kinds()) for name, value in (linux.get("sysctl") or {}).items())
     for name in ("hostname", "domainname"):
+        if not isinstance(config.get(name, ""), str):
+            raise BadValue(f"{name} {config[name]!r} is no text")
         if config.get(name) and "uts" not in made:
             raise BadValue(f"{name} is set, and the container has no uts namespace of its own", "it would rename the host")
     words["settings"] = replace(words["settings"], sysctls=sysctls, domainname=config.get("domainname") or None)
@@ -285,8 +298,8 @@ def _plan(bundle, group):
     # A /dev that is bound from the host is not the container's to furnish.
     if not any(step.target == "/dev" and step.options.bind for step in steps if isinstance(step, mount_options.Mount)):
         steps += _devices(bundle)
-    steps += [mounts.Mask(path) for path in linux.get("maskedPaths") or ()]
-    steps += [mounts.ReadOnly(path) for path in linux.get("readonlyPaths") or ()]
+    steps += [mounts.Mask(path) for path in _paths(linux, "maskedPaths")]
+    steps += [mounts.ReadOnly(path) for path in _paths(linux, "readonlyPaths")]
     if bundle.config["root"].get("readonly"):
         steps.append(mounts.Seal("/"))
     spread = mount_options.propagation(linux["rootfsPropagation"]) if linux.get("rootfsPropagation") else None
@@ -313,6 +326,13 @@ def _mount(bundle, group, words, where):
     elif kind == "none":
         raise BadValue(f"{where}: {target} has neither a type nor the option bind")
     return [mount_options.Mount(kind, source, target, parsed, tuple(options))]
+
+
+def _paths(linux, name):
+    found = linux.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(path, str) and path.startswith("/") for path in found):
+        raise BadValue(f"linux.{name} must be a list of absolute paths")
+    return found
 
 
 def _devices(bundle):

@@ -90,10 +90,11 @@ class Box:
         `console` is the path of a socket that takes its terminal. Whatever is raised,
         nothing of it is left.
         """
-        bundle = bundles.read(path)
-        _check_console(bundle.process, console, survives)
-        v1_cpu = any(tree.version == 1 and "cpu" in tree.controllers for tree in cgroups.cgroupfs.trees())
-        resources = bundle.resources(v1_cpu)
+        with bundles.shaped():
+            bundle = bundles.read(path)
+            _check_console(bundle.process, console, survives)
+            v1_cpu = any(tree.version == 1 and "cpu" in tree.controllers for tree in cgroups.cgroupfs.trees())
+            resources = bundle.resources(v1_cpu)
         self.warnings = bundle.warnings
         try:
             self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -132,10 +133,11 @@ class Box:
                 resources.apply(cgroups.Cgroup.of_paths(self.record()["cgroup"]))
         else:
             resources.apply(group)
-        job = bundles.job(
-            bundle, group, self.state(status="creating"), gate=str(self.folder), survives=survives, keep_fds=keep_fds,
-            **({} if unit else _into(group)),
-        )  # fmt: skip
+        with bundles.shaped():
+            job = bundles.job(
+                bundle, group, self.state(status="creating"), gate=str(self.folder), survives=survives, keep_fds=keep_fds,
+                **({} if unit else _into(group)),
+            )  # fmt: skip
         if not new_keyring:
             job = _unlock(job, "keyring")
         _give_stdio_to(bundle.owner())
@@ -177,12 +179,12 @@ class Box:
             raise InUse(f"cannot exec in a paused container {self.id}", "resume it first")
         if status not in ("running", "created", "paused"):
             raise NotFound(f"cannot exec in a container that is not running: {self.id} is {status}")
-        warnings = bundles.check_process(process)
-        self.warnings = tuple(warnings)
-        _check_console(process, console, survives)
         kinds = bundles.own_kinds(record["pid"])
         config = self.config()
-        words = bundles.process_words(process, kinds, (config.get("linux") or {}).get("seccomp"))
+        with bundles.shaped("the process"):
+            self.warnings = tuple(bundles.check_process(process))
+            _check_console(process, console, survives)
+            words = bundles.process_words(process, kinds, (config.get("linux") or {}).get("seccomp"))
         job = launch.Job(
             **words, namespaces=kinds, join=record["pid"], survives=survives, keep_fds=keep_fds, **_into(self.cgroup(record))
         )

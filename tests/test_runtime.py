@@ -262,6 +262,21 @@ def test_what_can_not_be_done_is_refused_by_name_and_leaves_nothing(box, path, v
     assert box.left() == []
 
 
+@pytest.mark.parametrize("wrong", [7, "text", ["list"], {"a": "dict"}])
+def test_a_config_of_another_shape_is_refused_and_leaves_nothing(box, wrong):
+    paths = ["process", "root", "linux", "mounts", "hooks", "annotations", "hostname"]
+    paths += ["process.user", "process.args", "process.capabilities", "process.rlimits", "process.env", "linux.namespaces", "linux.resources"]
+    paths += ["linux.seccomp", "linux.sysctl", "linux.devices", "linux.maskedPaths", "linux.resources.memory", "linux.resources.devices"]
+    whole = json.dumps(box.config)
+    for path in paths:
+        box.config = json.loads(whole)
+        done = box.set(path, wrong).create()
+        assert "Traceback" not in done.stderr and "labkit itself" not in done.stderr, (path, done.stderr)
+        if done.returncode == 0:
+            box.delete()
+        assert box.left() == [], path
+
+
 def test_every_1_x_version_is_read(box):
     for version in ("1.0.0", "1.0.2-dev", "1.1.0", "1.3.7+x"):
         assert box.set("ociVersion", version).run().returncode == 0
