@@ -251,6 +251,8 @@ def test_the_same_folder_makes_the_same_bytes_whatever_order_it_was_filled_in(tm
         os.utime(tmp_path / name, (6, 6))
     for compression in (None, "gzip", "zstd"):
         assert pack(tmp_path / "one", compression) == pack(tmp_path / "two", compression)
+    with tarfile.open(fileobj=io.BytesIO(pack(tmp_path / "one")[0])) as file:
+        assert file.getnames() == [".", "a", "b", "c"], "by name, the same in every process"
 
 
 def test_clamp_is_the_latest_time_in_a_layer(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import time
 from pathlib import Path
 
 import hosts
@@ -16,6 +17,11 @@ from labkit.errors import BadValue, InUse, KernelError, LabError, NotFound, Unsu
 pytestmark = pytest.mark.usefixtures("needs_root")
 
 MARKS = ("trusted.overlay.opaque", "trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.uuid")
+
+
+# Whoever makes a mount namespace beside us, and stays, keeps a copy of the pool's mount; its
+# loop device then goes when they do. That is the kernel's business, and no file is left.
+HELD = (r"^loop\d+ .*\(deleted\)$",)
 
 
 @pytest.fixture(params=storage.NAMES)
@@ -157,7 +163,7 @@ def test_root_is_found_again_by_the_containers_id(driver, image, rootfs):
 
 
 def test_removed_root_leaves_nothing(driver, image):
-    with hosts.unchanged():
+    with hosts.unchanged(HELD):
         entries = {entry.number for entry in ledger.entries()}
         made = driver.prepare(image, f"test-{state.new_id()}")
         with seen(made) as root:
@@ -170,7 +176,7 @@ def test_removed_root_leaves_nothing(driver, image):
 
 def test_ledger_alone_gives_a_root_back(driver, image):
     """A killed kernel runs no `remove`: what the ledger has in the container's group must be enough."""
-    with hosts.unchanged():
+    with hosts.unchanged(HELD):
         entries = {entry.number for entry in ledger.entries()}
         name = f"test-{state.new_id()}"
         with ledger.group(name):
@@ -187,7 +193,7 @@ def test_failure_in_the_middle_leaves_nothing(driver, image, monkeypatch):
 
     real = type(driver)._make
     monkeypatch.setattr(type(driver), "_make", lambda self, rootfs, home: (real(self, rootfs, home), fail()))
-    with hosts.unchanged():
+    with hosts.unchanged(HELD):
         entries = {entry.number for entry in ledger.entries()}
         with pytest.raises(KernelError, match="ENOSPC"):
             driver.prepare(image, "test-fails")
@@ -263,7 +269,7 @@ def test_mode_alone_copies_no_data_up_with_metacopy(folders):
 def test_paths_with_signs_that_mount_options_use(folders, tmp_path, odd):
     lowers, upper, work, merged = folders(tmp_path / odd)
     (lowers[0] / "f").write_text("lower")
-    with hosts.unchanged(), storage.mounted(lowers, upper, work, merged):
+    with hosts.unchanged(HELD), storage.mounted(lowers, upper, work, merged):
         assert (merged / "f").read_text() == "lower"
         (merged / "f").write_text("upper")
     assert (upper / "f").read_text() == "upper"
@@ -282,7 +288,7 @@ def test_more_layers_than_a_page_of_options_can_name(folders, tmp_path, monkeypa
     for number, lower in enumerate(lowers):
         (lower / f"f{number}").write_text("")
         (lower / "who").write_text(str(number))
-    with hosts.unchanged(), storage.mounted(lowers, upper, work, merged):
+    with hosts.unchanged(HELD), storage.mounted(lowers, upper, work, merged):
         assert len(os.listdir(merged)) == 201
         assert (merged / "who").read_text() == "199"
 
@@ -311,7 +317,11 @@ def test_missing_folder_is_named(folders):
 
 def test_notebook_process_itself_mounts_nothing_and_the_mount_goes_with_the_block(folders):
     lowers, upper, work, merged = folders()
-    with pytest.raises(ZeroDivisionError), hosts.unchanged(), storage.mounted(lowers, upper, work, merged):
+    with (
+        pytest.raises(ZeroDivisionError),
+        hosts.unchanged(HELD),
+        storage.mounted(lowers, upper, work, merged),
+    ):
         raise ZeroDivisionError
 
 
@@ -365,14 +375,15 @@ def needs_btrfs():
 
 def test_pool_goes_with_its_last_container(needs_btrfs, image):
     driver = storage.driver("btrfs")
-    with hosts.unchanged():
+    with hosts.unchanged(HELD):
         driver.prepare(image, "test-one")
         driver.prepare(image, "test-two")
-        assert btrfs.is_open() and len(loop.devices_of(btrfs._image())) == 1
+        assert btrfs.is_open() and len(loop.devices_of(btrfs._image(), deleted=False)) == 1
         driver.remove("test-one")
         assert btrfs.is_open()
         driver.remove("test-two")
-        assert not btrfs.is_open() and not loop.devices_of(btrfs._image()) and not btrfs._image().exists()
+        assert not btrfs.is_open() and not btrfs._image().exists()
+        assert not loop.devices_of(btrfs._image(), deleted=False)
 
 
 def test_pool_that_someone_is_in_survives_a_clean(needs_btrfs, image):
@@ -421,6 +432,30 @@ def test_loop_device_is_given_back_by_the_ledger_alone(tmp_path):
         assert loop.devices_of(file) == [device]
         assert os.stat(device).st_rdev != 0
     assert loop.devices_of(file) == []
+
+
+def test_pool_is_made_anew_while_somebodys_namespace_still_holds_the_old_one(needs_btrfs, image, monkeypatch):
+    import subprocess
+
+    driver = storage.driver("btrfs")
+    driver.prepare(image, "test-old")
+    # A mount namespace made now has a copy of every mount, the pool's too.
+    holder = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", "echo ready; exec cat"], stdin=-1, stdout=-1, text=True
+    )
+    assert holder.stdout.readline() == "ready\n"
+    monkeypatch.setattr(loop, "PATIENCE", 0.2)
+    driver.remove("test-old")
+    made = driver.prepare(image, "test-new")
+    assert os.path.exists(f"{made.merged}/bin/sh") and not os.path.exists(
+        f"{btrfs._pool()}/containers/test-old"
+    )
+    driver.remove("test-new")
+    holder.communicate("")
+    deadline = time.monotonic() + 5
+    while loop.devices_of(btrfs._image(), deleted=False) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert loop.devices_of(btrfs._image(), deleted=False) == []
 
 
 def test_chain_names_a_stack_in_its_order():

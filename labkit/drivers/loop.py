@@ -24,6 +24,8 @@ LOOP_CONFIGURE = 0x4C0A
 LOOP_CLR_FD = 0x4C01
 LO_FLAGS_AUTOCLEAR = 4
 
+PATIENCE = 5  # seconds for the last user of a device to go
+
 
 class _loop_info64(ctypes.Structure):
     _fields_ = [
@@ -62,7 +64,7 @@ def attach(file):
     Returns (path, fd): close the fd when the device is mounted, and it lives as long
     as the mount. Raises Unsupported without loop devices.
     """
-    for path in devices_of(file):
+    for path in devices_of(file, deleted=False):
         # One file under two devices would be two caches of one disk: it would be destroyed.
         return path, os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -95,19 +97,20 @@ def attach(file):
         os.close(control)
 
 
-def devices_of(file):
-    """Return the loop devices that stand on a file, as the kernel lists them."""
+def devices_of(file, deleted=True):
+    """Return the loop devices that stand on a file, also on one of that name that was deleted."""
     found = []
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
-            if backing.read_text().rstrip("\n").removesuffix(" (deleted)") == str(file):
+            said = backing.read_text().rstrip("\n")
+            if (said.removesuffix(" (deleted)") if deleted else said) == str(file):
                 found.append(f"/dev/{backing.parent.parent.name}")
     return found
 
 
 def detach(file):
     """Detach every loop device from a file; quiet if there is none. The ledger's kind `loop`."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while devices := devices_of(file):
         for path in devices:
             with contextlib.suppress(OSError):
@@ -117,5 +120,16 @@ def detach(file):
                 finally:
                     os.close(fd)
         if time.monotonic() > deadline:
+            if all(_clears_itself(path) for path in devices):
+                # Somebody's mount namespace, made meanwhile, has a copy of the mount. The
+                # device goes with that namespace: the kernel has been told, nobody need wait.
+                return
             raise LabError(f"{devices[0]} is still in use for {file}", f"findmnt {devices[0]}")
         time.sleep(0.01)
+
+
+def _clears_itself(path):
+    try:
+        return Path("/sys/block", os.path.basename(path), "loop/autoclear").read_text().strip() == "1"
+    except OSError:
+        return True  # gone
