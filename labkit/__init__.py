@@ -1,19 +1,35 @@
 """labkit: a container, one kernel idea a module.
 
-Read it from the bottom floor up; a module imports only from floors below it.
+Read it from the bottom floor up. A module imports only from its own floor and
+those below, so nobody meets an idea before the ones it is made of.
 
-    8  cli workshop server                  the `lab` command, JupyterLab
-    7  figures panels checks doctor         pictures, knobs, exercises
-       workbench gaps lessons room          a place to try pieces; a participant's copies and progress
-    6  sampling tracing                     what a cgroup said, at a fixed rate; syscalls, by strace
-       oci runtime                          Docker's and Podman's words for the same
-    5  container                            the floors below put together
-    4  spawner                              the process that clones
-    3  layers storage images volumes        where a root filesystem comes from
-    2  namespaces mounts cgroups security   what the kernel does for a container
-       seccomp network firewall
-    1  proc ledger child                    what there is, what we made, where we work
-    0  errors state syscalls                words, places, the kernel's doors
+    8  the `lab` command             cli cli_images cli_host commands
+       JupyterLab, tests, a room     workshop server room
+    7  pictures, knobs, exercises    figures panels checks
+       a participant's copies        lessons gaps workbench
+       escapes, each really tried    museum exhibits inspection
+       what this machine can do      doctor probing kernel_probes machine_probes
+    6  numbers while it runs         sampling reader workloads measuring
+       the syscalls it made          tracing taught
+       an OCI runtime                runtime oci oci_words bundle resources systemd
+       others, really started        engine neighbours vm nobody
+    5  a container's life            container spec attach rootless
+       an image from instructions    build dockerfile context commit layer_cache
+    4  who clones                    spawner
+       from clone to exec            launch entering settings hooks gate channel users handover
+    3  folders that outlive it       volumes
+       images, here and elsewhere    images layout base registry archives garbage
+       a root made of layers         storage drivers copyup listing
+       a layer as a tar              layers unpack tarread layer_diff whiteouts digests rootdir
+    2  links, addresses, ports       network wires firewall
+       what root may do in there     security seccomp devices
+       how much it may use           cgroups cgroupfs controllers stats events hierarchies limits
+                                     quantities cgls
+       what it sees of the files     mounts mount_options rootfs idmap
+       what it sees at all           namespaces
+    1  what there is, what we made   proc ledger
+       where kernel work is done     child
+    0  words, places, doors          errors state syscalls
 
 `import labkit` is cheap: the names below are loaded when first used.
 """
@@ -29,6 +45,7 @@ _HOME = {
     "begin": "container",
     "Image": "images",
     "Cgroup": "cgroups",
+    "Limits": "limits",
     "in_child": "child",
     "progress": "lessons",
 }

@@ -1,5 +1,6 @@
 """Floors 0 and 1: errors, state, syscalls, proc, child. Each test is one promise."""
 
+import ast
 import ctypes
 import os
 import pickle
@@ -247,21 +248,35 @@ def test_importing_labkit_loads_neither_matplotlib_nor_numpy():
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
-def test_each_module_imports_only_from_floors_below():
-    """The floors in labkit/__init__.py's docstring are the order a reader reads in."""
+def _floors():
+    """Return {module: floor} as the docstring of labkit draws them."""
     import labkit
 
-    floors = {}
+    floors, floor = {}, None
     for line in labkit.__doc__.splitlines():
-        if match := re.match(r"    (\d)  ([\w ]+?)(?:   .*)?$", line):
-            for name in match[2].split():
-                floors[name] = int(match[1])
-    folder = Path(labkit.__file__).parent
+        if match := re.fullmatch(r"    ([ \d])  (.{28})  ([a-z_ ]+)", line):
+            floor = floor if match[1] == " " else int(match[1])
+            floors.update(dict.fromkeys(match[3].split(), floor))
+    return floors
+
+
+def _imported(file):
+    """Yield what a file imports from labkit when it is imported itself."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module == "labkit":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("labkit."):
+            yield node.module.split(".")[1]
+
+
+def test_every_module_is_on_a_floor_and_imports_only_from_its_own_and_those_below():
+    """The floors in labkit's docstring are the order a reader reads in."""
+    floors = _floors()
+    folder = Path(proc.__file__).parent
+    names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert set(floors) == names - {"__init__", "__main__"}
     for name, floor in floors.items():
         file = folder / f"{name}.py"
-        if not file.exists():
-            continue
-        top_level = re.findall(r"^from labkit import ([^(\n]+|\([^)]+\))|^from labkit\.(\w+) import", file.read_text(), re.M)
-        for several, one in top_level:
-            for imported in re.findall(r"\w+(?= as )|\w+", re.sub(r" as \w+", "", several)) or [one]:
-                assert floors.get(imported, -1) <= floor, f"{name} (floor {floor}) imports {imported}"
+        for source in [file] if file.exists() else (folder / name).glob("*.py"):
+            for imported in _imported(source):
+                assert floors[imported] <= floor, f"{name} (floor {floor}) imports {imported} ({floors[imported]})"
