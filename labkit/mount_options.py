@@ -17,7 +17,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 
-from labkit import mounts
+from labkit import inroot, mounts
 from labkit import syscalls as sc
 from labkit.errors import BadValue, KernelError, Unsupported, from_oserror
 
@@ -128,7 +128,7 @@ class Mount:
             # is found by path. Anywhere else the image may have links, inside its root.
             follow = self.kind not in ("proc", "sysfs")
             there = self.kind == "tmpfs" and _is_there(root, self.target)
-            target = mounts.make_in_root(root, self.target, folder, follow)
+            target = inroot.make_in_root(root, self.target, folder, follow)
         except BaseException:
             os.close(tree)
             raise
@@ -162,7 +162,7 @@ def _set(tree, attrs, atime, whole):
 
 def _is_there(root, path):
     try:
-        os.close(mounts.open_in_root(root, path))
+        os.close(inroot.open_in_root(root, path))
     except KernelError:
         return False
     return True
@@ -204,7 +204,7 @@ class Device:
     def execute(self, root):
         kinds = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
         folder, name = os.path.split(self.target)
-        parent = mounts.make_in_root(root, folder)
+        parent = inroot.make_in_root(root, folder)
         try:
             os.mknod(name, kinds[self.kind] | self.mode, os.makedev(self.major, self.minor), dir_fd=parent)
             os.chmod(name, self.mode, dir_fd=parent)  # again: the umask took from it
