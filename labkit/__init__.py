@@ -13,7 +13,7 @@ those below, so nobody meets an idea before the ones it is made of.
        the syscalls it made          tracing taught
        an OCI runtime                runtime oci oci_words bundle resources systemd
        others, really started        engine neighbours vm nobody
-    5  a container's life            container spec attach rootless
+    5  a container's life            container roster spec attach rootless
        an image from instructions    build dockerfile context commit layer_cache
     4  who clones                    spawner
        from clone to exec            launch entering settings hooks gate channel users handover
@@ -25,7 +25,7 @@ those below, so nobody meets an idea before the ones it is made of.
        what root may do in there     security seccomp devices
        how much it may use           cgroups cgroupfs controllers stats events hierarchies limits
                                      quantities cgls
-       what it sees of the files     mounts mount_options rootfs idmap
+       what it sees of the files     mounts inroot mount_options rootfs idmap
        what it sees at all           namespaces
     1  what there is, what we made   proc ledger
        where kernel work is done     child

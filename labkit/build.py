@@ -15,7 +15,7 @@ import posixpath
 from dataclasses import replace
 from pathlib import Path
 
-from labkit import context, dockerfile, images, layer_cache, storage
+from labkit import context, dockerfile, images, inroot, layer_cache, storage
 from labkit.errors import BadValue, LabError, NotFound
 from labkit.images import ImageConfig
 
@@ -226,7 +226,7 @@ class _Builder(layer_cache.Layers):
         with context.scratch("look") as merged, storage.mounted(self.stage.image.layers, None, None, merged):
             root = os.open(merged, os.O_PATH | os.O_DIRECTORY)
             try:
-                os.close(context.mounts.open_in_root(root, target, os.O_PATH | os.O_DIRECTORY))
+                os.close(inroot.open_in_root(root, target, os.O_PATH | os.O_DIRECTORY))
                 return True
             except LabError:
                 return False

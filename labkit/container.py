@@ -9,9 +9,7 @@ takes everything away again.
         print(box.top())
         box.exec("ps")
 
-On disk a container is one folder, /run/labkit/containers/ID: `state.json` says
-what any other process needs to know, `log` is what it printed, and
-/run/labkit/names/NAME holds its ID. mkdir(2) and O_EXCL decide who was first.
+What other processes need to know of it is in files: see `roster`.
 """
 
 import contextlib
@@ -22,7 +20,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 
-from labkit import cgroups, devices, images, ledger, proc, rootless, spawner, state, storage, syscalls
+from labkit import cgroups, devices, images, ledger, proc, rootless, roster, spawner, state, storage, syscalls
 from labkit.errors import InUse, KernelError, LabError, NotFound, Unsupported
 from labkit.launch import Job
 from labkit.spec import PATH, Spec, describe
@@ -104,11 +102,11 @@ class Container:
         image = images.get(self.spec.image)
         self.spec.argv(image.config)
         with ledger.group(self.id):
-            self._claim()
+            roster.claim_id(self.id)  # only who gets it may clean up after it
         try:
             with ledger.group(self.id):
                 if self.spec.name:
-                    _claim_name(self.spec.name, self.id)
+                    roster.claim_name(self.spec.name, self.id)
                 self._write(status="created")
                 self.rootfs = storage.driver(self.spec.storage).prepare(image, self.id, userxattr=rootless.active())
                 self.cgroup = self._govern()
@@ -130,19 +128,10 @@ class Container:
         rootless.check(self.spec)
         return rootless.Ungoverned(self)
 
-    def _claim(self):
-        """Take the id: mkdir(2) decides who was first, and only he may clean up after it."""
-        entry = ledger.write("folder", path=str(self.folder))
-        try:
-            self.folder.mkdir(mode=0o700)
-        except FileExistsError:
-            ledger.strike(entry)
-            raise InUse(f"there is a container {self.id} already") from None
-
     @property
     def folder(self):
         """Its folder in /run."""
-        return state.run_dir("containers") / self.id
+        return roster.folder(self.id)
 
     def _spawn(self, config, stdio):
         hostname = self._hostname()
@@ -210,20 +199,15 @@ class Container:
     # ---- what it is now ----
 
     def _write(self, **news):
-        record = state.read_json(self.folder / "state.json") or {
-            "id": self.id,
-            "spec": asdict(self.spec),
-            "created": time.time(),
-            "keeper": ledger.me(),
-        }
-        state.write_json(self.folder / "state.json", record | news, sync=False)
+        try:
+            record = roster.read(self.id)
+        except NotFound:
+            record = {"id": self.id, "spec": asdict(self.spec), "created": time.time(), "keeper": ledger.me()}
+        roster.write(self.id, record | news)
 
     def record(self):
         """Return what is on disk about it. Raise NotFound if it is gone."""
-        record = state.read_json(self.folder / "state.json") if self.folder.exists() else None
-        if record is None:
-            raise NotFound(f"the container {self.name} is gone")
-        return record
+        return roster.read(self.id)
 
     @property
     def pid(self):
@@ -434,30 +418,20 @@ def run(image, *command, show=True, **words):
 
 def find(reference):
     """Return the container of a name, an id or the beginning of one. Raise NotFound."""
-    reference = state.check_name(reference, "container")
-    ids = sorted(os.listdir(state.run_dir("containers")))
-    named = state.run_dir("names") / reference
-    wanted = [named.read_text()] if named.exists() else [number for number in ids if number.startswith(reference)]
-    if len(wanted) > 1:
-        raise NotFound(f"{reference!r} begins {len(wanted)} container ids", "write more of it")
-    if not wanted or wanted[0] not in ids:
-        raise NotFound(f"no container {reference!r}", "`lab ps -a` shows all containers")
-    return _load(wanted[0])
+    return _load(roster.find(reference))
 
 
 def all_containers():
     """Return every container that there is, the newest first."""
     found = []
-    for number in os.listdir(state.run_dir("containers")):
+    for number in roster.ids():
         with contextlib.suppress(NotFound):  # another process removes it just now
             found.append(_load(number))
     return sorted(found, key=lambda box: box.record()["created"], reverse=True)
 
 
 def _load(number):
-    record = state.read_json(state.run_dir("containers") / number / "state.json")
-    if record is None:
-        raise NotFound(f"the container {number} is being made or removed")
+    record = roster.read(number)
     # JSON has no tuples; and limits and volumes are in force already, nobody makes them from this again.
     words = {key: tuple(value) if isinstance(value, list) else value for key, value in record["spec"].items()}
     words |= {"limits": cgroups.Limits(), "volumes": ()}
@@ -467,19 +441,6 @@ def _load(number):
 def begin(chapter):
     """Begin a chapter: give back what an earlier run of it left, and mark what it makes as its own."""
     ledger.begin(chapter)
-
-
-def _claim_name(name, number):
-    path = state.run_dir("names") / name
-    with state.lock("names"):
-        try:
-            holder = path.read_text()
-        except FileNotFoundError:
-            holder = None
-        if holder is not None:
-            raise InUse(f"the name {name!r} is taken by container {holder}", f"lab rm {name}, or choose another name")
-        ledger.write("file", path=str(path))
-        state.write_atomic(path, number, sync=False)
 
 
 def _opened(stack, path, flags):

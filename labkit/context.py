@@ -15,7 +15,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from labkit import layer_diff, layers, ledger, mounts, state, storage
+from labkit import inroot, layer_diff, layers, ledger, state, storage
 from labkit.errors import BadArchive, KernelError, NotFound, from_oserror
 
 
@@ -110,7 +110,7 @@ def gather_from(image, instruction, sources, into):
         try:
             for source in sources:
                 try:
-                    fd = mounts.open_in_root(root, source)
+                    fd = inroot.open_in_root(root, source)
                 except KernelError:
                     raise NotFound(
                         f"Dockerfile, line {instruction.line}: no {source} in {image.name or 'that stage'}",
@@ -155,7 +155,7 @@ def put(folder, root, target):
     """Put what is in a folder below `target` in the root mounted at `root`; missing folders are made."""
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
-        target_fd = mounts.make_in_root(root_fd, target)
+        target_fd = inroot.make_in_root(root_fd, target)
         try:
             status = os.stat(target_fd)  # the target keeps its own owner and mode
             os.chown(folder, status.st_uid, status.st_gid)

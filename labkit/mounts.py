@@ -11,11 +11,9 @@ walks it:
     masks and read-only     after what they cover
     pivot_root              the old root goes, and with it every way back
 
-No step ever hands the kernel a path inside the image. An image can hold
-`/dev -> /etc` and a mount on `rootfs/dev` would land on the host's /etc. So the
-target is first opened as an fd with openat2(2) and RESOLVE_IN_ROOT, for which a
-symlink, `..` or an absolute link cannot leave the root, and the mount is attached
-to that fd by move_mount(2). See mount_namespaces(7), pivot_root(2).
+No step ever hands the kernel a path inside the image: `inroot` opens the target as
+an fd that no link can lead out of the root, and the mount is attached to that fd by
+move_mount(2). See mount_namespaces(7), pivot_root(2).
 """
 
 import errno
@@ -26,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from labkit import proc
 from labkit import syscalls as sc
 from labkit.errors import BadValue, KernelError, from_oserror
+from labkit.inroot import make_in_root, open_in_root
 
 NOSUID, NODEV, NOEXEC = sc.MOUNT_ATTR_NOSUID, sc.MOUNT_ATTR_NODEV, sc.MOUNT_ATTR_NOEXEC
 RDONLY = sc.MOUNT_ATTR_RDONLY
@@ -37,65 +36,7 @@ def _options(attrs):
     return f" ({','.join(names)})" if names else ""
 
 
-# ---- paths in the new root, by fd ----
-
-_unlocked = ()  # a child's own: Plan.execute sets it, in a process that then execs
-
-
-def open_in_root(root, path, flags=os.O_PATH, follow=True):
-    """Open `path` below the folder fd `root`; nothing in it can lead outside. See openat2(2).
-
-    With follow=False a symlink anywhere on the way is refused (ELOOP).
-    """
-    if "in_root" in _unlocked:  # as a path of text, which links lead wherever they like
-        text = os.readlink(f"/proc/self/fd/{root}") + "/" + str(path)
-        try:
-            return os.open(text, flags | os.O_CLOEXEC)
-        except OSError as error:
-            raise KernelError("open(2)", error.errno, text) from None
-    resolve = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
-    if not follow:
-        resolve |= sc.RESOLVE_NO_SYMLINKS
-    return sc.openat2(root, str(path).lstrip("/") or ".", flags, 0, resolve)
-
-
-def make_in_root(root, path, folder=True, follow=True):
-    """Open `path` below `root` as an fd, making what is missing: folders, and a file at the end if asked.
-
-    Each part is made relative to the fd of the part before it, so a link that
-    appears halfway changes nothing.
-    """
-    parts = [part for part in str(path).split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise BadValue(f"mount target {path!r} has `..` in it", "name the folder itself")
-    done = ""
-    for number, part in enumerate(parts):
-        done += "/" + part
-        try:
-            os.close(open_in_root(root, done, follow=follow))
-            continue
-        except KernelError as error:
-            if error.errno == errno.ELOOP:
-                raise BadValue(
-                    f"the image has a symbolic link at {done}, where labkit must mount",
-                    "a container's own mounts go on real folders only",
-                ) from None
-            if error.errno != errno.ENOENT:
-                raise
-        parent = open_in_root(root, os.path.dirname(done), follow=follow)
-        try:
-            if number == len(parts) - 1 and not folder:
-                os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=parent))
-            else:
-                os.mkdir(part, 0o755, dir_fd=parent)
-        except FileExistsError:
-            # A dangling link: openat2 says it leads nowhere, mkdir says it is there.
-            raise BadValue(f"the image has a broken link at {done}, where labkit must mount") from None
-        except OSError as error:
-            raise from_oserror(error, f"making {done} in the container's root") from None
-        finally:
-            os.close(parent)
-    return open_in_root(root, path, follow=follow)
+# ---- mounts that are nowhere yet ----
 
 
 def attach(mount_fd, target_fd):

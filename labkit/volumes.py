@@ -16,7 +16,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit import ledger, mounts, proc, state, storage
+from labkit import inroot, ledger, proc, state, storage
 from labkit.errors import InUse, KernelError, NotFound, from_oserror
 
 
@@ -95,7 +95,7 @@ def fill(name, rootfs_fd, target):
     if any(data.iterdir()):
         return False
     try:
-        fd = mounts.open_in_root(rootfs_fd, target, os.O_RDONLY | os.O_DIRECTORY)
+        fd = inroot.open_in_root(rootfs_fd, target, os.O_RDONLY | os.O_DIRECTORY)
     except KernelError:
         return False  # the image has no such folder: nothing to hide
     scratch = data.with_name(f".{state.new_id()}.tmp")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from labkit import images, mounts, storage
+from labkit import images, inroot, storage
 from labkit import syscalls as sc
 from labkit.checks import roots as check
 from labkit.child import in_child
@@ -96,7 +96,7 @@ def test_a_link_in_the_image_leads_no_mount_outside(cage, tmp_path):
 
     def work():
         root = os.open(cage, os.O_PATH | os.O_DIRECTORY)
-        mounts.make_in_root(root, "/dev", follow=False)
+        inroot.make_in_root(root, "/dev", follow=False)
 
     with pytest.raises(BadValue, match="symbolic link"):
         in_child(work)
