@@ -114,6 +114,7 @@ class Container:
                     # Where no cgroup can do it, nodev on every mount still does.
                     with contextlib.suppress(Unsupported):
                         devices.allow_only(self.cgroup)
+                self._fill_volumes()
                 # The process needs no line of its own in the ledger: it is born in the cgroup.
                 self._spawn(image.config, stdio)
         except BaseException:
@@ -121,6 +122,15 @@ class Container:
             raise
         self._write(status="running", pid=self.pid, start_ticks=proc.start_ticks(self.pid))
         return self
+
+    def _fill_volumes(self):
+        """Give new named volumes what the image has at their place, as docker does: a mount would hide it."""
+        named = [(one.source, one.target) for one in self.spec.volumes if not one.source.startswith("/")]
+        # With mapped ids the files would come out under others; without root there is no mount to read from.
+        if named and "user" not in self.spec.namespaces and not rootless.active():
+            from labkit import volumes
+
+            volumes.fill_from(self.rootfs.step(), named)
 
     def _govern(self):
         if not rootless.active():

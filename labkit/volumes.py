@@ -16,7 +16,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit import inroot, ledger, proc, state, storage
+from labkit import child, inroot, ledger, mounts, proc, state, storage, syscalls
 from labkit.errors import InUse, KernelError, NotFound, from_oserror
 
 
@@ -109,6 +109,25 @@ def fill(name, rootfs_fd, target):
     finally:
         os.close(fd)
     return True
+
+
+def fill_from(root_step, wanted):
+    """Fill empty volumes, [(name, target)], from the root that a mount step shows. Done in a child.
+
+    Raises KernelError if the root can't be mounted.
+    """
+    empty = [(name, target) for name, target in wanted if not any(Path(path(name)).iterdir())]
+    if empty:
+        child.in_child(_fill_all, root_step, empty)
+
+
+def _fill_all(root_step, empty):
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    mounts.make_private()
+    root_step.execute()
+    root = os.open(root_step.target, os.O_PATH | os.O_DIRECTORY)
+    for name, target in empty:
+        fill(name, root, target)
 
 
 def remove(name):

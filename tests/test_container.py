@@ -171,6 +171,17 @@ def test_a_read_only_volume_is_read_and_not_written(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_named_volume_begins_with_what_the_image_has_there_and_outlives_the_container():
+    from labkit import volumes
+
+    try:
+        assert "root:x:0" in run("busybox", ["cat", "/etc/passwd"], volumes=["settings:/etc"], show=False).output
+        run("busybox", ["sh", "-c", "echo mine > /etc/passwd"], volumes=["settings:/etc"])
+        assert run("busybox", ["cat", "/etc/passwd"], volumes=["settings:/etc"], show=False).output == "mine\n"
+    finally:
+        volumes.remove("settings")
+
+
 def test_exec_is_in_all_its_namespaces_and_in_its_cgroup():
     with Container("busybox", "sleep 60", memory="64m").start() as box:
         ended = box.exec(["sh", "-c", "cd /proc/self/ns; for n in mnt uts ipc pid net cgroup; do readlink $n; done; readlink /proc/1/ns/mnt"])
