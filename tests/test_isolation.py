@@ -169,7 +169,7 @@ def _has_a_folder_of_ours(line, outside, name):
 def test_what_is_mounted_as_the_cgroup_tree_begins_at_the_container():
     script = "cat /sys/fs/cgroup/pids/cgroup.procs 2>/dev/null || cat /sys/fs/cgroup/cgroup.procs"
     numbers = inside(f"{script}; true").split()
-    assert numbers and set(numbers) <= {"1", "2"}
+    assert numbers and set(numbers) <= {"1", "2", "3"}  # sh, and one cat or two
 
 
 # ---- user ----

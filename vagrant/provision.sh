@@ -42,7 +42,7 @@ if ! command -v docker >/dev/null; then
     dpkg --configure -a
     apt-get update -q || say "the package lists could not be renewed, trying the old ones"
     # shellcheck disable=SC2086
-    apt-get install -qy --no-install-recommends $lock docker.io iptables ca-certificates || fail \
+    apt-get install -qy --no-install-recommends $lock docker.io iptables apparmor ca-certificates || fail \
         "Docker could not be installed" \
         "check that this machine reaches Debian's packages; \`vagrant up\` then goes on from here"
 fi
