@@ -16,7 +16,16 @@ from labkit.errors import BadValue, KernelError, from_oserror
 
 # ---- paths in the new root, by fd ----
 
-_unlocked = ()  # a child's own: Plan.execute sets it, in a process that then execs
+_unlocked = ()  # a child's own
+
+
+def leave_off(locks):
+    """Walk paths as plain text if `in_root` is among the locks left off: to teach what it holds.
+
+    Only in a child that is to become a container, which is why a global will do.
+    """
+    global _unlocked
+    _unlocked = locks
 
 
 def open_in_root(root, path, flags=os.O_PATH, follow=True):

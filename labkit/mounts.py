@@ -21,7 +21,7 @@ import os
 import stat
 from dataclasses import dataclass, field, replace
 
-from labkit import proc
+from labkit import inroot, proc
 from labkit import syscalls as sc
 from labkit.errors import BadValue, KernelError, from_oserror
 from labkit.inroot import make_in_root, open_in_root
@@ -384,8 +384,7 @@ class Plan:
 
         `before_pivot` is called when the root is complete and the host's files are still there.
         """
-        global _unlocked
-        _unlocked = self.unlocked
+        inroot.leave_off(self.unlocked)
         if self.spread:
             let_through(self.spread[0], self.root.target)
         elif "private" not in self.unlocked:
