@@ -162,3 +162,27 @@ def containers(found, image_size, title="Many containers of one image"):
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=12)
     return figure
+
+
+def drivers(found, title="The same image, the same work"):
+    """Draw what each storage driver took: {what was measured [unit]: {driver: number}}, a panel for each."""
+    columns = 2
+    rows = -(-len(found) // columns)
+    names = list(next(iter(found.values())))
+    figure, grid = figures.new(11, 0.7 + rows * (0.75 + 0.36 * len(names)), rows, columns, squeeze=False)
+    for axes, (what, values) in zip(grid.flat, found.items(), strict=False):
+        label, _, unit = what.rpartition(" [")
+        bars = axes.barh(names, [values[name] for name in names], color=figures.PALETTE, height=0.68)
+        axes.bar_label(bars, [_plain(values[name]) for name in names], padding=4, fontsize=11)
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 1.18 * max([*values.values(), 1e-9])), xlabel=unit.rstrip("]"))
+        axes.set_title(label, fontsize=13)
+        axes.grid(axis="y", visible=False)
+    for axes in grid.flat[len(found) :]:
+        figures.blank(axes)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def _plain(number):
+    return f"{number:.0f}" if number >= 10 or number == 0 else f"{number:.1f}" if number >= 0.1 else f"{number:.2g}"
