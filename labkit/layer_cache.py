@@ -112,9 +112,8 @@ class Layers:
             if output:
                 self.say(output.rstrip("\n"))
             if code:
-                last = output.strip().splitlines()[-1:] or ["it printed nothing"]
                 raise LabError(
-                    f"Dockerfile, line {instruction.line}: {instruction} ended with status {code}", last[0]
+                    f"Dockerfile, line {instruction.line}: {instruction} ended with status {code}", _last_word(output)
                 )
             _drop_mount_points(box.rootfs)
             return self._take(box.rootfs)
@@ -158,3 +157,11 @@ def _drop_mount_points(rootfs):
                 path.rmdir()  # fails if something is in it
             elif path.stat().st_size == 0:
                 path.unlink()
+
+
+def _last_word(output):
+    """Return what a command that failed said last; on a full disk it could not even say that."""
+    disk = os.statvfs(state.lib_dir())
+    if disk.f_bavail * disk.f_frsize < 64 << 10:
+        return f"no space left on the disk of {state.lib_dir()} (ENOSPC): make room, then build again"
+    return (output.strip().splitlines() or ["it printed nothing"])[-1]

@@ -390,3 +390,28 @@ def test_a_full_disk_while_copying_up_is_the_programs_error_and_the_store_stays_
 
     text, then = in_child(work)
     assert "No space left on device" in text and then == "fine\n", text
+
+
+@pytest.mark.parametrize("room_for_the_run", [False, True], ids=["in RUN", "in making its layer"])
+def test_a_full_disk_while_building_is_said_and_the_store_stays_sound(room_for_the_run, tmp_path):
+    size = 20 if room_for_the_run else 100  # MB: the file fits, the layer made of it does not
+    (tmp_path / "Dockerfile").write_text(f"FROM busybox\nRUN dd if=/dev/urandom of=/big bs=1M count={size}\n")
+
+    def work():
+        from labkit import build, garbage, images
+
+        with _small_disk("32m"):
+            run("busybox", "true", show=False)
+            try:
+                build.build(tmp_path, "big", say=lambda _: None)
+                said = "nothing"
+            except LabError as error:
+                said = str(error)
+            named = [image.name for image in images.all()]
+            ledger.clean()
+            garbage.collect()
+            return said, named, run("busybox", "echo fine", show=False).output, len(ledger.entries())
+
+    said, named, then, left = in_child(work)
+    assert "ENOSPC" in said, said
+    assert (named, then, left) == (["busybox:latest"], "fine\n", 0)
