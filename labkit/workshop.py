@@ -97,7 +97,7 @@ def _pytest_arguments(argv):
     flags = ["-rs", "--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval-sanitize.cfg"]
     words = [str(place) for word in argv for place in _places_named(word)]
     places = [word for word in words if Path(word.partition("::")[0]).exists()]
-    everything = ["tests", "notebooks", *(_in_a_vm() if os.environ.get("CI") else ())]
+    everything = ["tests", "notebooks", *(_in_a_vm() if os.environ.get("LAB_TEST_VM") else ())]
     return flags + words + ([] if places else everything)
 
 
