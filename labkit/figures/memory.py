@@ -29,7 +29,7 @@ def growth(trace, limit, high=None, title="It grows until it may not"):
     if high:
         _line(axes, high / MIB, f"high: {high / MIB:g} MiB", figures.ORANGE)
     for when in kills(trace):
-        axes.axvline(when, color=figures.RED, linewidth=1.6, linestyle=":")
+        axes.axvline(when, ymax=0.85, color=figures.RED, linewidth=1.6, linestyle=":")  # below the legend
         axes.plot(
             when,
             numpy.interp(when, time, total),
@@ -74,9 +74,7 @@ def processes(trace, limit, title="A fork bomb runs into pids.max"):
 def bandwidth(trace, limit, name="write_bytes", window=0.5, title="The disk is fast, the limit is the limit"):
     """Draw how fast a group reads or writes (`name`) against its limit in bytes a second."""
     figure, axes = figures.new(10, 4)
-    ends, rate = trace.growth(name, window)
-    if len(ends):
-        ends, rate = numpy.concatenate(([ends[0] - window], ends)), numpy.concatenate((rate[:1], rate))
+    ends, rate = _stepped(trace, name, window)
     axes.fill_between(ends, rate / MIB, step="pre", color=figures.SKY, alpha=0.75, linewidth=0)
     _line(axes, limit / MIB, f"limit: {limit / MIB:g} MiB/s", figures.RED)
     axes.set(xlabel="time [s]", ylabel=f"{name.partition('_')[0]} [MiB/s]", title=title)
@@ -87,7 +85,7 @@ def bandwidth(trace, limit, name="write_bytes", window=0.5, title="The disk is f
 def freezing(trace, window=0.05, title="Frozen: there, but not running"):
     """Draw CPU use over time with the stretches in which the group was frozen."""
     figure, axes = figures.new(10, 4)
-    ends, used = trace.growth("usage_usec", window)
+    ends, used = _stepped(trace, "usage_usec", window)
     axes.step(ends, used / 1e6, where="pre", color=figures.BLUE, label="CPU used")
     frozen = trace["frozen"] > 0
     axes.fill_between(
@@ -107,16 +105,25 @@ def pressures(trace, window=0.25, title="Time lost by waiting"):
     colours = {"cpu": figures.BLUE, "memory": figures.ORANGE, "io": figures.GREEN}
     for name, colour in colours.items():
         if f"{name}_pressure_usec" in trace.values:
-            ends, waited = trace.growth(f"{name}_pressure_usec", window)
+            ends, waited = _stepped(trace, f"{name}_pressure_usec", window)
             axes.step(ends, waited / 1e4, where="pre", color=colour, label=f"waits for {name}")
-    axes.set(xlabel="time [s]", ylabel="some task waits [% of time]", ylim=(-2, 105), title=title)
+    axes.set(xlabel="time [s]", ylabel="some task waits [% of time]", ylim=(-2, 125), title=title)
+    axes.set_yticks(range(0, 101, 20))
     axes.legend(loc="upper right", ncols=3)
     return figure
+
+
+def _stepped(trace, name, window):
+    """Return (edges, growth a second) to be drawn in steps "pre": also the first window has a beginning."""
+    ends, rate = trace.growth(name, window)
+    if not len(ends):
+        return ends, rate
+    return numpy.concatenate(([ends[0] - window], ends)), numpy.concatenate((rate[:1], rate))
 
 
 def _line(axes, value, text, colour):
     axes.axhline(value, color=colour, linestyle="--", linewidth=1.8)
     axes.annotate(
-        text, (1, value), (-4, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
+        text, (1, value), (-4, 6), xycoords=("axes fraction", "data"), textcoords="offset points",
         ha="right", color=colour, fontweight="bold", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
     )  # fmt: skip
