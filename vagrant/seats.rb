@@ -186,7 +186,8 @@ class Lab
   end
 
   def write_list
-    File.write(list, seats.select(&:kept?).map { |seat| "#{seat.name}  #{seat.url}\n" }.join, perm: 0o600)
+    lines = seats.select(&:kept?).map { |seat| "#{seat.name}  #{seat.url}\n" }
+    lines.empty? ? FileUtils.rm_f(list) : File.write(list, lines.join, perm: 0o600)
   end
 
   def first_chapter
@@ -262,6 +263,7 @@ class Lab::Seat
 
   def forget
     FileUtils.rm_f(file)
+    @lab.write_list if File.exist?(@lab.list)
   end
 
   def answers?
