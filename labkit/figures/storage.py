@@ -186,3 +186,41 @@ def drivers(found, title="The same image, the same work"):
 
 def _plain(number):
     return f"{number:.0f}" if number >= 10 or number == 0 else f"{number:.1f}" if number >= 0.1 else f"{number:.2g}"
+
+
+def shared(stacks, title="Layers that images share"):
+    """Draw images as stacks of layers: {image: [(diffID, text), …]}, the lowest first.
+
+    A layer that stands at the same height in neighbouring images is drawn once, as wide as they are.
+    """
+    names, stacks = list(stacks), list(stacks.values())
+    height = max(map(len, stacks))
+    figure, axes = figures.new(min(3.4 * len(names), 12), 1.0 + 0.8 * height)
+    figures.blank(axes)
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(-0.5, height + 0.15))
+    axes.set_title(title)
+    colours = {}
+    for row in range(height):
+        column = 0
+        while column < len(names):
+            end = column + 1
+            if row < len(stacks[column]):
+                diff_id, text = stacks[column][row]
+                while end < len(names) and stacks[end][row : row + 1] == [(diff_id, text)]:
+                    end += 1
+                colour = colours.setdefault(diff_id, figures.PALETTE[len(colours) % len(figures.PALETTE)])
+                _layer(axes, column, row, end - column, f"{text}\n{diff_id.removeprefix('sha256:')[:12]}", colour)
+            column = end
+    for column, (name, stack) in enumerate(zip(names, stacks, strict=True)):
+        axes.text(column, len(stack) - 0.32, name, ha="center", va="center", fontweight="bold")
+    return figure
+
+
+def _layer(axes, column, row, wide, text, colour):
+    axes.add_patch(
+        FancyBboxPatch(
+            (column - 0.46, row - 0.42), wide - 0.08, 0.8,
+            boxstyle="round,pad=0,rounding_size=0.06", facecolor=colour, edgecolor=colour, alpha=0.35,
+        )  # fmt: skip
+    )
+    axes.text(column + (wide - 1) / 2, row - 0.02, text, ha="center", va="center", fontsize=11, linespacing=1.3)
