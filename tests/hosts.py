@@ -145,11 +145,11 @@ def _fds():
 
 
 def _counts(fd, target):
-    """Tell whether an fd would be ours: pytest's capturing, asyncio and ZeroMQ keep some of their own."""
+    """Tell whether an fd would be ours: pytest's capturing, asyncio, ZeroMQ and matplotlib's fonts keep their own."""
     if target.startswith("socket:"):
         with socket.socket(fileno=os.dup(fd)) as one:
             return one.family in (socket.AF_NETLINK, socket.AF_PACKET)
-    return not target.startswith(("anon_inode:[event", "/dev/", "/proc/")) and "(deleted)" not in target
+    return not target.startswith(("anon_inode:[event", "/dev/", "/proc/")) and not target.endswith(".ttf") and "(deleted)" not in target
 
 
 def _processes():

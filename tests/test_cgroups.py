@@ -554,7 +554,8 @@ def test_v1_alone_stops_all_before_it_kills_any(monkeypatch):
     with Cgroup.create("group") as group, inside(group, *workloads.spin(2)):
         until(lambda: len(group.procs()) == 2)
         group.kill()
-    words = [step for step in steps if step in ("FROZEN", "kill", "THAWED")]
+        # Looked at here: leaving the block kills once more, if they are still on their way out.
+        words = [step for step in steps if step in ("FROZEN", "kill", "THAWED")]
     assert words == ["FROZEN", "kill", "kill", "THAWED"]
 
 
