@@ -331,9 +331,9 @@ def mount(lowerdirs, upperdir, workdir, merged, options=DEFAULT_OPTIONS):
 def unmount(merged):
     """Take away what `mount` put on `merged`; quiet if there is nothing."""
     merged = os.path.realpath(merged)
-    ours = {("mount", merged), ("folder", str(_links_for(merged)))}
+    ours = (("mount", {"target": merged}), ("folder", {"path": str(_links_for(merged))}))
     for entry in reversed(ledger.entries()):
-        if (entry.kind, *entry.what.values()) in ours:
+        if (entry.kind, entry.what) in ours:
             ledger.undo(entry)
 
 

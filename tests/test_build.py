@@ -426,3 +426,13 @@ def test_tools_of_others_read_what_was_built(make, tmp_path):
         ignore = ("trusted.overlay.opaque", "trusted.overlay.origin", "trusted.overlay.impure")
         ours = snapshot(root, times=False, ignore=ignore)
     assert differences(ours, snapshot(tmp_path / "bundle/rootfs", times=False, ignore=ignore)) == []
+
+
+def test_a_build_beside_a_running_container_takes_away_its_own_mounts_only(tmp_path):
+    from labkit.container import Container
+
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nCOPY file /file\n")
+    (tmp_path / "file").write_text("x")
+    with Container("busybox", "sleep 60").start() as box:
+        build.build(tmp_path, "beside", say=lambda _: None)
+        assert box.status == "running"
