@@ -375,7 +375,7 @@ def test_the_process_that_joins_has_no_more_power_than_the_container(monkeypatch
         assert set(security.names(int(pipe.read()))) <= {"SETPCAP", "SETUID", "SETGID", "CHOWN"}
 
 
-def test_the_sealed_step_costs_less_than_a_millisecond():
+def test_the_sealed_step_costs_little_beside_the_exec_itself():
     def spent(through_it):
         """Return the CPU seconds of a process from its fork to its end: others' load does not count."""
         read_end, write_end = os.pipe()
@@ -392,7 +392,7 @@ def test_the_sealed_step_costs_less_than_a_millisecond():
         return used.ru_utime + used.ru_stime
 
     with_it, without = (min(spent(way) for _ in range(60)) for way in (True, False))
-    assert with_it - without < 0.001
+    assert with_it < 1.5 * without
 
 
 # ---- the exercises of chapter 11 ----
