@@ -119,7 +119,7 @@ class Engine:
             home.mkdir(exist_ok=True)  # on v2 a folder with children may hold no process
             lines.append(f"echo $$ > {shlex.quote(str(home / 'cgroup.procs'))}")
         lines += [f"umount -l {shlex.quote(mount)}" for mount in _other_trees(v1)]
-        lines += ["ip link set lo up"] if network else []
+        lines += ["ip link set lo up"]
         # What dockerd makes there without being asked goes with its mount namespace.
         etc = [self.folder / name for name in ("etc", "etc-work")]
         for path in etc:
@@ -136,7 +136,8 @@ class Engine:
             f"--cgroup-parent={'boxes' if v1 else f'/{state.label()}/{self.folder.name}'}",
         ]  # fmt: skip
         dockerd = shutil.which("dockerd", path=_PATH)
-        apart = ["unshare", "--mount", "--propagation=private", *(["--net"] if network else [])]
+        # --net always: told to have no bridge, dockerd takes away the docker0 that it finds.
+        apart = ["unshare", "--mount", "--propagation=private", "--net"]
         script = "set -e\n" + "\n".join(lines) + "\nexec " + shlex.join([dockerd, *flags])
         with open(self.folder / "log", "wb") as log:
             self.process = subprocess.Popen(

@@ -65,3 +65,22 @@ def test_the_table_has_a_line_for_each_question(capsys):
     neighbours.side_by_side({"one": {"a": "x", "b": "a very long answer that takes two lines"}, "two": {"a": "y", "b": "-"}})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["one", "two"] and lines[1].split() == ["a", "x", "y"] and len(lines) > 3
+
+
+def test_a_private_docker_leaves_the_machines_own_bridge_alone():
+    import subprocess
+
+    from labkit import engine, in_child
+    from labkit import syscalls as sc
+
+    if reason := engine.missing():
+        pytest.skip(f"no real Docker: {reason}")
+
+    def body():
+        sc.unshare(sc.CLONE_NEWNET)  # a machine's links to try it on: ours alone
+        subprocess.run(["ip", "link", "add", "docker0", "type", "bridge"], check=True)
+        with engine.private(images=()):
+            pass
+        return subprocess.run(["ip", "link", "show", "docker0"], capture_output=True).returncode
+
+    assert in_child(body, timeout=100) == 0
