@@ -11,7 +11,6 @@ kernel does; the rest start a command.
 """
 
 import argparse
-import contextlib
 import json
 import multiprocessing
 import os
@@ -26,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import peers
 
-from labkit import images, ledger, mounts, security, spawner, state, storage
+from labkit import mounts, security, spawner
 from labkit.container import Container
 from labkit.errors import LabError
 from labkit.launch import Job
@@ -217,34 +216,6 @@ def ratio(times, a, b):
     return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
 
 
-def layers(rounds):
-    """Start against the number of layers: returns {count: [ms]}."""
-    image = images.get("busybox")
-    folder = state.lib_dir("bench-layers")
-    times = {}
-    with ledger.made("folder", path=str(folder)):
-        for number in range(1, 121):
-            (folder / str(number)).mkdir()
-            (folder / str(number) / f"file{number}").write_text("x")
-        for count in (1, 10, 30, 60, 120):
-            extra = tuple(str(folder / str(number)) for number in range(1, count))
-            root = storage.driver("overlay")
-            times[count] = []
-            for _ in range(rounds):
-                many = _with_layers(image, extra)
-                started = time.perf_counter()
-                with Container("busybox", ["true"]) as box:
-                    box.start(image=many)
-                    box.wait()
-                times[count].append((time.perf_counter() - started) * 1000)
-            del root
-    return times
-
-
-def many(total, at_once, scene):
-    """Start and end `total` containers, `at_once` at a time, by labkit and by crun; return (rate, p50, p99) of each."""
-
-
 def main(argv):
     parser = argparse.ArgumentParser(prog="lab bench", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
@@ -265,8 +236,6 @@ def main(argv):
         print(f"  {a} / {b}: {found:.2f} (goal: under {goal}) {'' if found < goal else ' NOT reached'}")
     if options.json:
         Path(options.json).write_text(json.dumps(times))
-    with contextlib.suppress(ImportError):
-        pass
     return 0
 
 
