@@ -74,7 +74,8 @@ def pull(name, progress=None):
 def push(ref, name=None):
     """Send an image to a registry, under another name if given; return the manifest's digest there.
 
-    The name says where to: `localhost:5000/mine:1`. Layers the registry has are not sent.
+    The name says where to: `localhost:5000/mine:1`. Layers the registry has are not sent;
+    plain ones are sent as gzip, so the manifest that names them is not the one here.
     """
     with images.locked(shared=True) as store, _scratch() as scratch:
         found, digest = images.find_in(store, ref)
@@ -84,8 +85,17 @@ def push(ref, name=None):
         os.rmdir(only.folder / "blobs")
         os.symlink(store.folder / "blobs", only.folder / "blobs")
         only.set_name("it", digest)
-        _skopeo("copy", *_tls("dest", name), f"oci:{scratch}:it", f"docker://{name}", doing=f"pushing {name}")
-    return digest
+        told = scratch / "digest"
+        _skopeo(
+            "copy",
+            *_tls("dest", name),
+            "--digestfile",
+            str(told),
+            f"oci:{scratch}:it",
+            f"docker://{name}",
+            doing=f"pushing {name}",
+        )
+        return digests.check(told.read_text().strip())
 
 
 @contextlib.contextmanager
