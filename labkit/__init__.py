@@ -24,7 +24,7 @@ those below, so nobody meets an idea before the ones it is made of.
     2  links, addresses, ports       network wires firewall
        what root may do in there     security seccomp devices
        how much it may use           cgroups cgroupfs controllers stats events hierarchies limits
-                                     quantities cgls
+                                     quantities cgls delegation
        what it sees of the files     mounts inroot mount_options rootfs idmap
        what it sees at all           namespaces
     1  what there is, what we made   proc ledger
