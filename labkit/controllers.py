@@ -94,8 +94,9 @@ class V2(_Folder):
     def plan(self, limits):
         """Return the (file, text) to write for what `limits` sets."""
         steps = [
+            # Before memory.max: that one, lowered below what is in use, swaps out all it may.
+            ("memory.swap.max", self._swap(limits)),
             ("memory.max", _or_max(limits.memory)),
-            ("memory.swap.max", _or_max(limits.memory_swap)),
             ("memory.high", _or_max(limits.memory_high)),
             ("memory.low", _or_max(limits.memory_low)),
             ("memory.oom.group", None if limits.oom_group is None else str(int(limits.oom_group))),
@@ -104,12 +105,6 @@ class V2(_Folder):
             ("pids.max", _or_max(limits.pids)),
             ("io.weight", _text(limits.io_weight)),
         ]
-        if (
-            limits.memory not in (None, UNLIMITED)
-            and limits.memory_swap is None
-            and self.has("memory.swap.max")
-        ):
-            steps.append(("memory.swap.max", "0"))
         if limits.cpu_quota is not None:
             # A burst above the new quota would be refused: none, quota, then the new one.
             if self.number("cpu.max.burst"):
@@ -120,6 +115,12 @@ class V2(_Folder):
             rates = " ".join(f"{name}={value}" for name, value in _rates(limit))
             steps.append(("io.max", f"{limit.device} {rates}"))
         return [(file, text) for file, text in steps if text is not None]
+
+    def _swap(self, limits):
+        """A memory limit alone means no swap, where this kernel counts it."""
+        if limits.memory_swap is None and limits.memory not in (None, UNLIMITED):
+            return "0" if self.has("memory.swap.max") else None
+        return _or_max(limits.memory_swap)
 
     def stats(self):
         """Return the numbers that this folder has, by the names of Stats."""

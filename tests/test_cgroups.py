@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from timing import late_by
 
 from labkit import cgroupfs, devices, events, hierarchies, ledger, state, workloads
 from labkit.cgroups import Cgroup, Limits, remove_folder
@@ -61,7 +62,7 @@ def inside(group, *command):
         process.stdout.close()
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s"
@@ -311,13 +312,15 @@ def closest(measure, wanted, tries=6):
     return min(found, key=lambda one: abs(one - wanted))
 
 
-def within_a_tenth(found, wanted):
+def within_a_tenth(found, wanted, period):
     """Assert it; but too little on a machine that has too much to do says nothing about the limit."""
-    load = os.getloadavg()[0]
-    if found < 0.9 * wanted and load > 2 * os.cpu_count():
-        pytest.skip(
-            f"load {load} on {os.cpu_count()} CPUs: there was no {wanted:g} to be had, only {found:.2f}"
-        )
+    if found < 0.9 * wanted:
+        load, late = os.getloadavg()[0], late_by(period / 1e6)
+        if load > 2 * os.cpu_count() or late > 0.1:
+            pytest.skip(
+                f"load {load} on {os.cpu_count()} CPUs, timers {late:.0%} of a period late: "
+                f"there was no {wanted:g} to be had, only {found:.2f}"
+            )
     assert found == pytest.approx(wanted, rel=0.1)
 
 
@@ -334,7 +337,7 @@ def test_a_spinner_gets_its_quota_within_a_tenth(group, percent, period):
     with inside(group, *workloads.spin(spinners)):
         time.sleep(0.2)
         share = closest(lambda: cpu_share(group, 1.0), percent / 100)
-        within_a_tenth(share, percent / 100)
+        within_a_tenth(share, percent / 100, period)
         if percent < 100:
             before = group.stats()
             cpu_share(group, 1.0)

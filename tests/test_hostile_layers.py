@@ -184,7 +184,8 @@ REASONS = {
     r"300 folders|deep by symlinks": "deeper than 256",
     r"wrong checksum|text|size is no number": "broken header",
     r"negative size|(pax header|long name) of": "a header of",
-    r"size by pax": "read length must be non-negative",
+    # Python's own words, which are not the same in every 3.11.
+    r"size by pax": "read length must be non-negative|invalid offset",
     r"many pax": "headers without end",
     r"time": "a time no file can have",
     r"owner": "has owner",

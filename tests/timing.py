@@ -1,0 +1,16 @@
+"""What a clock is worth on this machine: a busy or an emulated one keeps its timers late.
+
+A CPU quota is handed out by a timer, once a period. The kernel hands out one
+period's quota however many have passed meanwhile, so on a machine whose timers
+are late a group gets less than its quota, and no limit is to blame.
+"""
+
+import time
+
+
+def late_by(seconds, tries=30):
+    """Return how late a sleep of so many seconds ends, as a share of it: 0.5 is half as long again."""
+    started = time.monotonic()
+    for _ in range(tries):
+        time.sleep(seconds)
+    return (time.monotonic() - started) / (tries * seconds) - 1
