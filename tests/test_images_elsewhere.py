@@ -1,11 +1,18 @@
-"""Images cross over: what labkit builds runs in Docker, what Docker saves is the same file by file here."""
+"""Images cross over: what labkit builds runs in Docker and in Podman and is what skopeo reads of it.
+
+What Docker saves is the same here, file by file.
+"""
 
 import json
+import os
+import shutil
+import subprocess
 
 import pytest
+from test_runtime_docker import Podman
 from trees import differences, snapshot
 
-from labkit import archives, build, engine, images
+from labkit import archives, build, digests, engine, images
 from labkit.container import Container
 
 pytestmark = [
@@ -22,22 +29,40 @@ def docker():
         yield found
 
 
+@pytest.fixture(scope="module")
+def podman(tmp_path_factory):
+    if not shutil.which("podman"):
+        pytest.fail("podman is not installed: it is in vagrant/packages")
+    # Its own crun refuses a machine that has both cgroup versions; runc is what Docker runs.
+    made = Podman(tmp_path_factory.mktemp("podman"), runtime="runc")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
 @pytest.fixture(autouse=True)
 def own_root(tmp_path, monkeypatch):
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "labkit-root"))
 
 
-def test_image_built_by_labkit_runs_in_docker_unchanged(docker, tmp_path):
+@pytest.fixture
+def crossing(tmp_path):
+    """An image with a bit of everything, built here and saved; yields (Image, archive)."""
     (tmp_path / "context").mkdir()
     (tmp_path / "context/f").write_text("copied\n")
     (tmp_path / "context/Dockerfile").write_text(
         """\
 FROM busybox
 ENV WHO=lab
+LABEL made.by=labkit
 WORKDIR /work
 COPY f .
 RUN rm /bin/vi && rm -r /home && mkdir /home
 RUN echo built > built && chown 7:8 built && chmod 4755 built
+EXPOSE 80
+STOPSIGNAL SIGINT
 USER 1000
 ENTRYPOINT ["sh", "-c"]
 CMD ["cat f built; echo $WHO; id -u; ls /bin/vi; stat -c %a:%u:%g built"]
@@ -45,17 +70,61 @@ CMD ["cat f built; echo $WHO; id -u; ls /bin/vi; stat -c %a:%u:%g built"]
     )
     image = build.build(tmp_path / "context", "crossing:1", say=lambda line: None)
     archives.save("crossing:1", tmp_path / "crossing.tar")
-    docker("load", "-i", str(tmp_path / "crossing.tar"))
+    return image, tmp_path / "crossing.tar"
+
+
+def assert_ran(output):
+    lines = [line for line in output.splitlines() if "/bin/vi" not in line]
+    assert lines == ["copied", "built", "lab", "1000", "4755:7:8"], output
+    assert "No such file" in output, "/bin/vi is whited out"
+
+
+def test_image_built_by_labkit_runs_here(crossing):
+    with Container("crossing:1").start() as box:
+        box.wait()
+        assert_ran(box.logs())
+
+
+def test_image_built_by_labkit_runs_in_docker_unchanged(docker, crossing):
+    image, archive = crossing
+    docker("load", "-i", str(archive))
     told = json.loads(docker("image", "inspect", "crossing:1"))[0]
     assert told["Id"] == image.id, "the same config, so the same id"
     assert told["RootFS"]["Layers"] == list(image.diff_ids)
-    theirs = docker("run", "--rm", "crossing:1", check=False)
-    with Container("crossing:1").start() as box:
-        box.wait()
-        ours = box.logs()
-    for output in (theirs, ours):
-        lines = [line for line in output.splitlines() if "/bin/vi" not in line]
-        assert lines == ["copied", "built", "lab", "1000", "4755:7:8"], output
+    assert_ran(docker("run", "--rm", "crossing:1", check=False))
+
+
+def test_image_built_by_labkit_runs_in_podman_unchanged(podman, crossing):
+    image, archive = crossing
+    podman("load", "-i", archive)
+    told = json.loads(podman("image", "inspect", "crossing:1"))[0]
+    assert f"sha256:{told['Id']}" == image.id, "the same config, so the same id"
+    assert told["RootFS"]["Layers"] == list(image.diff_ids)
+    assert told["Digest"] == image.digest, "podman keeps the manifest too, as it is"
+    done = podman.run("--rm", "crossing:1", check=False)
+    assert_ran(done.stdout + done.stderr)
+
+
+def test_image_built_by_labkit_passes_skopeo_inspect(crossing):
+    """What skopeo says of the store and of the saved file is what labkit says of its image."""
+    image, archive = crossing
+    manifest, config = images.read(images.store(), image.digest)
+    for place in (f"oci:{images.store().folder}:crossing:1", f"oci-archive:{archive}:crossing:1"):
+        told = json.loads(skopeo("inspect", place))
+        assert told["Digest"] == image.digest
+        assert told["Layers"] == [part["digest"] for part in manifest["layers"]]
+        assert told["Env"] == list(image.config.env) and told["Labels"] == {"made.by": "labkit"}
+        assert (told["Os"], told["Architecture"]) == images.wanted_platform()
+        assert digests.digest(skopeo("inspect", "--raw", place)) == image.digest
+        assert digests.digest(skopeo("inspect", "--config", "--raw", place)) == image.id
+        assert json.loads(skopeo("inspect", "--config", place))["config"] == config["config"]
+    told = json.loads(skopeo("inspect", f"docker-archive:{archive}:crossing:1"))
+    assert told["Layers"] == list(image.diff_ids), "in Docker's own format layers are named by what they hold"
+    assert os.path.getsize(archive) > sum(part["size"] for part in manifest["layers"])
+
+
+def skopeo(*words):
+    return subprocess.run(["skopeo", *map(str, words)], check=True, capture_output=True, timeout=60).stdout
 
 
 def test_image_saved_by_docker_is_the_same_file_by_file(docker, tmp_path, monkeypatch):

@@ -272,8 +272,8 @@ def podman(tmp_path_factory):
 class Podman:
     """Podman with folders of its own, in a mount namespace of its own: what it leaves on a host goes with that."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, runtime=RUNTIME):
+        self.folder, self.runtime = folder, runtime
         self.parent = f"/{state.label()}-podman"
 
     def start(self):
@@ -288,7 +288,7 @@ class Podman:
     def __call__(self, *words, check=True):
         command = [
             "nsenter", "-t", str(self.holder.pid), "-m", "podman", "--root", f"{self.folder}/root", "--runroot", "/run/p", "--tmpdir", "/run/t",
-            "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--storage-driver", "vfs", "--runtime", str(RUNTIME), *map(str, words),
+            "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--storage-driver", "vfs", "--runtime", str(self.runtime), *map(str, words),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=90, stdin=subprocess.DEVNULL)
         assert not check or done.returncode == 0, done.stderr
