@@ -5,7 +5,10 @@ does, and come late. So this is a process of its own, and does next to nothing:
 open fds come in from the parent, each is read with one pread(2), the bytes go out
 as they are. Numbers are made of them later, where it costs the workload nothing.
 
-    python -I -S reader.py PARENT RATE OUT FD…
+    python -I -S reader.py PARENT RATE OUT FD[@MOST]…
+
+A file that is disturbed by being read often is read at most MOST times a second, and
+in between its last text goes out again.
 
 It sleeps until an absolute time, so a late sample does not make the next one
 late too. It ends when its parent is gone, or when a file is.
@@ -22,19 +25,24 @@ LENGTH = struct.Struct("=I")
 
 
 def read_on(parent, rate, out, fds):
-    """Read every fd `rate` times a second and append one record a time to `out`."""
+    """Read every (fd, most a second) `rate` times a second and append one record a time to `out`."""
     period = 1 / rate
+    texts = {}  # fd: what was read last
+    again = {fd: 0.0 for fd, _ in fds}  # fd: when it may be read next
     due = time.monotonic()
     written = 0
     while written < MOST and os.getppid() == parent:
         now = time.monotonic()
         parts = []
-        for fd in fds:
-            try:
-                text = os.pread(fd, 16384, 0)
-            except OSError:  # ENODEV: the cgroup has been removed
-                return
-            parts += (LENGTH.pack(len(text)), text)
+        for fd, most in fds:
+            if now >= again[fd]:
+                try:
+                    texts[fd] = os.pread(fd, 16384, 0)
+                except OSError:  # ENODEV: the cgroup has been removed
+                    return
+                if most:
+                    again[fd] = now + 1 / most
+            parts += (LENGTH.pack(len(texts[fd])), texts[fd])
         body = b"".join(parts)
         written += os.write(out, HEAD.pack(len(body), due, now) + body)
         due += period
@@ -52,7 +60,12 @@ def main(arguments):
     except OSError:
         pass
     if sys.stdin.buffer.read(1) == b"g":  # go: the parent has written us in its ledger
-        read_on(int(parent), float(rate), int(out), [int(fd) for fd in fds])
+        read_on(int(parent), float(rate), int(out), [_fd_and_most(word) for word in fds])
+
+
+def _fd_and_most(word):
+    fd, _, most = word.partition("@")
+    return int(fd), float(most) if most else None
 
 
 if __name__ == "__main__":

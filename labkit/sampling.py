@@ -28,6 +28,11 @@ from labkit import ledger, proc, reader
 from labkit.errors import BadValue, LabError, Unsupported, from_oserror
 
 MOST_RATE = 1000  # samples a second
+# Pressure files are read at most so often, whatever the rate; between two reads the
+# value stays. To read one is to have it added up, a CPU's share of it counted in whole
+# clock ticks (kernel/sched/psi.c, collect_percpu_times()): read every 4 ms, at 250 ticks
+# a second, a group that waits all of the time seems to wait for two thirds of it.
+MOST_PRESSURE_RATE = 20
 
 
 def _counter(file, key, scale=1.0):
@@ -116,7 +121,8 @@ class Sampler:
 
     `names` are keys of SOURCES. With several cgroups the values are called
     "label.name". Raises Unsupported, and names the file, for a number that this
-    kernel does not keep. `rate` is in samples a second, 1000 at most.
+    kernel does not keep. `rate` is in samples a second, 1000 at most; the
+    `…_pressure_usec` change 20 times a second at most.
     """
 
     def __init__(self, cgroup, names=("usage_usec", "nr_throttled", "throttled_usec"), rate=250):
@@ -176,7 +182,9 @@ class Sampler:
         try:
             for path in self._paths:
                 fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            words = [os.getpid(), self.rate, self._out, *fds]
+            words = [os.getpid(), self.rate, self._out]
+            for fd, path in zip(fds, self._paths, strict=True):
+                words.append(f"{fd}@{MOST_PRESSURE_RATE}" if path.name.endswith(".pressure") else fd)
             # -I -S: no site-packages, a start in about 10 ms and 6 MB.
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", reader.__file__, *map(str, words)],

@@ -70,6 +70,28 @@ def test_growth_is_the_share_of_the_cpu(spinner):
     assert len(growth) == 2 and (growth <= 0.45e6).all()
 
 
+def test_who_waits_all_of_the_time_is_seen_to_wait_all_of_it_at_any_rate(group):
+    group.set(Limits(cpuset_cpus="0"))  # two who want the same CPU: one waits, always
+    spinners = [subprocess.Popen(workloads.spin()) for _ in range(2)]
+    try:
+        for process in spinners:
+            group.add(process.pid)
+        with Sampler(group, ("cpu_pressure_usec", "usage_usec"), rate=500) as sampler:
+            time.sleep(1.5)
+    except Unsupported as error:
+        pytest.skip(f"this kernel keeps no pressure: {error}")
+    finally:
+        for process in spinners:
+            process.kill()
+            process.wait()
+    trace = sampler.trace()
+    changes = numpy.flatnonzero(numpy.diff(trace["cpu_pressure_usec"])) + 1
+    waited = numpy.diff(trace["cpu_pressure_usec"][changes][[0, -1]])[0] / 1e6
+    assert waited == pytest.approx(trace.time[changes[-1]] - trace.time[changes[0]], rel=0.1)
+    assert len(changes) <= 1 + sampling.MOST_PRESSURE_RATE * trace.time[-1]
+    assert len(numpy.unique(trace["usage_usec"])) > 3 * len(changes)  # the others come as asked
+
+
 def test_a_late_sample_does_not_make_the_next_one_late(group):
     with Sampler(group, ("usage_usec",), rate=100) as sampler:
         time.sleep(0.2)
