@@ -9,9 +9,9 @@ from what was sampled so far. What a panel needs is an Experiment:
     draw()            return a Figure of what has been seen so far
     stop()            take everything away; harmless when it is called twice
 
-The picture is an image widget whose bytes are replaced: nothing is printed, so a
-panel can be displayed where nothing may be (and saved, with its last picture for
-who reads the notebook without a kernel). It stops by its button, after `seconds`,
+The picture is an image widget whose bytes are replaced, and with them the words that
+a screen reader says. Nothing is printed, so a panel can be displayed where nothing
+may be (and saved, for who reads the notebook without a kernel). It stops by its button, after `seconds`,
 when its cell is run again, and when the notebook's kernel ends: then the spawner
 sees its socket close and kills the container, and the ledger has the rest.
 """
@@ -21,10 +21,23 @@ import threading
 import time
 
 from labkit.errors import LabError
-from labkit.figures import png
+from labkit.figures import png, values
 
 FRAMES = 3  # pictures a second: one takes about 0.1 s of CPU, which the workload does not get
 _shown = {}  # name: the Panel that is on screen
+
+
+def picture(words):
+    """Return an empty image widget; its tooltip is what a screen reader says."""
+    import ipywidgets
+    import traitlets
+
+    class Picture(ipywidgets.Image):
+        # It has no alt. But a tooltip becomes the title of its <img>, and so its name,
+        # if it has a description too, which Image lacks: without, the browser shows an error.
+        description = traitlets.Unicode("").tag(sync=True)
+
+    return Picture(format="png", tooltip=words, layout={"max_width": "100%", "min_height": "20px"})
 
 
 class Panel:
@@ -42,7 +55,7 @@ class Panel:
         self._lock = threading.RLock()
         self.button = ipywidgets.ToggleButton(description="Start", icon="play", tooltip="start and stop")
         self.message = ipywidgets.HTML()
-        self.picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "min_height": "20px"})
+        self.picture = picture(alt)
         self.widget = ipywidgets.VBox(
             [
                 ipywidgets.HBox([*knobs.values(), self.button], layout={"flex_flow": "row wrap"}),
@@ -122,6 +135,7 @@ class Panel:
         figure = self.experiment.draw()
         if figure is not None:
             self.picture.value = png(figure, dpi=80)
+            self.picture.tooltip = ". ".join(filter(None, (self.alt, values(figure))))
 
     def _show(self, running):
         self.button.unobserve(self._pressed, "value")
