@@ -8,8 +8,9 @@ import os
 import re
 import stat
 from decimal import Decimal
+from pathlib import Path
 
-from labkit.errors import BadValue
+from labkit.errors import BadValue, Unsupported
 
 UNLIMITED = -1  # docker's word for it; the kernel's is "max" (v2, pids) or -1 (v1)
 MAX_BYTES = (1 << 63) - 1
@@ -71,6 +72,23 @@ def parse_list(name, value):
             raise BadValue(f"{name} {value!r} has a range that runs backwards: {part}")
         found.update(range(int(first), int(last or first) + 1))
     return found
+
+
+def disk_of(folder):
+    """Return the major:minor of the disk that a folder's files are on. Raise Unsupported if there is none.
+
+    A folder knows its device. If that is a partition, a limit belongs on the whole
+    disk: the kernel takes none for a part. See stat(2), sysfs(5).
+    """
+    number = os.stat(folder).st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    if not device.exists():
+        raise Unsupported(
+            f"{folder} is on no block device, and only those can be limited",
+            "put labkit's files on a disk: LABKIT_ROOT=/folder",
+        )
+    whole_disk = device.parent if (device / "partition").exists() else device
+    return (whole_disk / "dev").read_text().strip()
 
 
 def device_number(path):

@@ -9,6 +9,7 @@ from labkit import hierarchies, proc, workloads
 from labkit.container import Container
 from labkit.figures import cpu, memory, png
 from labkit.panels import cpu as cpu_panels
+from labkit.panels import disk as disk_panels
 from labkit.panels import memory as memory_panels
 from labkit.sampling import SOURCES, Sampler, Trace
 
@@ -131,6 +132,46 @@ def test_a_real_kill_a_real_bomb_and_a_real_freeze_are_seen():
     axes_of(memory.freezing(trace))
 
 
+def test_a_disk_limit_that_was_turned_is_drawn_as_steps():
+    trace, mib = made(write_bytes=lambda t: 4 * (1 << 20) * t), 1 << 20
+    (axes,) = axes_of(memory.bandwidth(trace, [(0, 8 * mib), (1, 4 * mib)]))
+    limit = next(line for line in axes.lines if line.get_linestyle() == "--")
+    assert list(limit.get_ydata()) == [8, 4, 4] and list(limit.get_xdata())[:2] == [0, 1]
+
+
+def test_a_real_writer_is_held_at_the_limit_that_a_knob_sets():
+    needs_a_disk()
+    panel = disk_panels.disk_panel(limit=4)
+    panel.start()
+    try:
+        assert panel.running, panel.message.value
+        panel.knobs["limit"].value = 8
+        group, disk = panel.experiment.box.cgroup, panel.experiment.disk
+        v1 = group.version("io") == 1
+        assert f"{8 << 20}" in group.read("blkio.throttle.write_bps_device" if v1 else "io.max")
+        for _ in range(4):  # a busy machine takes away, never adds
+            before = panel.experiment.trace()["write_bytes"][-1]
+            time.sleep(2)
+            written = panel.experiment.trace()["write_bytes"][-1] - before
+            if written == pytest.approx(16 << 20, rel=0.2):
+                break
+        assert written == pytest.approx(16 << 20, rel=0.2)
+        assert disk in group.read("blkio.throttle.io_service_bytes" if v1 else "io.stat")
+    finally:
+        panel.close()
+
+
+def needs_a_disk():
+    from labkit import state
+    from labkit.errors import Unsupported
+    from labkit.quantities import disk_of
+
+    try:
+        disk_of(state.lib_dir())
+    except Unsupported as error:
+        pytest.skip(error.message)
+
+
 def test_bandwidth_and_pressure_are_drawn_from_what_there_is():
     axes_of(memory.bandwidth(made(write_bytes=lambda t: 4 * (1 << 20) * t), 4 << 20))
     axes_of(memory.pressures(made(cpu_pressure_usec=lambda t: 5e5 * t)))
@@ -141,10 +182,13 @@ def test_bandwidth_and_pressure_are_drawn_from_what_there_is():
 
 
 @pytest.mark.parametrize("make", [cpu_panels.quota_panel, cpu_panels.weights_panel, memory_panels.memory_panel,
-                                  memory_panels.processes_panel, memory_panels.freeze_panel])  # fmt: skip
+                                  memory_panels.processes_panel, memory_panels.freeze_panel,
+                                  disk_panels.disk_panel])  # fmt: skip
 def test_a_panel_runs_twice_is_live_and_leaves_nothing(make, capsys):
     from labkit import ledger
 
+    if make is disk_panels.disk_panel:
+        needs_a_disk()
     before = ledger.entries()
     for _ in range(2):  # the second one replaces the first, as when a cell is run again
         panel = make()

@@ -72,13 +72,23 @@ def processes(trace, limit, title="A fork bomb runs into pids.max"):
 
 
 def bandwidth(trace, limit, name="write_bytes", window=0.5, title="The disk is fast, the limit is the limit"):
-    """Draw how fast a group reads or writes (`name`) against its limit in bytes a second."""
+    """Draw how fast a group reads or writes (`name`) against its limit in bytes a second.
+
+    `limit` may be a list of (s, bytes a second): it was changed while the group ran.
+    """
     figure, axes = figures.new(10, 4)
     ends, rate = _stepped(trace, name, window)
+    verb = {"write_bytes": "written", "read_bytes": "read"}[name]
     axes.fill_between(ends, rate / MIB, step="pre", color=figures.SKY, alpha=0.75, linewidth=0)
-    _line(axes, limit / MIB, f"limit: {limit / MIB:g} MiB/s", figures.RED)
-    axes.set(xlabel="time [s]", ylabel=f"{name.partition('_')[0]} [MiB/s]", title=title)
-    axes.set(xlim=(0, 1.08 * trace.time[-1]), ylim=(0, 1.4 * max(limit / MIB, (rate / MIB).max(initial=0))))
+    axes.step(ends, rate / MIB, where="pre", color=figures.BLUE, linewidth=1.6, label=verb)
+    limits = limit if isinstance(limit, list) else [(0, limit)]
+    times = [*(max(0, when) for when, _ in limits), trace.time[-1]]
+    values = [value / MIB for _, value in (*limits, limits[-1])]
+    axes.step(times, values, where="post", color=figures.RED, linestyle="--", linewidth=1.8,
+              label=f"limit = {values[-1]:g} MiB/s")  # fmt: skip
+    axes.set(xlabel="time [s]", ylabel=f"{verb} [MiB/s]", title=title)
+    axes.set(xlim=(0, 1.02 * trace.time[-1]), ylim=(0, 1.4 * max(*values, (rate / MIB).max(initial=0))))
+    axes.legend(loc="upper right", ncols=2)
     return figure
 
 

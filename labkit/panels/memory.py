@@ -22,7 +22,7 @@ from labkit.sampling import Sampler
 MIB = 1 << 20
 
 
-class _Contained:
+class Contained:
     """An idle container that things are started in, and its sampler: what is killed is not PID 1."""
 
     numbers = ()
@@ -54,7 +54,7 @@ class _Contained:
             self.box = None
 
 
-class Memory(_Contained):
+class Memory(Contained):
     """A process that wants more and more, and a limit that can be turned; killed, it begins again."""
 
     numbers = ("memory_current", "memory_anon", "memory_file", "oom_kills")
@@ -81,7 +81,7 @@ class Memory(_Contained):
         )
 
 
-class Processes(_Contained):
+class Processes(Contained):
     """A fork bomb, and a limit that can be turned."""
 
     numbers = ("pids_current", "pids_denied")
@@ -106,7 +106,7 @@ class Processes(_Contained):
         return figure.processes(trace, self.limit) if len(trace) > 2 else None
 
 
-class Freeze(_Contained):
+class Freeze(Contained):
     """A spinner that a box freezes and thaws."""
 
     numbers = ("usage_usec", "frozen")
@@ -172,12 +172,12 @@ def freeze_panel():
 
 def memory(limit=48, wants=96, seconds=3):
     """Let a process that wants `wants` MiB run into a limit of `limit` MiB; return the Trace."""
-    return _run(Memory(), {"limit": limit, "wants": wants}, seconds)
+    return measured(Memory(), {"limit": limit, "wants": wants}, seconds)
 
 
 def processes(limit=20, seconds=2):
     """Let a fork bomb run into pids.max; return the Trace."""
-    return _run(Processes(), {"limit": limit}, seconds)
+    return measured(Processes(), {"limit": limit}, seconds)
 
 
 def freeze(seconds=2):
@@ -188,10 +188,11 @@ def freeze(seconds=2):
             experiment.turn({"frozen": frozen})
             time.sleep(seconds / 3)
 
-    return _run(Freeze(), {"frozen": False}, 0, turns)
+    return measured(Freeze(), {"frozen": False}, 0, turns)
 
 
-def _run(experiment, values, seconds, then=lambda experiment: None):
+def measured(experiment, values, seconds, then=lambda experiment: None):
+    """Run an experiment for `seconds`, and `then(experiment)`; take all away and return its Trace."""
     try:
         experiment.start(values)
         time.sleep(seconds)
