@@ -120,6 +120,8 @@ class Lab
   end
 
   def check_host(provider)
+    return unless here?(provider)
+
     check_virtualisation(provider) unless emulated?
     check_memory
   end
@@ -165,9 +167,21 @@ class Lab
                     "fewer seats, or LAB_MEMORY=#{[768, (has * 3 / 4) / seats.size].max}")
   end
 
+  # Whether a provider's machines run on this computer, and not in a cloud.
+  def here?(provider)
+    PROVIDERS.include?(provider.to_sym)
+  end
+
   # ---- the end of `vagrant up` ----
 
-  def announce(seat, ui)
+  def announce(seat, vm)
+    ui = vm.ui
+    unless here?(vm.provider_name)
+      # A cloud forwards no port, and root's token is nothing for the open internet.
+      ui.success "the lab is up. Leave this running, and open the address below it:\n\n" \
+                 "    vagrant ssh #{seat.name} -- -N -L #{seat.port}:127.0.0.1:8888\n    #{seat.url("127.0.0.1")}\n"
+      return
+    end
     ui.info "waiting for JupyterLab on port #{seat.port}"
     raise Wrong.new("JupyterLab does not answer on http://127.0.0.1:#{seat.port}",
                     "vagrant ssh #{seat.name} -c 'sudo journalctl -u docker-deep-dive'") unless seat.answers_within(emulated? ? 1200 : 300)
@@ -253,8 +267,8 @@ class Lab::Seat
     alone? ? "lab" : name
   end
 
-  def url
-    "http://#{@lab.address}:#{port}/lab#{@lab.first_chapter}?token=#{token}"
+  def url(address = @lab.address)
+    "http://#{address}:#{port}/lab#{@lab.first_chapter}?token=#{token}"
   end
 
   def kept?

@@ -42,6 +42,30 @@ def vagrant(clone, *words, check=True, **environment):
     return done.stdout
 
 
+# For Vagrantfile.local. A network of the test's own, of which no way leads out of this machine.
+NO_WAY_OUT = """
+config.vm.provider "libvirt" do |v|
+  v.management_network_name = "lab-offline"
+  v.management_network_address = "192.168.223.0/24"
+  v.management_network_mode = "none"
+end
+"""
+
+# A provider whose machines are said to run, somewhere else.
+A_CLOUD = """
+class Cloud < Vagrant.plugin("2")
+  class Provider < Vagrant.plugin("2", :provider)
+    def action(_name) = Vagrant::Action::Builder.new
+    def state = Vagrant::MachineState.new(:running, "running", "")
+  end
+  name "cloud"
+  provider("cloud") { Provider }
+end
+config.vm.box = nil
+config.vm.provider "cloud"
+"""
+
+
 @pytest.fixture(scope="module")
 def libvirt():
     """Run libvirt's daemons, where no systemd does."""
@@ -56,8 +80,8 @@ def libvirt():
             time.sleep(0.5)
     yield
     if started:
-        for network in ("vagrant-libvirt", "default"):
-            subprocess.run(["virsh", "-c", "qemu:///system", "net-destroy", network], capture_output=True, check=False)
+        for words in (["net-destroy", "lab-offline"], ["net-undefine", "lab-offline"], ["net-destroy", "default"]):
+            subprocess.run(["virsh", "-c", "qemu:///system", *words], capture_output=True, check=False)
         for daemon in reversed(started):
             daemon.terminate()
             daemon.wait()
@@ -98,14 +122,34 @@ def test_a_room_larger_than_this_computer_is_refused_before_anything_is_made(clo
     assert "fewer seats" in said and "running" not in vagrant(clone, "status")
 
 
-def test_vagrant_up_ends_at_a_jupyterlab_that_answers_without_any_network(clone, libvirt, box, capsys):
+@pytest.fixture
+def local(clone):
+    """Return a function that writes Vagrantfile.local; it is gone after the test."""
+    yield (clone / "Vagrantfile.local").write_text
+    (clone / "Vagrantfile.local").unlink()
+
+
+def test_in_a_cloud_no_port_is_waited_for_and_ssh_brings_the_page_here(clone, local):
+    local(A_CLOUD)
+    try:
+        said = vagrant(clone, "up", "--provider", "cloud", LAB_SEATS="2", LAB_MEMORY="1000000", LAB_EMULATE="0")
+        for number in ("01", "02"):
+            seat = json.loads((clone / f".vagrant/lab/seat-{number}.json").read_text())
+            assert f"vagrant ssh seat-{number} -- -N -L {seat['port']}:127.0.0.1:8888" in said
+            assert f"http://127.0.0.1:{seat['port']}/lab" in said and seat["token"] in said
+    finally:
+        shutil.rmtree(clone / ".vagrant")
+
+
+def test_vagrant_up_ends_at_a_jupyterlab_that_answers_without_any_network(clone, libvirt, local, box, capsys):
+    local(NO_WAY_OUT)
     with socket.socket() as busy:  # the usual port is taken
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         taken = str(busy.getsockname()[1])
         started = time.monotonic()
         try:
-            said = vagrant(clone, "up", LAB_BOX=box, LAB_PORT=taken, PIP_INDEX_URL="http://127.0.0.1:9/")
+            said = vagrant(clone, "up", LAB_BOX=box, LAB_PORT=taken)
             with capsys.disabled():
                 print(f"\nvagrant up, offline and emulated: {time.monotonic() - started:.0f} s")
             assert f"port {taken} is taken" in said and "the lab is up" in said
@@ -114,6 +158,7 @@ def test_vagrant_up_ends_at_a_jupyterlab_that_answers_without_any_network(clone,
             assert address in said and seat["token"] in said
             assert _status(f"{address}/api/contents?token={seat['token']}") == 200
             assert _status(f"{address}/api/contents?token=wrong") == 403
+            assert "default" not in vagrant(clone, "ssh", "-c", "ip route", LAB_BOX=box)
             assert "cgroup memory" in vagrant(clone, "ssh", "-c", "lab doctor", LAB_BOX=box)
             # What is written there is on this machine's disk.
             vagrant(clone, "ssh", "-c", "echo mine | sudo tee /vagrant/notebooks/mine.txt", LAB_BOX=box)
