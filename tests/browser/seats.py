@@ -86,6 +86,14 @@ class Notebook:
         """Return the text below a cell."""
         return "\n".join(cell.locator(".jp-OutputArea-output").all_inner_texts())
 
+    def tab_to(self, selector, backwards=False, most=60):
+        """Press Tab until the focus has moved to something that the CSS selector describes."""
+        for _ in range(most):
+            self.page.keyboard.press("Shift+Tab" if backwards else "Tab")
+            if self.page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+        raise AssertionError(f"{selector} can't be reached by the keyboard")
+
     def menu(self, *names):
         """Click through a menu."""
         self.page.locator(".lm-MenuBar-itemLabel", has_text=names[0]).first.click()

@@ -124,17 +124,44 @@ def changed(before, after):
     return (abs(before[:rows, :columns] - after[:rows, :columns]) > 40).mean()
 
 
-def test_dragging_the_quota_slider_changes_the_kernels_quota_and_the_picture(notebook, seat, shots, monkeypatch):
-    chapter = notebook(solve(seat, FOUR))
-    page = chapter.page
+def panel_in(chapter, seat, monkeypatch):
+    """Return chapter 04's panel cell, run without the cells before it."""
     chapter.run(chapter.cell("import labkit"))
     cell = chapter.cell("quota_panel()")
-    chapter.write(cell, "from labkit.panels import cpu as panels\npanels.quota_panel()")  # without the cells before it
+    chapter.write(cell, PANEL)
     chapter.run(cell)
     assert not quotas(seat, monkeypatch), "somebody before has left a cgroup"
+    return cell
+
+
+PANEL = "from labkit.panels import cpu as panels\npanels.quota_panel()"
+SHOWS = """([image, name]) => image.naturalHeight > 100 && image.title.includes(name)"""
+
+
+def wait_for_limit(cell, readout):
+    """Wait until the picture's limit line is where the slider stands; return that, in CPUs."""
+    cpus = float(readout.inner_text())
+    image = cell.locator(".jp-OutputArea-output img")
+    cell.page.wait_for_function(SHOWS, arg=[image.element_handle(), f"quota ÷ period = {cpus:g} CPUs"])
+    return cpus
+
+
+def stop_panel(cell, seat, monkeypatch, press):
+    """End the experiment; return when its cgroup is gone."""
+    press()
+    cell.locator("button", has_text="Start").wait_for()
+    deadline = time.monotonic() + 10
+    while quotas(seat, monkeypatch) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not quotas(seat, monkeypatch), "the panel left a cgroup"
+
+
+def test_dragging_the_quota_slider_changes_the_kernels_quota_and_the_picture(notebook, seat, shots, monkeypatch):
+    chapter = notebook(solve(seat, FOUR))
+    page, cell = chapter.page, panel_in(chapter, seat, monkeypatch)
     cell.locator("button", has_text="Start").click()
-    picture = cell.locator(".jp-OutputArea-output img")
-    page.wait_for_function("image => image.naturalHeight > 100", arg=picture.element_handle())
+    picture, readout = cell.locator(".jp-OutputArea-output img"), cell.locator(".widget-readout").first
+    first = wait_for_limit(cell, readout)
     page.wait_for_timeout(2000)
     picture.scroll_into_view_if_needed()
     before, quota = pixels(picture), quotas(seat, monkeypatch)
@@ -148,15 +175,60 @@ def test_dragging_the_quota_slider_changes_the_kernels_quota_and_the_picture(not
     page.mouse.up()
     page.wait_for_timeout(2500)
     page.screenshot(path=shots / "slider-after.png")
+    assert wait_for_limit(cell, readout) > first
     assert quotas(seat, monkeypatch) != quota, "the kernel's quota is what it was"
     assert changed(before, pixels(picture)) > 0.005
+    stop_panel(cell, seat, monkeypatch, cell.locator("button", has_text="Stop").click)
 
-    cell.locator("button", has_text="Stop").click()
-    cell.locator("button", has_text="Start").wait_for()
-    deadline = time.monotonic() + 10
-    while quotas(seat, monkeypatch) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not quotas(seat, monkeypatch), "the panel left a cgroup"
+
+def test_by_keys_alone_cells_run_and_a_slider_moves_and_the_picture_follows(notebook, seat, shots, monkeypatch):
+    chapter = notebook(solve(seat, FOUR))
+    page, keys = chapter.page, chapter.page.keyboard
+    cell = chapter.cell("quota_panel()")
+    selected = page.locator(".jp-Cell.jp-mod-selected")
+    for _ in range(6):
+        keys.press("Shift+Enter")
+    chapter.wait_idle()
+    assert "[1]:" in chapter.cell("import labkit").inner_text()
+    for _ in range(60):
+        if "quota_panel()" in selected.inner_text():
+            break
+        keys.press("ArrowDown")
+    keys.press("Enter")
+    keys.press("Control+a")
+    keys.insert_text(PANEL)
+    keys.press("Control+Enter")
+    cell.locator(".noUi-handle").first.wait_for()
+    chapter.wait_idle()
+    assert not quotas(seat, monkeypatch)
+
+    chapter.tab_to("[role=slider]")
+    chapter.tab_to("button.widget-toggle-button")
+    keys.press("Space")
+    readout = cell.locator(".widget-readout").first
+    first = wait_for_limit(cell, readout)
+    chapter.tab_to("[role=slider]", backwards=True)
+    chapter.tab_to("[role=slider]", backwards=True)  # the period's stands between
+    for _ in range(4):
+        keys.press("ArrowRight")
+    assert wait_for_limit(cell, readout) == pytest.approx(first + 4 * 0.05)
+    assert quotas(seat, monkeypatch) == {f"{1e5 * (first + 4 * 0.05):.0f}"}
+    page.screenshot(path=shots / "keys.png")
+    chapter.tab_to("button.widget-toggle-button")
+    stop_panel(cell, seat, monkeypatch, lambda: keys.press("Space"))
+
+
+def test_a_figure_has_its_alt_in_the_page(notebook, seat, shots):
+    chapter = notebook(solve(seat, FOUR))
+    chapter.run(chapter.cell("import labkit"))
+    cell = chapter.cell("cpu.hierarchies(trees)")
+    chapter.run(cell)
+    name = re.search(r'alt="([^"]*)"', cell.locator(".cm-content").inner_text())[1]
+    picture = cell.get_by_role("img", name=name)
+    assert picture.evaluate("image => image.alt") == name
+    assert picture.evaluate("image => image.naturalWidth") > 400
+    picture.scroll_into_view_if_needed()
+    chapter.page.screenshot(path=shots / "figure.png")
 
 
 def test_chapter_04_runs_to_its_end(notebook, seat, shots):
