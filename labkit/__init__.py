@@ -29,7 +29,7 @@ those below, so nobody meets an idea before the ones it is made of.
        what it sees at all           namespaces
     1  what there is, what we made   proc ledger
        where kernel work is done     child
-    0  words, places, doors          errors state syscalls
+    0  words, places, doors          errors state syscalls durable
 
 `import labkit` is cheap: the names below are loaded when first used.
 """

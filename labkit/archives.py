@@ -19,7 +19,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from labkit import digests, images, layout, ledger, rootdir, state, tarread
+from labkit import digests, durable, images, layout, ledger, rootdir, state, tarread
 from labkit.errors import BadArchive, BadValue, LabError, NotFound, from_oserror
 
 
@@ -37,7 +37,11 @@ def save(refs, path):
                     tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
                 ):
                     _write(tar, store, found)
+                    tar.close()
+                    file.flush()
+                    os.fsync(file.fileno())
                 os.rename(scratch, path)
+                durable.folder(path.parent)
         except OSError as error:
             raise from_oserror(error, f"saving {', '.join(found)} to {path}") from None
 

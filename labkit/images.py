@@ -204,7 +204,7 @@ def layer_folder(diff_id):
 def unpacked(layout, digest, diff_id):
     """Return the folder of a layer, unpacking its blob if nobody has yet. Raises BadArchive.
 
-    The folder `<diffID>/` gets its name when all in it has been checked.
+    The folder `<diffID>/diff` gets its name when all in it has been checked and is on the disk.
     """
     folder = layer_folder(diff_id)
     if folder.exists():
@@ -216,7 +216,7 @@ def unpacked(layout, digest, diff_id):
                     f"the store has no blob {digest}", "an image names it: pull or load that again"
                 )
             folder.parent.mkdir(mode=0o700, exist_ok=True)
-            layers.apply(layout.path(digest), folder, digest=digest, diff_id=diff_id, devices=True)
+            layers.apply(layout.path(digest), folder, digest=digest, diff_id=diff_id, devices=True, sync=True)
     return str(folder)
 
 

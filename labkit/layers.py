@@ -18,7 +18,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit import digests, ledger, rootdir, tarread, unpack
+from labkit import digests, durable, ledger, rootdir, tarread, unpack
 from labkit.errors import BadArchive, InUse, LabError, from_oserror
 from labkit.layer_diff import changes, diff  # noqa: F401 - the other direction, read from here too
 
@@ -37,12 +37,22 @@ class Applied:
 
 
 def apply(
-    source, target, *, digest=None, diff_id=None, devices=False, userxattr=False, limits=None, progress=None
+    source,
+    target,
+    *,
+    digest=None,
+    diff_id=None,
+    devices=False,
+    userxattr=False,
+    limits=None,
+    progress=None,
+    sync=False,
 ):
     """Unpack a layer's tar into the new folder `target`, whiteouts as overlayfs has them; return Applied.
 
     `source` is a path or a binary stream: plain, gzip or zstd. `digest` and `diff_id`
     are checked if given; `progress` is called with the number of stored bytes read.
+    With `sync` the layer is whole after a power cut too, if it is there at all.
     Raises BadArchive (nothing is kept), InUse if `target` exists.
     """
     target = Path(target)
@@ -61,6 +71,8 @@ def apply(
             progress=progress,
         )
         try:
+            if sync:
+                durable.tree(scratch)
             os.rename(scratch, target)
         except OSError as error:
             raise from_oserror(error, f"naming the unpacked layer {target}") from None

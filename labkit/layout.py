@@ -9,8 +9,8 @@ A manifest lists a config and layers by digest; the config says what to run and
 lists the layers' diffIDs. So from a name everything below is fixed, to the byte,
 and what two images share is one file. Blobs are added first and the name last: a
 crash leaves blobs that nothing names, which `collect` removes, and never a name
-that leads nowhere. Any tool that reads this layout can read ours: `skopeo inspect
-oci:/var/lib/labkit/images:busybox:latest`.
+that leads nowhere; a power cut neither (see durable). Any tool that reads this layout
+can read ours: `skopeo inspect oci:/var/lib/labkit/images:busybox:latest`.
 See the OCI image specification, image-layout.md and manifest.md.
 """
 
@@ -22,7 +22,7 @@ import re
 import secrets
 from pathlib import Path
 
-from labkit import digests, ledger, state
+from labkit import digests, durable, ledger, state
 from labkit.errors import BadArchive, BadValue, NotFound, Unsupported, from_oserror
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -158,15 +158,20 @@ class Layout:
         }
 
     def set_name(self, name, digest):
-        """Let a name mean this manifest, whatever it meant before."""
+        """Let a name mean this manifest, whatever it meant before; both are on the disk when this returns."""
         new = {
             "mediaType": MANIFEST,
             "digest": digest,
             "size": self.path(digest).stat().st_size,
             "annotations": {REF_NAME: name},
         }
-        with self._changing():
-            self._write_index([*(entry for entry in self.index() if _name_of(entry) != name), new])
+        try:
+            durable.folder(self.folder / "blobs/sha256")  # first what the name leads to
+            with self._changing():
+                self._write_index([*(entry for entry in self.index() if _name_of(entry) != name), new])
+            durable.folder(self.folder)
+        except OSError as error:
+            raise from_oserror(error, f"naming the image {name}") from None
 
     def drop_name(self, name):
         """Forget a name; its blobs stay until `collect`."""

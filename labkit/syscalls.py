@@ -33,6 +33,7 @@ _OLD = {
     "seccomp": (317, 277),
     "bpf": (321, 280),
     "gettid": (186, 178),
+    "syncfs": (306, 267),
 }
 _NEW = {
     "pidfd_send_signal": 424,
@@ -399,6 +400,11 @@ def seccomp(operation, flags, program):
     """Put a filter, a BPF program as bytes, on one's own syscalls. See seccomp(2)."""
     filter = _sock_fprog(len(program) // 8, program)
     _syscall("seccomp", c_uint(operation), c_uint(flags), ctypes.byref(filter))
+
+
+def syncfs(fd):
+    """Bring all that is unwritten on the file system of `fd` to its disk, and wait for it. See syncfs(2)."""
+    _syscall("syncfs", c_int(fd), on=f"fd {fd}")
 
 
 def gettid():

@@ -18,7 +18,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from labkit import child, ledger, proc, state, storage, syscalls
+from labkit import child, durable, ledger, proc, state, storage, syscalls
 from labkit.drivers import flat, loop
 from labkit.errors import LabError, Unsupported, from_oserror
 
@@ -163,6 +163,7 @@ def _make_base(rootfs):
     scratch.chmod(0o755)
     try:
         flat.flatten(rootfs.lowerdirs, scratch)
+        durable.tree(scratch)
         scratch.rename(base)
     except BaseException:
         _destroy(scratch)

@@ -9,7 +9,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from labkit import ledger, state, storage
+from labkit import durable, ledger, state, storage
 from labkit.drivers import flat
 
 
@@ -42,6 +42,7 @@ def _base(rootfs):
                 ledger.remove_tree(scratch)
             scratch.mkdir(0o755)
             flat.flatten(rootfs.lowerdirs, scratch)
+            durable.tree(scratch)
             scratch.rename(base)
 
 

@@ -1,0 +1,118 @@
+"""After a power cut no name leads to what is not whole: contents go to the disk first, the name then.
+
+No test can cut the power. What can be tested is the order of what is asked of the kernel, as strace sees it.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tars import entry, folder, tar
+from test_images import add_image
+from test_registry import host  # noqa: F401 - a fixture
+
+from labkit import archives, garbage, images, registry, state
+
+pytestmark = pytest.mark.usefixtures("needs_root")
+REPO = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "labkit-root"))
+
+
+def order(code, tmp_path):
+    """Run Python code; return [(what, path)] of its syncs, and of its renames by the new name, in order."""
+    if not shutil.which("strace"):
+        pytest.fail("strace is not installed: it is in vagrant/packages")
+    out = tmp_path / "trace"
+    calls = "trace=fsync,fdatasync,syncfs,?rename,?renameat,renameat2"
+    subprocess.run(
+        ["strace", "-f", "-y", "-s", "300", "-e", calls, "-e", "signal=none", "-o", out,
+         sys.executable, "-c", code],
+        cwd=REPO, check=True, timeout=120, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    found = []
+    for line in out.read_text().splitlines():
+        # A call that another process interrupts is written in two halves; the first has the arguments.
+        if match := re.match(r"\d+ +(fsync|fdatasync|syncfs)\(\d+<([^>]*)>", line):
+            found.append((match[1].replace("fdatasync", "fsync"), match[2]))
+        elif match := re.match(r'\d+ +rename\w*\(.*?"([^"]*)".*?"([^"]*)"', line):
+            found.append((f"rename {match[1]}", match[2]))
+    return found
+
+
+def assert_in_order(calls, layers=1):
+    """Each blob is synced, then named; each layer too; the blobs' names before the image's, and that."""
+    store = state.lib_dir("images")
+    what = [path for _, path in calls]
+    blobs = [at for at, path in enumerate(what) if path.startswith(f"{store}/blobs/sha256/")]
+    named = [at for at, (call, path) in enumerate(calls) if call.startswith("rename") and at in blobs]
+    assert named, calls
+    for at in named:
+        scratch = calls[at][0].removeprefix("rename ")
+        assert ("fsync", scratch) in calls[:at], f"{scratch} is on the disk before it is {what[at]}"
+    index = max(at for at, (call, path) in enumerate(calls) if path == f"{store}/index.json")
+    folders = [at for at, call in enumerate(calls) if call == ("fsync", f"{store}/blobs/sha256")]
+    assert any(max(named) < at < index for at in folders), "the blobs' names before the image's"
+    assert ("fsync", str(store)) in calls[index:], "the image's name before the call returns"
+    unpacked = [at for at, (call, path) in enumerate(calls) if "rename" in call and path.endswith("/diff")]
+    assert len(unpacked) == layers
+    for at in unpacked:
+        scratch = calls[at][0].removeprefix("rename ")
+        assert calls[at - 1] == ("syncfs", scratch), "a layer's files before its name"
+
+
+def two_layers(name):
+    layers = [tar(folder("."), entry(file, data=b"x")) for file in "ab"]
+    add_image(images.store(), name, *layers)
+
+
+def test_loaded_image_is_on_the_disk_before_it_has_a_name(tmp_path):
+    two_layers("two:1")
+    archives.save("two:1", tmp_path / "two.tar")
+    garbage.remove("two:1")
+    code = f"from labkit import archives; archives.load({str(tmp_path / 'two.tar')!r})"
+    assert_in_order(order(code, tmp_path), layers=2)
+    assert images.get("two:1").layers
+
+
+def test_pulled_image_is_on_the_disk_before_it_has_a_name(tmp_path, host):  # noqa: F811
+    """Here skopeo writes the blobs: it syncs them, and the folder they are in is left to us."""
+    two_layers(f"{host}/two:1")
+    registry.push(f"{host}/two:1")
+    garbage.remove(f"{host}/two:1")
+    code = f"from labkit import registry; registry.pull('{host}/two:1')"
+    assert_in_order(order(code, tmp_path), layers=2)
+
+
+def test_built_image_is_on_the_disk_before_it_has_a_name(tmp_path):
+    images.get("busybox")
+    (tmp_path / "context").mkdir()
+    (tmp_path / "context/Dockerfile").write_text("FROM busybox\nCOPY Dockerfile /\nENV A=b\n")
+    code = f"from labkit import build; build.build({str(tmp_path / 'context')!r}, 'built:1')"
+    assert_in_order(order(code, tmp_path))
+
+
+def test_saved_archive_is_on_the_disk_before_it_has_its_name(tmp_path):
+    images.get("busybox")
+    path = tmp_path / "saved.tar"
+    calls = order(f"from labkit import archives; archives.save('busybox', {str(path)!r})", tmp_path)
+    (at,) = (at for at, (call, new) in enumerate(calls) if new == str(path))
+    assert calls[at - 1] == ("fsync", calls[at][0].removeprefix("rename "))
+    assert calls[at + 1] == ("fsync", str(tmp_path))
+
+
+@pytest.mark.parametrize("driver", ["overlay", "vfs"])
+def test_start_of_a_container_waits_for_no_disk(driver, tmp_path):
+    """Not for its layers: they are there. Its own root is nobody's promise."""
+    start = f"from labkit import Container; Container('busybox', ['true'], storage={driver!r}).start().wait()"
+    first = [call for call, _ in order(start, tmp_path)]
+    assert first.count("syncfs") == (1 if driver == "overlay" else 2), "the first one unpacks"
+    assert not [path for call, path in order(start, tmp_path) if call == "syncfs" or "/images" in path]
+
+
