@@ -8,12 +8,13 @@ The store is held alone meanwhile. Whoever adds to it, or stands a container on 
 layer, holds it shared, so no layer is taken between being found and being used.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
 from labkit import images, ledger, state, storage
 from labkit.drivers import flat
-from labkit.errors import InUse
+from labkit.errors import BadValue, InUse
 
 
 def layers_in_use():
@@ -23,9 +24,10 @@ def layers_in_use():
 
 def _notes():
     for path in state.lib_dir("containers").glob("*/rootfs.json"):
-        note = state.read_json(path)
-        if note:
-            yield path.parent.name, note
+        with contextlib.suppress(BadValue):  # half on disk after a power cut: its container is no more
+            note = state.read_json(path)
+            if note:
+                yield path.parent.name, note
 
 
 def remove(ref, force=False):

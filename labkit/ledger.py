@@ -20,17 +20,17 @@ only folders are left to remove.
 
 import contextlib
 import contextvars
+import functools
 import importlib
 import os
 import shutil
 import signal
 import stat
 import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from labkit import proc, state, syscalls
-from labkit.errors import KernelError, LabError
+from labkit.errors import BadValue, KernelError, LabError
 
 
 @dataclass(frozen=True)
@@ -67,44 +67,58 @@ def _folder():
 
 def me():
     """Return this process as an owner."""
-    return (os.getpid(), proc.start_ticks(os.getpid()), proc.boot_id())
+    return _owner(os.getpid())
+
+
+@functools.cache
+def _owner(pid):
+    return (pid, proc.start_ticks(pid), proc.boot_id())
 
 
 def write(kind, owner=None, **what):
     """Write down that a `kind` named by `what` is about to be made; return the Entry."""
-    number = time.time_ns()
-    while True:
-        path = _folder() / f"{number:020d}.json"
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            break
-        except FileExistsError:
-            number += 1
-    entry = Entry(number, kind, what, tuple(owner or me()), _group.get(), _scope.get() or _chapter, str(path))
-    record = asdict(entry)
+    number = _next_number()
+    path = f"{_folder()}/{number:020d}-{os.getpid()}.json"
+    entry = Entry(number, kind, what, tuple(owner or me()), _group.get(), _scope.get() or _chapter, path)
+    record = dict(vars(entry))
     del record["file"]
     # No sync: the entry must outlive this process, not the kernel that holds the thing.
     state.write_json(path, record, sync=False)
     return entry
 
 
+_last = 0
+
+
+def _next_number():
+    """Return the time in ns, but never twice the same: what is newer is taken away first."""
+    global _last
+    _last = max(time.time_ns(), _last + 1)
+    return _last
+
+
 def entries():
     """Return every Entry on disk, oldest first."""
     found = []
-    for path in sorted(_folder().glob("*.json")):
-        with contextlib.suppress(LabError):  # empty: its writer died before it made anything
-            record = state.read_json(path)
-            if record is not None:
-                record["owner"] = tuple(record["owner"])
-                found.append(Entry(**record, file=str(path)))
+    folder = str(_folder())
+    for name in sorted(os.listdir(folder)):
+        if not name.endswith(".json"):
             continue
-        path.unlink(missing_ok=True)
+        try:
+            record = state.read_json(f"{folder}/{name}")
+        except BadValue:  # of before a power cut, and so is what it stood for
+            os.unlink(f"{folder}/{name}")
+            continue
+        if record is not None:  # struck out since it was listed
+            record["owner"] = tuple(record["owner"])
+            found.append(Entry(**record, file=f"{folder}/{name}"))
     return found
 
 
 def strike(entry):
     """Cross an entry out: the thing is gone, or someone else answers for it."""
-    Path(entry.file).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(entry.file)
 
 
 def undo(entry):
@@ -244,7 +258,8 @@ def _undo_folder(path):
 
 
 def _undo_file(path):
-    Path(path).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _wait_until(condition, what, seconds=5):

@@ -6,10 +6,10 @@ a caller that scans many processes goes on to the next.
 See proc(5), proc_pid_status(5), proc_pid_mountinfo(5), namespaces(7).
 """
 
+import functools
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from labkit.errors import NotFound, from_oserror
 
@@ -19,7 +19,8 @@ NAMESPACES = ("mnt", "uts", "ipc", "pid", "net", "user", "cgroup", "time")
 def read(path):
     """Return the text of a file below /proc or /sys; NotFound if it is gone."""
     try:
-        return Path(path).read_text(errors="surrogateescape")
+        with open(path, errors="surrogateescape") as file:
+            return file.read()
     except (FileNotFoundError, ProcessLookupError):
         raise NotFound(f"{path} is not there", "the process has ended, or this kernel has no such file") from None
     except OSError as error:
@@ -177,6 +178,8 @@ def parse_mounts(text):
     return [_mount(line) for line in text.splitlines()]
 
 
+# The file is read anew each time; a line that was there before means the same.
+@functools.lru_cache(512)
 def _mount(line):
     left, right = line.split(" - ", 1)
     number, parent, device, root, target, options, *propagation = left.split(" ")
@@ -198,7 +201,7 @@ def _mount(line):
 
 def unescape(text):
     """Undo the octal escapes that the kernel writes for space, tab, newline and backslash."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text) if "\\" in text else text
 
 
 def cgroups(pid="self"):

@@ -39,6 +39,8 @@ def _made(short, default, parts):
     root = os.environ.get("LABKIT_ROOT")
     home = Path(root, short) if root else _users_own(short) or Path(default)
     path = home.joinpath(*parts)
+    if path in _ours and path.is_dir():
+        return path
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -46,7 +48,11 @@ def _made(short, default, parts):
             raise BadValue(f"{home} is somebody else's", "set XDG_RUNTIME_DIR to a folder of your own")
     except OSError as error:
         raise from_oserror(error, f"making {path}") from None
+    _ours.add(path)
     return path
+
+
+_ours = set()  # folders that this process has looked at already
 
 
 # The user id of an ordinary user who is root only in a user namespace: see rootless.
@@ -93,17 +99,17 @@ def write_atomic(path, data, mode=0o600, sync=True):
     Written beside it, synced, then renamed over it; rename(2) is atomic. What need
     not outlive a power cut, only the death of processes, can spare the sync.
     """
-    path = Path(path)
+    folder, name = os.path.split(path)
     if isinstance(data, str):
         data = data.encode()
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    scratch = os.path.join(folder, f".{name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(fd, "wb") as file:
+        with open(fd, "wb") as file:
             file.write(data)
             if sync:
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(fd)
         os.rename(scratch, path)
     except OSError as error:
         with contextlib.suppress(OSError):  # it was never made, or the disk is read-only
@@ -113,13 +119,14 @@ def write_atomic(path, data, mode=0o600, sync=True):
 
 def write_json(path, value, sync=True):
     """Write `value` as JSON, whole or not at all."""
-    write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n", sync=sync)
+    write_atomic(path, json.dumps(value, sort_keys=True) + "\n", sync=sync)
 
 
 def read_json(path):
     """Return the JSON at `path`, or None if there is no such file."""
     try:
-        return json.loads(Path(path).read_text())
+        with open(path) as file:
+            return json.load(file)
     except FileNotFoundError:
         return None
     except OSError as error:

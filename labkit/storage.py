@@ -202,7 +202,8 @@ class Driver:
             for folder in image.layers:
                 if not os.path.isdir(folder):
                     raise NotFound(f"the layer {folder} is not there", "the image was removed: get it again")
-            state.write_json(home / "rootfs.json", note)
+            # No sync: after a power cut no container is left that could need its layers.
+            state.write_json(home / "rootfs.json", note, sync=False)
 
     def preview(self, image, container_id, userxattr=False):
         """Return the Rootfs that `prepare` would make. Nothing is made."""
