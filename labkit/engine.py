@@ -39,11 +39,13 @@ def missing():
 
 
 @contextlib.contextmanager
-def private(images=("busybox",), seconds=60, runtimes=None, default="runc", network=False):
+def private(images=("busybox",), seconds=60, runtimes=None, default="runc", network=False, driver=None):
     """Start an engine, hand it some of our images, yield it, and take all of it away.
 
-    `runtimes` are {name: path} of OCI runtimes beside its own, `default` the one it uses unasked. With `network` it has a
-    bridge and published ports, in a network namespace that is only its own. Raises Unsupported without Docker, LabError if it doesn't answer in `seconds`.
+    `runtimes` are {name: path} of OCI runtimes beside its own, `default` the one it uses unasked. With `network`
+    it has a bridge and published ports, in a network namespace that is only its own. `driver` is the storage
+    driver it has to take, in Docker's words ("overlay2", "vfs", …); unasked it chooses itself.
+    Raises Unsupported without Docker, LabError if it doesn't answer in `seconds` or can't run that driver.
     """
     if reason := missing():
         raise Unsupported(f"no real Docker to compare with: {reason}", "apt-get install docker.io")
@@ -54,7 +56,7 @@ def private(images=("busybox",), seconds=60, runtimes=None, default="runc", netw
         folder.mkdir(0o700)
         try:
             with own_cgroup(name) as places:
-                docker.start(places, seconds, runtimes or {}, default, network)
+                docker.start(places, seconds, runtimes or {}, default, network, driver)
                 for image in images:
                     docker.give(image)
                 yield docker
@@ -110,7 +112,7 @@ class Engine:
             raise LabError(f"docker {words[0]} failed: {done.stderr.strip()[-500:]}")
         return done.stdout + ("" if check else done.stderr)
 
-    def start(self, places, seconds, runtimes, default, network):
+    def start(self, places, seconds, runtimes, default, network, driver):
         """Start dockerd in its cgroup and wait until it answers."""
         v1 = any(tree.version == 1 and tree.controllers for tree, _ in places)
         lines = []
@@ -131,7 +133,7 @@ class Engine:
             f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/pid",
             f"--host=unix://{self.socket}", "--exec-opt=native.cgroupdriver=cgroupfs",
             *([] if network else _NO_NETWORK), *(f"--add-runtime={name}={path}" for name, path in runtimes.items()),
-            f"--default-runtime={default}",
+            f"--default-runtime={default}", *([f"--storage-driver={driver}"] if driver else ()),
             # v1: below the folder dockerd is in; v2: from the root of the tree.
             f"--cgroup-parent={'boxes' if v1 else f'/{state.label()}/{self.folder.name}'}",
         ]  # fmt: skip
@@ -151,8 +153,15 @@ class Engine:
         deadline = time.monotonic() + seconds
         while "Server Version" not in self("info", check=False):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise LabError(f"dockerd does not answer: {(self.folder / 'log').read_text()[-600:]}")
+                self._refuse(driver)
             time.sleep(0.05)
+
+    def _refuse(self, driver):
+        lines = (self.folder / "log").read_text(errors="replace").splitlines()
+        # Its last word has no level; all before it is its diary.
+        said = [line for line in lines if " level=" not in line][-1:] or lines[-3:]
+        flag = f" -s {driver}" if driver else ""
+        raise LabError(f"dockerd{flag} does not answer: {' '.join(said)[-600:]}", "`sudo dockerd --debug` says more")
 
     def reap(self):
         """Wait until all of it, which its cgroup's end has killed, is out of the process table."""

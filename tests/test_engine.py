@@ -1,0 +1,26 @@
+"""A real Docker of the lab's own: it stores as it is told, and what it cannot do it says in its own words."""
+
+import pytest
+
+from labkit import engine, ledger
+from labkit.errors import LabError
+
+pytestmark = [
+    pytest.mark.usefixtures("needs_root"),
+    pytest.mark.skipif(engine.missing() is not None, reason=str(engine.missing())),
+]
+
+
+@pytest.mark.parametrize("driver", ["overlay2", "vfs", "fuse-overlayfs"])
+def test_engine_stores_by_the_driver_it_was_given(driver):
+    with engine.private(driver=driver) as docker:
+        assert docker("info", "--format", "{{.Driver}}").strip() == driver
+        assert docker("run", "--rm", "busybox", "echo", "ran") == "ran\n"
+        assert (docker.folder / "data" / driver).is_dir()
+    assert ledger.entries() == []
+
+
+def test_engine_that_cannot_run_a_driver_says_why_and_leaves_nothing():
+    with pytest.raises(LabError, match="-s nonsense does not answer: .*driver not supported"), engine.private(driver="nonsense"):
+        pass
+    assert ledger.entries() == []
