@@ -9,7 +9,7 @@ those below, so nobody meets an idea before the ones it is made of.
        a participant's copies        lessons gaps workbench
        escapes, each really tried    museum exhibits inspection
        what this machine can do      doctor probing kernel_probes machine_probes
-    6  numbers while it runs         sampling reader workloads measuring
+    6  numbers while it runs         sampling reader workloads measuring reclaiming
        the syscalls it made          tracing taught
        an OCI runtime                runtime oci oci_words bundle resources systemd
        others, really started        engine neighbours vm nobody

@@ -52,6 +52,22 @@ def growth(trace, limit, high=None, title="It grows until it may not"):
     return figure
 
 
+def rivals(trace, limit, low, word="memory.low", title="Two groups, one limit"):
+    """Draw the page cache of two groups that share `limit` bytes; the first has `low` as its `word`."""
+    figure, axes = figures.new(10, 4.4)
+    first, second = (trace[f"{name}.memory_file"] / MIB for name in ("first", "second"))
+    axes.stackplot(
+        trace.time, first, second, colors=[figures.BLUE, figures.SKY], alpha=0.75,
+        labels=["the first: read once", "the second: reads and reads"],
+    )  # fmt: skip
+    _line(axes, limit / MIB, f"limit of both: {limit / MIB:g} MiB", figures.RED)
+    _line(axes, low / MIB, f"{word} of the first: {low / MIB:g} MiB", figures.BLACK)
+    axes.set(xlabel="time [s]", ylabel="page cache [MiB]", xlim=(0, trace.time[-1]), title=title)
+    axes.set_ylim(0, 1.4 * limit / MIB)
+    axes.legend(loc="upper left", ncols=2)
+    return figure
+
+
 def kills(trace):
     """Return the times at which oom_kills grew, in s."""
     if "oom_kills" not in trace.values:
