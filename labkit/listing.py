@@ -19,7 +19,7 @@ def lines(folder):
     root = Path(folder)
     for path in sorted(root.rglob("*")):
         depth = len(path.relative_to(root).parts) - 1
-        found.append(f"{'  ' * depth}{path.name}{_what(path)}")
+        found.append(f"{'  ' * depth}{path.name}{what(path)}")
     return found
 
 
@@ -30,7 +30,8 @@ def show(*folders):
         print("\n".join(f"    {line}" for line in lines(folder)) or "    (empty)")
 
 
-def _what(path):
+def what(path):
+    """Return what stands behind a name in the list: a file's contents or size, overlayfs's marks."""
     status = path.lstat()
     if whiteouts.is_whiteout(status, path):
         return f"  [whiteout: character device {os.major(status.st_rdev)}:{os.minor(status.st_rdev)}]"

@@ -24,7 +24,20 @@ from labkit.errors import LabError
 from labkit.figures import png, values
 
 FRAMES = 3  # pictures a second: one takes about 0.1 s of CPU, which the workload does not get
-_shown = {}  # name: the Panel that is on screen
+_shown = {}  # name: what is on the screen
+
+
+def put(panel):
+    """Note what is on the screen by its name; close what was there under that name."""
+    if panel.name in _shown:
+        _shown[panel.name].close()
+    _shown[panel.name] = panel
+
+
+def take(panel):
+    """Forget what is on the screen no longer."""
+    if _shown.get(panel.name) is panel:
+        del _shown[panel.name]
 
 
 def picture(words):
@@ -46,11 +59,9 @@ class Panel:
     def __init__(self, name, experiment, knobs, seconds=20, alt=""):
         import ipywidgets
 
-        if name in _shown:
-            _shown[name].close()
-        _shown[name] = self
         self.name, self.experiment, self.knobs = name, experiment, knobs
         self.seconds, self.alt = seconds, alt
+        put(self)
         self._thread, self._end = None, threading.Event()
         self._lock = threading.RLock()
         self.button = ipywidgets.ToggleButton(description="Start", icon="play", tooltip="start and stop")
@@ -156,7 +167,7 @@ class Panel:
         """Stop it and take it off the screen."""
         self.stop()
         self.widget.close()
-        _shown.pop(self.name, None)
+        take(self)
 
 
 def close_all():
