@@ -16,6 +16,7 @@ See Documentation/admin-guide/cgroup-v1/memory.rst, Documentation/scheduler/sche
 Documentation/admin-guide/cgroup-v2.rst.
 """
 
+import os
 from pathlib import Path
 
 from labkit.errors import Unsupported
@@ -55,7 +56,7 @@ class _Folder:
         return f"<v{self.version} {self.path}>"
 
     def has(self, name):
-        return (self.path / name).exists()
+        return os.path.exists(f"{self.path}/{name}")
 
     def number(self, name):
         """Return the number in a file; None if it says `max` or there is no such file."""
@@ -67,8 +68,9 @@ class _Folder:
 
     def text(self, name):
         try:
-            return (self.path / name).read_text()
-        except (FileNotFoundError, OSError):
+            with open(f"{self.path}/{name}") as file:
+                return file.read()
+        except OSError:
             return ""
 
     def _pids(self):
@@ -103,7 +105,7 @@ class V2(_Folder):
             ("cpu.weight", _text(limits.cpu_weight)),
             ("cpuset.cpus", limits.cpuset_cpus),
             ("pids.max", _or_max(limits.pids)),
-            ("io.weight", _text(limits.io_weight)),
+            (self._weight_file(), _text(limits.io_weight)),
         ]
         if limits.cpu_quota is not None:
             # A burst above the new quota would be refused: none, quota, then the new one.
@@ -121,6 +123,10 @@ class V2(_Folder):
         if limits.memory_swap is None and limits.memory not in (None, UNLIMITED):
             return "0" if self.has("memory.swap.max") else None
         return _or_max(limits.memory_swap)
+
+    def _weight_file(self):
+        """Return the file for a disk weight: io.cost has one (io.weight), the scheduler bfq another."""
+        return "io.bfq.weight" if self.has("io.bfq.weight") and not self.has("io.weight") else "io.weight"
 
     def stats(self):
         """Return the numbers that this folder has, by the names of Stats."""
@@ -144,11 +150,15 @@ class V2(_Folder):
                 memory_swap_current=self.number("memory.swap.current"),
                 memory_max_hits=memory.get("max"),
                 memory_high_hits=memory.get("high"),
-                oom_kills=memory.get("oom_kill"),
+                oom_kills=self.oom_kills(),
             )
         if "pids" in self.controllers:
             found.update(self._pids())
         return found
+
+    def oom_kills(self):
+        """Return how many of its processes were killed for want of memory."""
+        return self.numbers("memory.events").get("oom_kill")
 
 
 class V1(_Folder):
@@ -255,13 +265,17 @@ class V1(_Folder):
                 # v1 has no word for "no limit": it shows the largest number of whole pages.
                 memory_max=None if limit is None or limit > 1 << 62 else limit,
                 memory_max_hits=self._max_hits(),
-                oom_kills=self.numbers("memory.oom_control").get("oom_kill"),
+                oom_kills=self.oom_kills(),
             )
             if (both := self.number("memory.memsw.usage_in_bytes")) is not None:
                 found["memory_swap_current"] = max(0, both - found["memory_current"])
         if "pids" in self.controllers:
             found.update(self._pids())
         return found
+
+    def oom_kills(self):
+        """Return how many of its processes were killed for want of memory."""
+        return self.numbers("memory.oom_control").get("oom_kill")
 
     def _max_hits(self):
         """Return how often the limit was run into, None if this kernel does not count it (6.18 does not)."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from timing import late_by
 
-from labkit import cgroupfs, devices, events, hierarchies, ledger, state, workloads
+from labkit import cgroupfs, controllers, devices, events, hierarchies, ledger, state, workloads
 from labkit.cgroups import Cgroup, Limits, remove_folder
 from labkit.container import Container, run
 from labkit.errors import BadValue, InUse, KernelError, LabError, NotFound, Unsupported
@@ -481,6 +481,27 @@ def transferred(group, number, direction):
             2
         ]
     )
+
+
+def test_a_disk_weight_is_the_kernels_or_refused_by_its_files_name(group):
+    try:
+        group.set(Limits(io_weight=200))
+    except Unsupported as error:
+        assert "weight" in error.message and any(name in error.message for name in ("io.", "blkio."))
+        return
+    names = ("io.weight", "io.bfq.weight", "blkio.bfq.weight", "blkio.weight")
+    name = next(name for name in names if (group.path("io") / name).exists())
+    assert group.read(name).split()[-1] == "200"  # v2 says "default 200"
+
+
+@pytest.mark.parametrize(
+    "there, written", [((), "io.weight"), (("io.bfq.weight",), "io.bfq.weight"), (("io.weight", "io.bfq.weight"), "io.weight")]
+)  # fmt: skip
+def test_a_v2_weight_goes_to_bfq_where_there_is_no_io_cost(tmp_path, there, written):
+    for name in there:
+        (tmp_path / name).touch()
+    tree = hierarchies.Hierarchy(2, tmp_path, tmp_path, ("io",))
+    assert controllers.V2(tmp_path, tree).plan(Limits(io_weight=200)) == [(written, "200")]
 
 
 # Frozen, killed, born inside
