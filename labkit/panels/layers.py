@@ -43,7 +43,7 @@ class Stack(Live):
 
     def _colour(self, row, word=SEEN):
         if word in (HIDDEN, GONE):
-            return "white"
+            return figures.PALE if word == HIDDEN else "white"
         top = self.upper and row == len(self.folders) - 1
         return figures.ORANGE if top else _FOLDERS[row % len(_FOLDERS)]
 

@@ -81,7 +81,7 @@ class Namespaces(Tree):
     def _words(self, one):
         who = f"{one.command[:34]} ({one.pid})" if one.pid else one.command[-40:] or "held by another"
         here = ", and this notebook" if one.inode == proc.namespace("self", one.kind) else ""
-        return f"{one.kind} {one.inode} · {one.processes} processes · {who}{here}"
+        return f"{one.kind} {one.inode} · {_many(one.processes)} · {who}{here}"
 
     def told(self, key):
         """Return who is in a namespace, who owns it, and how to get in."""
@@ -103,6 +103,10 @@ def _is_in(pid, kind, inode):
     with contextlib.suppress(LabError):
         return proc.namespace(pid, kind) == inode
     return False
+
+
+def _many(count):
+    return "1 process" if count == 1 else f"{count} processes"
 
 
 def _command(pid):
@@ -141,9 +145,10 @@ class Cgroups(Tree):
 
     def _part(self, path, top, tree):
         words, share = self._use(path, cgroupfs.folder_at(path, tree).stats())
-        many = len(cgroupfs.members([str(path)]))
+        inside = cgroupfs.members([str(path)])
+        who = f" ({_command(inside[0])[:24]})" if len(inside) == 1 else ""
         depth = len(path.relative_to(top).parts)
-        return Part(path, f"{path.name} · {many} processes · {words}", depth, share)
+        return Part(path, f"{path.name} · {_many(len(inside))}{who} · {words}", depth, share)
 
     def _use(self, path, used):
         if self.choice.value == "cpu":
@@ -168,6 +173,8 @@ class Cgroups(Tree):
 
     def _files(self, folder):
         for file in sorted(folder.glob(f"{self.choice.value}*")):
+            if ".kmem" in file.name:  # v1's other account of kernel memory, in a dozen files
+                continue
             with contextlib.suppress(OSError, UnicodeDecodeError):
                 text = file.read_text().strip()
                 if text and "\n" not in text:
