@@ -36,7 +36,7 @@ def boxed(command, **limits):
 @contextlib.contextmanager
 def ended(command, **limits):
     with boxed(command, **limits) as box:
-        box.wait(20)
+        box.wait(30)
         yield box
 
 
@@ -100,7 +100,7 @@ def test_held_refuses_other_limits_and_nothing_that_forks():
 
 def test_held_refuses_a_limit_set_too_late():
     with boxed(workloads.fork(30, 0)) as box:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while box.stats().pids_current < 31 and time.monotonic() < deadline:
             time.sleep(0.02)
         box.cgroup.set(Limits(pids=12))

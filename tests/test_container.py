@@ -128,7 +128,7 @@ def test_a_container_over_its_memory_limit_is_killed_and_says_so():
 def test_pids_limit_holds_a_fork_bomb():
     # Each round tries to fork twice as many; the count can never pass the limit.
     with Container("busybox", ["sh", "-c", "bomb() { bomb | bomb & }; bomb; sleep 60"], pids_limit=20).start() as box:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while box.stats().pids_denied in (0, None) and time.monotonic() < deadline:
             assert len(box.cgroup.procs()) <= 20
             time.sleep(0.01)
@@ -217,7 +217,7 @@ def test_a_frozen_container_can_be_killed():
         box.pause()
         assert box.status == "paused"
         box.kill()
-        assert box.wait(timeout=10) == 137
+        assert box.wait(timeout=30) == 137
 
 
 def test_a_container_is_found_from_another_process_by_name_and_by_the_start_of_its_id():
@@ -276,7 +276,7 @@ def test_the_helper_ends_with_its_notebook_and_takes_the_container_along():
             pid = int(notebook.stdout.readline())
             ticks = proc.start_ticks(pid)
             notebook.send_signal(signal.SIGKILL)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while proc.is_running(pid, ticks) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not proc.is_running(pid, ticks)

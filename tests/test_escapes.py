@@ -50,7 +50,7 @@ def test_a_masked_file_is_empty_and_without_the_lock_it_speaks():
 
     def sizes(**words):
         with Container("busybox", ["sh", "-c", "wc -c < /proc/interrupts"], **words).start() as box:
-            box.wait(10)
+            box.wait(30)
             return int(box.logs())
 
     assert sizes() == 0

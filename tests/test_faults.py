@@ -87,7 +87,7 @@ def test_a_failure_at_every_step_of_the_plan_leaves_nothing(way, cloned_here, mo
             monkeypatch.setattr(mounts, "_do", failing)
             if way == "killed":
                 with Container("busybox", "true").start() as box:
-                    assert box.wait(10) == 137
+                    assert box.wait(30) == 137
             else:
                 with pytest.raises(KernelError, match="injected"):
                     Container("busybox", "true").start()
@@ -172,7 +172,7 @@ def test_a_killed_lab_run_is_cleaned_up_whenever_it_is_killed(after):
         time.sleep(after)
         lab_run.kill()
         lab_run.wait()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while _left_processes(mark) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert _left_processes(mark) == [], "the container outlives who answers for it"
@@ -187,7 +187,7 @@ def test_a_killed_keeper_takes_the_container_along_and_it_shows_as_dead():
     keeper, pid = box.record()["keeper"][0], box.pid
     ticks = proc.start_ticks(pid)
     os.kill(keeper, signal.SIGKILL)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while proc.is_running(pid, ticks) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not proc.is_running(pid, ticks)
@@ -204,7 +204,7 @@ def test_a_killed_spawner_takes_its_containers_along_and_the_next_one_gets_a_new
     pid, ticks = box.pid, proc.start_ticks(box.pid)
     helper.process.kill()
     helper.process.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while proc.is_running(pid, ticks) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not proc.is_running(pid, ticks)
@@ -230,7 +230,7 @@ def test_a_killed_notebook_leaves_what_clean_gives_back():
         assert len(pids) == 3
         notebook.kill()
         notebook.wait()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while any(proc.is_running(*one) for one in pids) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not any(proc.is_running(*one) for one in pids)
@@ -249,7 +249,7 @@ def test_a_fork_bomb_gets_its_limit_and_dies_at_once():
         assert 1 < most <= 40
         started = time.monotonic()
         box.kill()
-        assert box.wait(10) == 137
+        assert box.wait(30) == 137
         assert time.monotonic() - started < 5
 
 

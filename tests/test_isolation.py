@@ -101,7 +101,7 @@ def test_a_mount_made_inside_is_not_seen_outside():
         assert not any(mount.source == "bait" for mount in proc.mounts())
 
 
-def _until(condition, seconds=5):
+def _until(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

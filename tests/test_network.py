@@ -45,7 +45,7 @@ LENT = [f"{folder}:{folder}:ro" for folder in ("/usr", "/lib", "/lib64") if os.p
 def server(**words):
     """Return a started container that says hello once on port 80, and to whom."""
     box = Container("busybox", SERVER, volumes=LENT, **words).start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while "ready" not in box.logs():
         assert time.monotonic() < deadline, box.logs()
         time.sleep(0.01)
@@ -135,8 +135,8 @@ def test_a_container_leaves_with_the_hosts_address():
         outside = world.outside(worlds.SERVE, worlds.OUTSIDE, 7000)
         assert outside.stdout.readline() == "ready\n"
         with Container("busybox", f"nc {worlds.OUTSIDE} 7000", network="bridge").start() as box:
-            box.wait(10)
-            outside.communicate(timeout=5)
+            box.wait(30)
+            outside.communicate(timeout=30)
             return box.logs()
 
     assert worlds.inside(work) == f"hello {worlds.HOST}"
@@ -501,7 +501,7 @@ def test_where_the_kernel_refuses_the_bridge_nothing_of_it_is_left(monkeypatch, 
 
     monkeypatch.setattr(network, "_make_bridge", refuse)
     with Container("busybox", "true", network="auto").start() as box:
-        assert network.all_networks() == [] and box.wait(10) == 0
+        assert network.all_networks() == [] and box.wait(30) == 0
     assert "injected" in capsys.readouterr().err
 
 

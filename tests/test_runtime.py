@@ -31,7 +31,7 @@ def box(tmp_path, rootfs):
     assert made.left() == []
 
 
-def wait_for(condition, seconds=5):
+def wait_for(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"

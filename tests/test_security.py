@@ -319,7 +319,7 @@ def test_the_program_for_the_other_processor_is_what_the_listing_says():
 def test_proc_self_exe_as_the_command_is_the_sealed_program_and_not_python():
     assert sh("true").code == 0
     with Container("busybox", ["/proc/self/exe", "/bin/readlink", "/proc/self/exe"]).start() as box:
-        assert box.wait(10) == 127  # it runs once more, without its channel, and ends
+        assert box.wait(30) == 127  # it runs once more, without its channel, and ends
 
 
 def test_the_children_words_are_read_as_a_strangers():
@@ -411,7 +411,7 @@ def test_the_sealed_step_costs_little_beside_the_exec_itself():
 def test_least_power(command, words, missing):
     with Container("busybox", command, **words).start() as box:
         if missing in (None, "listens"):
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 30
             while (
                 command.startswith("httpd")
                 and not check._listens(box.pid, 80)
@@ -419,7 +419,7 @@ def test_least_power(command, words, missing):
             ):
                 time.sleep(0.01)
         if missing == "it runs":
-            box.wait(10)
+            box.wait(30)
         result = check.least_power(box)
     assert result.passed if missing is None else missing in result.missing, result
 

@@ -452,7 +452,7 @@ def test_pool_is_made_anew_while_somebodys_namespace_still_holds_the_old_one(nee
     )
     driver.remove("test-new")
     holder.communicate("")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while loop.devices_of(btrfs._image(), deleted=False) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert loop.devices_of(btrfs._image(), deleted=False) == []

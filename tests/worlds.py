@@ -41,7 +41,7 @@ class World:
 
     def fetch_from_outside(self, address, port):
         """Return what a TCP connection from outside to (address, port) brings, or the error's name."""
-        return self.outside(FETCH, address, port).communicate(timeout=10)[0].strip()
+        return self.outside(FETCH, address, port).communicate(timeout=30)[0].strip()
 
 
 FETCH = """
