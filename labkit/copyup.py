@@ -45,6 +45,12 @@ def overlay(fill, options=storage.DEFAULT_OPTIONS):
             yield merged, upper
 
 
+def affordable(sizes, times=2):
+    """Return those of some sizes, in bytes, that the disk holds `times` over and has as much left again."""
+    disk = os.statvfs(state.lib_dir("chapters"))
+    return [size for size in sizes if 2 * times * size <= disk.f_bavail * disk.f_frsize]
+
+
 def write_file(path, size):
     """Write a file of `size` bytes, all of them stored, and wait until the disk has them."""
     with open(path, "wb") as file:

@@ -1,11 +1,14 @@
 """Copy-up: what chapter 07 says of it, held against this kernel; and checks that see wrong work."""
 
 import os
+import shutil
 import stat
+import tarfile
 import time
 
 import hosts
 import pytest
+from tars import entry, tar
 
 from labkit import child, commit, copyup, garbage, images, ledger, listing, storage, volumes
 from labkit.checks import layers as check
@@ -102,6 +105,67 @@ def test_shows_only_fails_on_wrong_work(folders):
     assert check.shows_only([lower], upper, "conf", ["new"])
     (lower / "conf/old").unlink()
     assert not check.shows_only([lower], upper, "conf", ["new"])
+
+
+def test_layer_by_hand_fails_on_wrong_work(folders, tmp_path):
+    lower, *_ = folders
+    low, high = lower, tmp_path / "high"
+    high.mkdir()
+    (high / "d").write_text("high")
+    path = tmp_path / "mine.tar"
+
+    def tried(*members):
+        path.write_bytes(tar(*members))
+        return check.layer_by_hand([low, high], path, gone="d", brings="e", text="mine")
+
+    mine = entry("e", data=b"mine")
+    assert not check.layer_by_hand([low, high], path, gone="d", brings="e", text="mine")  # no file
+    path.write_bytes(b"no tar at all" * 100)
+    assert not check.layer_by_hand([low, high], path, gone="d", brings="e", text="mine")
+    assert not tried(mine)  # d is still there
+    assert not tried(mine, entry("d"))  # an empty file is a file
+    assert not tried(mine, entry(".wh.a"))  # another name
+    assert not tried(mine, entry("d", type=tarfile.CHRTYPE))  # as overlayfs has it, not as a tar has it
+    assert not tried(mine, entry(".wh..wh..opq"))  # too much
+    assert not tried(entry(".wh.d"))  # e is missing
+    assert not tried(entry(".wh.d"), entry("e", data=b"theirs"))
+    assert tried(entry(".wh.d"), mine)
+    assert (high / "d").read_text() == "high"
+    (high / "d").unlink()  # the lowerdirs were not to be touched
+    assert not tried(entry(".wh.d"), mine)
+
+
+def test_still_one_file_fails_on_wrong_work(folders):
+    lower, upper, work, merged = folders
+    os.link(lower / "a", lower / "same")
+
+    def tried():
+        return check.still_one_file(merged, upper, "a", "same", "new")
+
+    assert not tried()  # not mounted
+    with storage.mounted(lower, upper, work, merged):
+        assert not tried()  # not written
+        (merged / "a").write_text("new")
+        assert not tried()  # two files now
+        (merged / "same").write_text("new")
+        assert "not two alike" in tried().missing
+        (merged / "same").unlink()
+        os.link(merged / "a", merged / "same")
+        assert "index" in tried().missing  # one file again, but made by hand
+    for folder in (upper, work):
+        shutil.rmtree(folder)
+        folder.mkdir()
+    with storage.mounted(lower, upper, work, merged, options=("index=on",)):
+        assert not tried()
+        (merged / "a").write_text("new")
+        assert tried()
+
+
+def test_only_sizes_that_the_disk_holds_are_measured(monkeypatch):
+    disk = os.statvfs_result((4096, 4096, 0, 0, 10 << 18, 0, 0, 0, 0, 255))  # 10 GiB free
+    monkeypatch.setattr(os, "statvfs", lambda path: disk)
+    assert copyup.affordable([1 << 20, 1 << 30, 2 << 30, 3 << 30]) == [1 << 20, 1 << 30, 2 << 30]
+    assert copyup.affordable([1 << 30, 3 << 30], times=10) == []
 
 
 def test_changed_for_less_fails_on_wrong_work(folders):

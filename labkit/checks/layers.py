@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from labkit import ledger, state, storage
+from labkit import layers, ledger, state, storage
 from labkit.checks import exercise
 
 
@@ -61,6 +61,71 @@ def shows_only(lowers, upper, folder, names):
         "each could get a whiteout, but one mark on the folder hides them all",
         "the xattr trusted.overlay.opaque with the value y: os.setxattr(path, name, value)",
         f'os.setxattr(upper / "{folder}", "trusted.overlay.opaque", b"y")',
+    )
+
+
+@exercise
+def layer_by_hand(lowers, tar, gone, brings, text):
+    """The tar is a layer that, above the lowerdirs, takes `gone` away and brings `brings`, and no more."""
+    yield Path(tar).is_file(), f"there is {Path(tar).name}", 'tarfile.open(path, "w") makes a new one'
+    with _seen(lowers[:-1], lowers[-1]) as merged:
+        before = set(os.listdir(merged))
+    yield gone in before, f"without it, {gone} is seen", "make the lowerdirs again, as in the cells above"
+    folder = state.lib_dir("chapters") / state.new_id()
+    with ledger.made("folder", path=str(folder)):
+        layers.apply(tar, folder)
+        with _seen(lowers, folder) as merged:
+            after = set(os.listdir(merged))
+            found = (merged / brings).read_text(errors="replace") if (merged / brings).is_file() else None
+    yield (
+        gone not in after,
+        f"with it, {gone} is not seen any more",
+        "how did the layer of container one say that ls is gone? Look at its entries",
+        f"an empty file whose name is `.wh.` and then what it hides: .wh.{gone}",
+    )
+    yield (
+        found == text,
+        f"{brings} holds {text!r}",
+        "an entry of its own, with its size: entry.size = len(text)",
+        f"file.addfile(entry, io.BytesIO({text.encode()!r}))",
+    )
+    yield (
+        after == before - {gone} | {brings},
+        "and all the other files are seen as before",
+        "one whiteout hides one name; .wh..wh..opq hides them all",
+    )
+
+
+@exercise
+def still_one_file(merged, upper, first, second, text):
+    """A file with two names was changed by the first; the kernel kept it one file by the second too."""
+    yield (
+        os.path.ismount(merged),
+        "the overlay is mounted",
+        "storage.mount(lower, upper, work, merged, options=…)",
+    )
+    one, two = Path(merged, first), Path(merged, second)
+    yield (
+        one.is_file() and one.read_text() == text,
+        f"{first} holds {text!r}",
+        f"write it through merged: (merged / {first!r}).write_text({text!r})",
+    )
+    yield (
+        two.is_file() and two.read_text() == text,
+        f"{second} holds it too, and nobody wrote to that",
+        "what is copied up alone is alone. Overlayfs can keep a list of the files it has copied up, and of "
+        "their other names. Which mount option has it do that? Begin with an empty upperdir and workdir",
+        'the list is called the index: options=("index=on",)',
+    )
+    yield (
+        os.path.samefile(one, two),
+        "they are one file, and not two alike",
+        "write to one of them only: index=on does the rest",
+    )
+    yield (
+        not os.path.lexists(Path(upper, second)),
+        f"the upperdir has {first} alone: the kernel knows the other name by its index",
+        "no new link and no second write; begin with an empty upperdir and workdir",
     )
 
 
