@@ -4,6 +4,7 @@
     stack(lowers, upper, below="conf")   the same for a folder in them
 """
 
+import html
 import os
 import stat
 from collections import Counter
@@ -22,7 +23,7 @@ _FOLDERS = (figures.SKY, figures.GREEN, figures.PURPLE, figures.YELLOW)
 class Stack(Live):
     """Folders as overlayfs stacks them, read from the folders themselves."""
 
-    _shape = None
+    _grid, _columns = None, {}
 
     def __init__(self, lowers, upper=None, below=".", name="stack"):
         self.folders = [*map(Path, lowers), *([Path(upper)] if upper else [])]
@@ -59,28 +60,36 @@ class Stack(Live):
         return {key: SEEN if joined[key[1]] == 1 and word == JOINED else word for key, word in found.items()}
 
     def arrange(self, parts):
-        """Return a grid: the folder's name, and a button where it has the file."""
+        """Return a column of labels, and one for each name."""
+        # Where a folder lacks a file there is a button too, unseen: so none ever moves in
+        # the page, and the keyboard's focus stays where it is.
         import ipywidgets
 
         by_key = {part.key: part for part in parts}
-        names = sorted({key[1] for key in by_key})[:MOST]
         rows = ["merged", *reversed(range(len(self.folders)))]
-        shape = (rows, tuple(names), tuple(by_key))
-        for part in parts:
-            if part.key[1] in names:
-                self.button(part, width="auto")
-        if self._shape != shape:
-            self._shape, cells = shape, []
-            for row in rows:
-                label = row if row == "merged" else self.folders[row].name
-                cells.append(ipywidgets.HTML(f"<b>{label}</b>" if row == "merged" else label))
-                cells += [
-                    self._buttons[row, name] if (row, name) in by_key else ipywidgets.HTML("")
-                    for name in names
-                ]
-            columns = "110px " + " ".join(["minmax(90px, 170px)"] * len(names))
-            layout = {"grid_template_columns": columns, "grid_gap": "4px"}
-            self._grid = ipywidgets.GridBox(cells, layout=layout)
+        names = sorted({name for _, name in by_key})
+        self._columns = {name: self._columns.get(name) for name in (*self._columns, *names) if name in names}
+        for name in list(self._columns)[:MOST]:
+            if self._columns[name] is None:
+                cells = [ipywidgets.Button(layout={"width": "150px"}) for _ in rows]
+                for row, cell in zip(rows, cells, strict=True):
+                    cell.on_click(lambda _, key=(row, name): self.press(key))
+                self._columns[name] = ipywidgets.VBox(cells)
+            for row, cell in zip(rows, self._columns[name].children, strict=True):
+                part = by_key.get((row, name))
+                cell.layout.visibility = "visible" if part else "hidden"
+                if part:
+                    self._buttons[part.key] = cell
+                    self.button(part)
+        if self._grid is None:
+            titles = ["merged", *(self.folders[row].name for row in rows[1:])]
+            layout = {"height": "28px", "margin": "2px", "width": "110px"}
+            labels = [ipywidgets.HTML(html.escape(one), layout=layout) for one in titles]
+            self._titles = ipywidgets.VBox(labels)
+            self._grid = ipywidgets.HBox()
+        columns = (self._titles, *list(self._columns.values())[:MOST])
+        if columns != self._grid.children:
+            self._grid.children = columns
         return [self._grid]
 
     def told(self, key):

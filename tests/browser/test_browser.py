@@ -218,6 +218,36 @@ def test_by_keys_alone_cells_run_and_a_slider_moves_and_the_picture_follows(note
     stop_panel(cell, seat, monkeypatch, lambda: keys.press("Space"))
 
 
+def test_a_picture_of_layers_is_pressed_by_keys_and_follows_the_folders(notebook, seat, shots, tmp_path):
+    for layer, names in {"lower": "ab", "upper": "b"}.items():
+        (tmp_path / layer).mkdir()
+        for name in names:
+            (tmp_path / layer / name).write_text(layer)
+    chapter = notebook(solve(seat, "06-layers.ipynb"))
+    page, cell = chapter.page, chapter.page.locator(".jp-CodeCell").first
+    lower, upper = str(tmp_path / "lower"), str(tmp_path / "upper")
+    chapter.write(cell, f"from labkit.panels.layers import stack\nstack([{lower!r}], {upper!r})")
+    chapter.run(cell)
+    page.keyboard.press("Escape")
+    chapter.tab_to("button.widget-toggle-button")
+    page.keyboard.press("Space")  # Follow
+    hidden = cell.get_by_role("button", name="b · hidden")
+    for _ in range(6):
+        chapter.tab_to("button.jupyter-button")
+        if page.evaluate("document.activeElement.innerText") == "b · hidden":
+            break
+    page.keyboard.press("Space")
+    cell.locator("pre", has_text="a folder above has the name").wait_for()
+    page.screenshot(path=shots / "layers.png")
+
+    (tmp_path / "upper" / "b").unlink()
+    cell.get_by_role("button", name="▶ b · wins").wait_for()
+    assert page.evaluate("document.activeElement.innerText") == "▶ b · wins", "the focus went elsewhere"
+    assert not hidden.count()
+    cell.locator("button", has_text="Stop").click()
+    cell.locator("button", has_text="Follow").wait_for()
+
+
 def test_a_figure_has_its_alt_in_the_page(notebook, seat, shots):
     chapter = notebook(solve(seat, FOUR))
     chapter.run(chapter.cell("import labkit"))
