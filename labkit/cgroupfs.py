@@ -154,9 +154,26 @@ def remove_tree(path):
     """Remove a cgroup folder and those below it, the deepest first; then the marked folder above, if it is empty."""
     for folder, _, _ in os.walk(path, topdown=False):
         _rmdir(folder)
+    _give_back_parent(path)
+
+
+def removed(path):
+    """Remove a folder that has nothing in it; tell whether it is gone. Nothing is waited for."""
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass
+    except OSError:  # EBUSY: a process or a folder is in it
+        return False
+    _give_back_parent(path)
+    return True
+
+
+def _give_back_parent(path):
+    """Remove the marked folder above, unless others have theirs in it."""
     above = os.path.dirname(path)
     if os.path.basename(above) == state.label():
-        with contextlib.suppress(OSError):  # others are in it, or it is gone: both fine
+        with contextlib.suppress(OSError):
             os.rmdir(above)
 
 

@@ -300,6 +300,20 @@ class Cgroup:
         """Return True once no process is in it, False after `timeout` seconds."""
         return cgroupfs.wait_empty(self._paths(), timeout)
 
+    def oom_kills(self):
+        """Return how many processes in it the kernel has killed for want of memory, None where it isn't told."""
+        folder = self._folder("memory")
+        return folder.oom_kills() if folder else None
+
+    def remove_if_empty(self):
+        """Remove it, if neither a process nor a cgroup is in it; tell whether it is gone. See rmdir(2)."""
+        # Who is in a cgroup is in it in every tree: the first rmdir decides.
+        if not all(map(cgroupfs.removed, reversed(self._paths()))):
+            return False
+        if self.entry is not None:
+            ledger.strike(self.entry)
+        return True
+
     def remove(self, timeout=5):
         """Remove it, and what is nested in it, once it is empty. Raise InUse if it isn't after `timeout` s."""
         paths = self._paths()

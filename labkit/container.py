@@ -13,6 +13,7 @@ What other processes need to know of it is in files: see `roster`.
 """
 
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -57,6 +58,7 @@ class Container:
         self.cgroup = None
         self.rootfs = None
         self._status = None
+        self._written = None  # what is on disk about it, if this process is its keeper
         return self
 
     @property
@@ -107,6 +109,7 @@ class Container:
             with ledger.group(self.id):
                 if self.spec.name:
                     roster.claim_name(self.spec.name, self.id)
+                self._written = {"id": self.id, "spec": asdict(self.spec), "created": time.time(), "keeper": ledger.me()}
                 self._write(status="created")
                 self.rootfs = storage.driver(self.spec.storage).prepare(image, self.id, userxattr=rootless.active())
                 self.cgroup = self._govern()
@@ -138,7 +141,7 @@ class Container:
         rootless.check(self.spec)
         return rootless.Ungoverned(self)
 
-    @property
+    @functools.cached_property
     def folder(self):
         """Its folder in /run."""
         return roster.folder(self.id)
@@ -166,8 +169,9 @@ class Container:
 
             texts["resolv.conf"] = network.resolv_conf()
         for name, text in texts.items():
-            (self.folder / name).write_text(text)
-            (self.folder / name).chmod(0o644)
+            with open(self.folder / name, "w") as file:
+                file.write(text)
+                os.fchmod(file.fileno(), 0o644)
         return [(self.folder / name, f"/etc/{name}") for name in texts]
 
     def _connect(self, hostname):
@@ -190,7 +194,7 @@ class Container:
         return plug
 
     def _unplug(self):
-        name = self.record().get("network")
+        name = self._written.get("network")
         if name:
             from labkit import network
 
@@ -209,11 +213,10 @@ class Container:
     # ---- what it is now ----
 
     def _write(self, **news):
-        try:
-            record = roster.read(self.id)
-        except NotFound:
-            record = {"id": self.id, "spec": asdict(self.spec), "created": time.time(), "keeper": ledger.me()}
-        roster.write(self.id, record | news)
+        record = (self._written or self.record()) | news
+        roster.write(self.id, record)
+        if self._written:
+            self._written = record
 
     def record(self):
         """Return what is on disk about it. Raise NotFound if it is gone."""
@@ -398,9 +401,10 @@ class Container:
         if self.spawned.terminal is not None:
             os.close(self.spawned.terminal)
         self.spawned = None
-        self.oom_killed = bool(self.cgroup.stats().oom_kills)
-        self.cgroup.kill()  # what `exec` started without a pid namespace's end to kill it
-        self.cgroup.remove()
+        self.oom_killed = bool(self.cgroup.oom_kills())
+        if not self.cgroup.remove_if_empty():
+            self.cgroup.kill()  # what `exec` started without a pid namespace's end to kill it
+            self.cgroup.remove()
         self._unplug()
         self._write(status="exited", code=self._status, oom_killed=self.oom_killed, ended=time.time())
 

@@ -16,6 +16,7 @@ See cgroups(7), Documentation/admin-guide/cgroup-v1/, Documentation/admin-guide/
 """
 
 import errno
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +50,9 @@ def hierarchies():
     found = {}
     for mount in proc.mounts():
         if mount.type == "cgroup":
-            names = [name for name in mount.super_options if name in places and name]
+            names = tuple(name for name in mount.super_options if name in places and name)
             if names:
-                found[names[0]] = Hierarchy(
-                    1, Path(mount.target), _own(mount, places[names[0]]), _known(names)
-                )
+                found[names[0]] = _v1(mount, names, places[names[0]])
         elif mount.type == "cgroup2":
             # Not below our own place: a v2 folder with processes in it, as ours
             # is, can't hand controllers to children. So it is made at the root.
@@ -65,6 +64,12 @@ def hierarchies():
             "mount -t cgroup2 none /sys/fs/cgroup",
         )
     return sorted(found.values(), key=lambda tree: tree.version)
+
+
+# Looked at anew each time; but what looks the same is the same.
+@functools.lru_cache(64)
+def _v1(mount, names, place):
+    return Hierarchy(1, Path(mount.target), _own(mount, place), _known(names))
 
 
 def _known(names):
