@@ -228,6 +228,24 @@ def test_a_panel_stops_by_itself():
     assert not panel.running and panel.experiment.box is None
 
 
+def test_a_fork_bomb_goes_on_and_follows_its_limit_up_and_down():
+    panel = memory_panels.processes_panel(limit=10)
+    panel.seconds *= PATIENCE
+    panel.start()
+    try:
+        for limit in (10, 30, 15):
+            panel.knobs["limit"].value = limit
+            time.sleep(1 * PATIENCE)  # so that those above a lower limit have ended
+            before = len(panel.experiment.trace())
+            time.sleep(1.5 * PATIENCE)
+            trace = panel.experiment.trace()
+            assert trace["pids_current"][before:].max() == limit
+            assert trace["pids_denied"][-1] > trace["pids_denied"][before]
+        assert {limit for _, limit in panel.experiment.limits} == {10, 30, 15}
+    finally:
+        panel.close()
+
+
 def test_what_the_kernel_refuses_is_said_on_the_panel(monkeypatch):
     panel = cpu_panels.quota_panel()
     monkeypatch.setattr(

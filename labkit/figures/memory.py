@@ -1,6 +1,7 @@
 """Memory, processes, disk and the freezer, drawn: chapter 05.
 
-All take a `sampling.Trace`. Sizes are in MiB, rates in MiB a second.
+All take a `sampling.Trace`. Sizes are drawn in MiB, rates in MiB a second. A limit may
+be a list of (s, limit): it was changed while it was sampled.
 """
 
 import numpy
@@ -25,30 +26,21 @@ def growth(trace, limit, high=None, title="It grows until it may not"):
             labels=["held by programs (anonymous)", "page cache (can be given back)"],
         )  # fmt: skip
     axes.plot(time, total, color=figures.BLACK, linewidth=1.6, label="all that is counted")
-    _line(axes, limit / MIB, f"limit: {limit / MIB:g} MiB", figures.RED)
+    most = _limit(axes, limit, time[-1], "limit", " MiB", MIB)
     if high:
-        _line(axes, high / MIB, f"high: {high / MIB:g} MiB", figures.ORANGE)
-    for when in kills(trace):
-        axes.axvline(when, ymax=0.85, color=figures.RED, linewidth=1.6, linestyle=":")  # below the legend
-        axes.plot(
-            when,
-            numpy.interp(when, time, total),
-            marker="X",
-            markersize=13,
-            color=figures.RED,
-            linestyle="none",
-        )
-        axes.annotate(
-            "killed",
-            (when, limit / MIB),
-            (6, 14),
-            textcoords="offset points",
-            color=figures.RED,
-            fontweight="bold",
-        )
-    axes.set(xlabel="time [s]", ylabel="memory [MiB]", xlim=(0, 1.12 * time[-1]), title=title)
-    axes.set_ylim(0, 1.42 * max(limit / MIB, total.max()))
-    axes.legend(loc="upper left", fontsize=12, ncols=3, columnspacing=1)
+        _limit(axes, high, time[-1], "high", " MiB", MIB, figures.ORANGE)
+    for number, when in enumerate(kills(trace)):
+        # The counter is read after the memory is free: the peak is a little before.
+        peak = total[(time > when - 0.1) & (time <= when)].max()
+        axes.axvline(when, ymax=peak / (1.6 * max(most, total.max())), color=figures.RED, linestyle=":")
+        axes.plot(when, peak, marker="X", markersize=13, color=figures.RED, linestyle="none")
+        if not number:  # one word for all of them: a panel has twenty
+            axes.annotate(
+                "killed", (when, peak), (6, 10), textcoords="offset points", color=figures.RED, weight="bold"
+            )
+    axes.set(xlabel="time [s]", ylabel="memory [MiB]", xlim=(0, 1.02 * time[-1]), title=title)
+    axes.set_ylim(0, 1.6 * max(most, total.max()))
+    axes.legend(loc="upper left", fontsize=12, ncols=2, columnspacing=1)
     return figure
 
 
@@ -78,32 +70,26 @@ def kills(trace):
 def processes(trace, limit, title="A fork bomb runs into pids.max"):
     """Draw the number of processes against its limit, and the forks refused."""
     figure, (above, below) = figures.new(10, 5.2, rows=2, sharex=True, height_ratios=[3, 2])
-    above.step(trace.time, trace["pids_current"], where="post", color=figures.BLUE)
-    _line(above, limit, f"pids.max: {limit}", figures.RED)
-    above.set(ylabel="processes", ylim=(0, 1.35 * limit), title=title)
+    above.step(trace.time, trace["pids_current"], where="post", color=figures.BLUE, label="there are")
+    most = _limit(above, limit, trace.time[-1], "pids.max")
+    above.set(ylabel="processes", ylim=(0, 1.4 * max(most, trace["pids_current"].max())), title=title)
+    above.legend(loc="upper right", ncols=2)
     below.step(trace.time, trace["pids_denied"] - trace["pids_denied"][0], where="post", color=figures.RED)
-    below.set(ylabel="forks refused", xlabel="time [s]", xlim=(0, 1.08 * trace.time[-1]))
+    below.set(ylabel="forks refused", xlabel="time [s]", xlim=(0, 1.02 * trace.time[-1]))
     below.set_ylim(0, None)
     return figure
 
 
 def bandwidth(trace, limit, name="write_bytes", window=0.5, title="The disk is fast, the limit is the limit"):
-    """Draw how fast a group reads or writes (`name`) against its limit in bytes a second.
-
-    `limit` may be a list of (s, bytes a second): it was changed while the group ran.
-    """
+    """Draw how fast a group reads or writes (`name`) against its limit in bytes a second."""
     figure, axes = figures.new(10, 4)
     ends, rate = _stepped(trace, name, window)
     verb = {"write_bytes": "written", "read_bytes": "read"}[name]
     axes.fill_between(ends, rate / MIB, step="pre", color=figures.SKY, alpha=0.75, linewidth=0)
     axes.step(ends, rate / MIB, where="pre", color=figures.BLUE, linewidth=1.6, label=verb)
-    limits = limit if isinstance(limit, list) else [(0, limit)]
-    times = [*(max(0, when) for when, _ in limits), trace.time[-1]]
-    values = [value / MIB for _, value in (*limits, limits[-1])]
-    axes.step(times, values, where="post", color=figures.RED, linestyle="--", linewidth=1.8,
-              label=f"limit = {values[-1]:g} MiB/s")  # fmt: skip
+    most = _limit(axes, limit, trace.time[-1], "limit", " MiB/s", MIB)
     axes.set(xlabel="time [s]", ylabel=f"{verb} [MiB/s]", title=title)
-    axes.set(xlim=(0, 1.02 * trace.time[-1]), ylim=(0, 1.4 * max(*values, (rate / MIB).max(initial=0))))
+    axes.set(xlim=(0, 1.02 * trace.time[-1]), ylim=(0, 1.4 * max(most, (rate / MIB).max(initial=0))))
     axes.legend(loc="upper right", ncols=2)
     return figure
 
@@ -145,6 +131,16 @@ def _stepped(trace, name, window):
     if not len(ends):
         return ends, rate
     return numpy.concatenate(([ends[0] - window], ends)), numpy.concatenate((rate[:1], rate))
+
+
+def _limit(axes, limit, until, name, unit="", scale=1, colour=figures.RED):
+    """Draw a limit, with its steps if it was changed; return the largest it was."""
+    limits = limit if isinstance(limit, list) else [(0, limit)]
+    times = [*(max(0, when) for when, _ in limits), until]
+    values = [value / scale for _, value in (*limits, limits[-1])]
+    label = f"{name} = {values[-1]:g}{unit}"
+    axes.step(times, values, where="post", color=colour, linestyle="--", linewidth=1.8, label=label)
+    return max(values)
 
 
 def _line(axes, value, text, colour):

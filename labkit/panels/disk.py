@@ -26,9 +26,8 @@ class Disk(Contained):
 
     def start(self, values):
         self.disk = disk_of(state.lib_dir())
-        self.limits = []  # (s, bytes a second): what the limit line is drawn from
         self.contain(Limits(io=(self._limit(values),)))
-        self._remember(values)
+        self.remember(values["limit"] * MIB)
         self.run_inside(workloads.write())
 
     def _limit(self, values):
@@ -36,10 +35,7 @@ class Disk(Contained):
 
     def turn(self, values):
         self.box.cgroup.set(Limits(io=(self._limit(values),)))
-        self._remember(values)
-
-    def _remember(self, values):
-        self.limits.append((self.sampler.seconds(), values["limit"] * MIB))
+        self.remember(values["limit"] * MIB)
 
     def draw(self):
         trace = self.trace()

@@ -29,10 +29,15 @@ class Contained:
     box = sampler = None
     workers = ()
 
-    def contain(self, limits):
-        self.box = Container("busybox", ["sleep", "100000"], limits=limits).start()
+    def contain(self, limits, **words):
+        self.box = Container("busybox", ["sleep", "100000"], limits=limits, **words).start()
         self.sampler = Sampler(self.box.cgroup, self.numbers).start()
         self.workers = []
+        self.limits = []
+
+    def remember(self, limit):
+        """Write down the limit as it is from now on: the line in the picture has a step here."""
+        self.limits.append((self.sampler.seconds(), limit))
 
     def run_inside(self, command):
         """Start a command in the container, and don't wait for it."""
@@ -60,9 +65,9 @@ class Memory(Contained):
     numbers = ("memory_current", "memory_anon", "memory_file", "oom_kills")
 
     def start(self, values):
-        self.limit = values["limit"] * MIB
         self.wants = values["wants"]
-        self.contain(Limits(memory=self.limit))
+        self.contain(Limits(memory=values["limit"] * MIB))
+        self.remember(values["limit"] * MIB)
         self.run_inside(
             ["sh", "-c", f"while :; do {shlex.join(workloads.grow(self.wants, every=0.01))}; sleep 0.5; done"]
         )
@@ -70,12 +75,12 @@ class Memory(Contained):
     def turn(self, values):
         # v1 refuses a limit below what is used now; the panel says so, and the old one stays.
         self.box.cgroup.set(Limits(memory=values["limit"] * MIB))
-        self.limit = values["limit"] * MIB
+        self.remember(values["limit"] * MIB)
 
     def draw(self):
         trace = self.trace()
         return (
-            figure.growth(trace, self.limit, title=f"A program that wants {self.wants} MiB")
+            figure.growth(trace, self.limits, title=f"A program that wants {self.wants} MiB")
             if len(trace) > 2
             else None
         )
@@ -87,23 +92,21 @@ class Processes(Contained):
     numbers = ("pids_current", "pids_denied")
 
     def start(self, values):
-        self.limit = values["limit"]
-        self.contain(Limits(pids=self.limit))
-        self.run_inside(
-            [
-                "sh",
-                "-c",
-                "bomb() { sleep 0.02; bomb | bomb & }; while :; do bomb; sleep 0.3; done 2>/dev/null",
-            ]
-        )
+        # With an init, as else nobody would bury the dead: they count, and soon there would
+        # be nothing else. And with little CPU, for the other programs here have work too.
+        self.contain(Limits(pids=values["limit"], cpu_quota=30_000), init=True)
+        self.remember(values["limit"])
+        # A shell ends when a fork of its is refused; awk tries again.
+        bomb = "bomb() { sleep 0.1; bomb | bomb & }; bomb; sleep 0.3"
+        self.run_inside(["awk", f'BEGIN {{ while (1) system("{bomb}") }}'])
 
     def turn(self, values):
-        self.limit = values["limit"]
-        self.box.cgroup.set(Limits(pids=self.limit))
+        self.box.cgroup.set(Limits(pids=values["limit"]))
+        self.remember(values["limit"])
 
     def draw(self):
         trace = self.trace()
-        return figure.processes(trace, self.limit) if len(trace) > 2 else None
+        return figure.processes(trace, self.limits) if len(trace) > 2 else None
 
 
 class Freeze(Contained):
