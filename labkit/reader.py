@@ -35,13 +35,13 @@ def read_on(parent, rate, out, fds):
         now = time.monotonic()
         parts = []
         for fd, most in fds:
-            if now >= again[fd]:
+            if due >= again[fd]:
                 try:
                     texts[fd] = os.pread(fd, 16384, 0)
                 except OSError:  # ENODEV: the cgroup has been removed
                     return
                 if most:
-                    again[fd] = now + 1 / most
+                    again[fd] = due + 1 / most - 1e-3  # not a whole period later for a rounding
             parts += (LENGTH.pack(len(texts[fd])), texts[fd])
         body = b"".join(parts)
         written += os.write(out, HEAD.pack(len(body), due, now) + body)
