@@ -76,9 +76,12 @@ class Machine:
             raise RuntimeError(f"in the VM, `{command}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def stream(self, command):
-        """Run a shell command in the machine, its output on ours; return its exit status."""
-        return subprocess.run(self.ssh(command), stdin=subprocess.DEVNULL, check=False).returncode
+    def stream(self, command, timeout=None):
+        """Run a shell command in the machine, its output on ours; return its exit status, as timeout(1) does."""
+        try:
+            return subprocess.run(self.ssh(command), stdin=subprocess.DEVNULL, timeout=timeout, check=False).returncode
+        except subprocess.TimeoutExpired:
+            return 124
 
     def console(self):
         """Return what the machine wrote on its serial line."""
