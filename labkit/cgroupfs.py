@@ -197,7 +197,7 @@ def members(paths):
     for path in paths:
         for folder, _, _ in os.walk(path):
             with contextlib.suppress(OSError):  # removed, or a v2 threaded folder (EOPNOTSUPP)
-                found.update(int(pid) for pid in Path(folder, "cgroup.procs").read_text().split())
+                found.update(int(pid) for pid in proc.read_plain(f"{folder}/cgroup.procs").split())
     return sorted(found)
 
 
@@ -229,11 +229,7 @@ def kill(paths):
 def _try_write(path, text):
     """Write if there is such a file: the folder may be gone, or the kernel too old for it."""
     with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
+        proc.write_plain(path, text)
 
 
 def _kill_one(pid, paths):

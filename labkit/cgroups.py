@@ -28,7 +28,7 @@ import os
 import time
 from pathlib import Path
 
-from labkit import cgroupfs, events, ledger, state
+from labkit import cgroupfs, events, ledger, proc, state
 from labkit.cgroupfs import remove_folder  # noqa: F401 - the ledger looks for it here
 from labkit.errors import InUse, KernelError, LabError, NotFound, Unsupported, from_oserror
 from labkit.limits import CONTROLLER_OF, Limits  # noqa: F401 - callers want both from one place
@@ -191,7 +191,7 @@ class Cgroup:
         """Return the text of one of its files. Raise Unsupported or KernelError, naming the file."""
         path = self.file(name)
         try:
-            return path.read_text()
+            return proc.read_plain(path)
         except OSError as error:
             raise KernelError("reading", error.errno, path) from None
 
@@ -199,8 +199,7 @@ class Cgroup:
         """Write one of its files. Raise Unsupported or KernelError, naming the file and the value."""
         path = self.file(name)
         try:
-            with open(path, "w") as file:
-                file.write(str(value))
+            proc.write_plain(path, str(value))
         except OSError as error:
             raise cgroupfs.refused(str(value), path, error) from None
 

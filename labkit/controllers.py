@@ -19,6 +19,7 @@ Documentation/admin-guide/cgroup-v2.rst.
 import os
 from pathlib import Path
 
+from labkit import proc
 from labkit.errors import Unsupported
 from labkit.events import flat
 from labkit.limits import PER_SHARE, UNLIMITED
@@ -68,8 +69,7 @@ class _Folder:
 
     def text(self, name):
         try:
-            with open(f"{self.path}/{name}") as file:
-                return file.read()
+            return proc.read_plain(f"{self.path}/{name}")
         except OSError:
             return ""
 
@@ -178,8 +178,7 @@ class V1(_Folder):
         if "cpuset" in self.controllers:
             for name in ("cpuset.cpus", "cpuset.mems"):
                 if not self.text(name).strip():
-                    above = (self.path.parent / name).read_text()
-                    (self.path / name).write_text(above)
+                    proc.write_plain(self.path / name, proc.read_plain(self.path.parent / name))
 
     def plan(self, limits):
         """Return the (file, text) to write for what `limits` sets. Raise Unsupported for what only v2 has."""

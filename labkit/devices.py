@@ -21,7 +21,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from labkit import syscalls
+from labkit import proc, syscalls
 from labkit.errors import BadValue, KernelError, Unsupported
 
 ANY = None
@@ -79,11 +79,11 @@ def allow_only(cgroup, rules=DEFAULT):
         finally:
             os.close(fd)
         return 2
-    for file, text in (("devices.deny", "a"), *(("devices.allow", str(rule)) for rule in rules)):
+    for file, texts in (("devices.deny", ["a"]), ("devices.allow", [str(rule) for rule in rules])):
         try:
-            (folder / file).write_text(text)
+            proc.write_plain(folder / file, *texts)
         except OSError as error:
-            raise KernelError(f"writing {text!r}", error.errno, folder / file) from None
+            raise KernelError(f"writing {', '.join(texts)}", error.errno, folder / file) from None
     return 1
 
 

@@ -111,7 +111,7 @@ def enable(tree, folder):
     inside = folder.relative_to(tree.mount).parts
     for depth in range(len(inside) + 1):
         file = tree.mount.joinpath(*inside[:depth], "cgroup.subtree_control")
-        enabled = file.read_text().split()
+        enabled = proc.read_plain(file).split()
         if missing := [f"+{name}" for name in tree.controllers if name not in enabled]:
             _write_all(file, " ".join(missing))
 
@@ -124,7 +124,7 @@ def _write_all(file, text):
     memory is refused.
     """
     try:
-        file.write_text(text)
+        proc.write_plain(file, text)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENODEV):
             # The folder was removed before it was opened, or after: the caller makes it again.

@@ -54,31 +54,32 @@ def make_in_root(root, path, folder=True, follow=True):
     parts = [part for part in str(path).split("/") if part not in ("", ".")]
     if ".." in parts:
         raise BadValue(f"mount target {path!r} has `..` in it", "name the folder itself")
-    done = ""
-    for number, part in enumerate(parts):
-        done += "/" + part
-        try:
-            os.close(open_in_root(root, done, follow=follow))
-            continue
-        except KernelError as error:
-            if error.errno == errno.ELOOP:
-                raise BadValue(
-                    f"the image has a symbolic link at {done}, where labkit must mount",
-                    "a container's own mounts go on real folders only",
-                ) from None
-            if error.errno != errno.ENOENT:
-                raise
-        parent = open_in_root(root, os.path.dirname(done), follow=follow)
-        try:
-            if number == len(parts) - 1 and not folder:
-                os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=parent))
-            else:
-                os.mkdir(part, 0o755, dir_fd=parent)
-        except FileExistsError:
-            # A dangling link: openat2 says it leads nowhere, mkdir says it is there.
-            raise BadValue(f"the image has a broken link at {done}, where labkit must mount") from None
-        except OSError as error:
-            raise from_oserror(error, f"making {done} in the container's root") from None
-        finally:
-            os.close(parent)
+    return _make("/" + "/".join(parts), root, folder, follow)
+
+
+def _make(path, root, folder, follow):
+    try:
+        return open_in_root(root, path, follow=follow)
+    except KernelError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        is_link = error.errno == errno.ELOOP
+    above, name = os.path.split(path)
+    parent = _make(above, root, True, follow)  # a link that is further up is found there
+    try:
+        if is_link:
+            raise BadValue(
+                f"the image has a symbolic link at {path}, where labkit must mount",
+                "a container's own mounts go on real folders only",
+            )
+        if not folder:
+            return os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent)
+        os.mkdir(name, 0o755, dir_fd=parent)
+    except FileExistsError:
+        # A dangling link: openat2 says it leads nowhere, mkdir says it is there.
+        raise BadValue(f"the image has a broken link at {path}, where labkit must mount") from None
+    except OSError as error:
+        raise from_oserror(error, f"making {path} in the container's root") from None
+    finally:
+        os.close(parent)
     return open_in_root(root, path, follow=follow)

@@ -30,7 +30,7 @@ import struct
 import termios
 from dataclasses import dataclass, replace
 
-from labkit import entering, gate, handover, hooks, mounts, namespaces, seccomp, security, settings
+from labkit import entering, gate, handover, hooks, mounts, namespaces, proc, seccomp, security, settings
 from labkit import syscalls as sc
 from labkit.channel import ask, await_go, say
 from labkit.errors import CommandError, KernelError, LabError, errno_name, from_oserror, to_plain
@@ -163,8 +163,7 @@ def _enter_cgroups(tasks):
     """
     for path in tasks:
         try:
-            with open(path, "w") as file:
-                file.write("0")
+            proc.write_plain(path, "0")
         except OSError as error:
             raise from_oserror(error, f"entering the cgroup of {path}") from None
 

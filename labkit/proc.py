@@ -19,12 +19,33 @@ NAMESPACES = ("mnt", "uts", "ipc", "pid", "net", "user", "cgroup", "time")
 def read(path):
     """Return the text of a file below /proc or /sys; NotFound if it is gone."""
     try:
-        with open(path, errors="surrogateescape") as file:
-            return file.read()
+        return read_plain(path)
     except (FileNotFoundError, ProcessLookupError):
         raise NotFound(f"{path} is not there", "the process has ended, or this kernel has no such file") from None
     except OSError as error:
         raise from_oserror(error, f"reading {path}") from None
+
+
+def read_plain(path):
+    """Return the text of a file of the kernel's. Raises OSError. See read(2)."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        blocks = []
+        while block := os.read(fd, 1 << 16):
+            blocks.append(block)
+        return os.fsdecode(b"".join(blocks))
+    finally:
+        os.close(fd)
+
+
+def write_plain(path, *texts):
+    """Write to a file of the kernel's, each text by one write(2), which is how it takes them. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        for text in texts:
+            os.write(fd, os.fsencode(text))
+    finally:
+        os.close(fd)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ so setuid and setcap files in the image lose their power.
 See capabilities(7), PR_SET_NO_NEW_PRIVS in prctl(2).
 """
 
+import errno
 from dataclasses import dataclass
 
 from labkit import syscalls as sc
-from labkit.errors import BadValue, Unsupported
+from labkit.errors import BadValue, KernelError, Unsupported
 from labkit.proc import read
 
 # linux/capability.h, in order: the place in this list is the bit
@@ -126,9 +127,16 @@ def last_capability():
 def limit_bounding_set(keep):
     """Drop every capability not in `keep` from the bounding set, for good. See PR_CAPBSET_DROP in prctl(2)."""
     kept = mask(keep)
-    for place in range(last_capability() + 1):
-        if not kept >> place & 1 and sc.prctl(sc.PR_CAPBSET_READ, place):
+    for place in range(64):
+        if kept >> place & 1:
+            continue
+        try:
             sc.prctl(sc.PR_CAPBSET_DROP, place)
+        except KernelError as error:
+            if error.errno == errno.EINVAL:  # the first that this kernel does not know
+                return
+            if sc.prctl(sc.PR_CAPBSET_READ, place):  # what is gone already needs no power to drop
+                raise
 
 
 def set_capabilities(keep):

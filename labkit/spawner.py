@@ -15,6 +15,7 @@ The `lab` command is small and has one thread: it clones by itself.
 """
 
 import contextlib
+import gc
 import json
 import os
 import pickle
@@ -278,6 +279,7 @@ def serve(fd):
     channel = socket.socket(fileno=fd)
     channel.set_inheritable(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # a child that collects garbage would look at all that is here, and so copy it
     running, ended = {}, {}
     while True:
         ready, _, _ = select.select([channel, *running], [], [])

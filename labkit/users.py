@@ -6,6 +6,9 @@ they are read in the container, after pivot_root, and as from a stranger.
 See passwd(5), group(5).
 """
 
+import os
+import stat
+
 from labkit.errors import NotFound
 
 
@@ -35,10 +38,14 @@ def find_user(text):
 
 def _colon_file(path, width):
     try:
-        with open(path, errors="replace") as file:
-            lines = file.read(1 << 20).splitlines()
+        # Whoever's image it is may have put a pipe there, and wait that somebody reads it.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return []
+    with open(fd, errors="replace") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return []
+        lines = file.read(1 << 20).splitlines()
     rows = [line.split(":") for line in lines]
     return [row for row in rows if len(row) >= width and row[2].isdigit() and (width == 4 or row[3].isdigit())]
 
