@@ -12,7 +12,8 @@ from pathlib import Path
 import hosts
 import pytest
 
-from labkit import container, ledger, proc, spawner, state
+from labkit import container, ledger, proc, spawner, state, users
+from labkit.child import in_child
 from labkit.container import Container, run
 from labkit.errors import BadValue, CommandError, InUse, LabError, NotFound
 from labkit.spec import Spec
@@ -144,6 +145,17 @@ def test_env_hostname_workdir_and_user_are_what_was_said():
 def test_a_user_of_the_image_is_found_by_name_and_has_no_capabilities():
     ended = run("busybox", ["sh", "-c", "id -un; grep -E 'Cap(Eff|Prm)' /proc/self/status"], user="nobody", show=False)
     assert ended.output == "nobody\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n"
+
+
+def test_a_pipe_in_the_place_of_etc_passwd_holds_nobody_up(tmp_path):
+    def look():
+        os.chroot(tmp_path)
+        return users.find_user("0")
+
+    (tmp_path / "etc").mkdir()
+    os.mkfifo(tmp_path / "etc/passwd")
+    os.mkfifo(tmp_path / "etc/group")
+    assert in_child(look, timeout=10) == (0, 0, (0,), "/")
 
 
 def test_what_it_writes_goes_with_it_and_the_image_stays_clean():
