@@ -89,7 +89,15 @@ def _config(capabilities, group):
         },
         "root": {"path": "rootfs"},
         "hostname": "bench",
-        "mounts": [_mount(step) for step in rootfs.kernel_filesystems() if isinstance(step, Filesystem)],
+        "mounts": [
+            *(_mount(step) for step in rootfs.kernel_filesystems() if isinstance(step, Filesystem)),
+            {
+                "destination": "/sys/fs/cgroup",
+                "type": "cgroup",
+                "source": "cgroup",
+                "options": ["ro", "nosuid", "noexec", "nodev"],
+            },
+        ],
         "linux": {
             "cgroupsPath": f"{own}/peer",
             "resources": {
