@@ -97,22 +97,26 @@ def _pytest_arguments(argv):
     flags = ["-rs", "--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval-sanitize.cfg"]
     words = [str(place) for word in argv for place in _places_named(word)]
     places = [word for word in words if Path(word.partition("::")[0]).exists()]
-    everything = ["tests", "notebooks", *(_in_a_vm() if os.environ.get("LAB_TEST_VM") else ())]
+    everything = ["tests", "notebooks", *_in_a_vm(os.environ.get("LAB_TEST_VM", ""))]
     return flags + words + ([] if places else everything)
 
 
 def _places_named(word):
     """Return the chapters that a number means, what `vm` means, or the word itself."""
     if word == "vm":
-        return _in_a_vm()
+        return _in_a_vm("all")
     if re.fullmatch("[0-9]{2}", word):
         return [path.relative_to(REPO) for path in chapters() if path.name.startswith(word)] or [word]
     return [word]
 
 
-def _in_a_vm():
-    """Return the tests that make virtual machines: pytest finds them only by name, since they take long."""
-    return sorted(str(path.relative_to(REPO)) for path in (REPO / "tests" / "vm").glob("vm_*.py"))
+def _in_a_vm(which):
+    """Return the tests that make virtual machines: all, or with any other word the suite on cgroup v2, or none.
+
+    pytest finds them only by name, since they take long.
+    """
+    pattern = {"": "none", "all": "vm_*.py"}.get(which, "vm_suite.py")
+    return sorted(str(path.relative_to(REPO)) for path in (REPO / "tests" / "vm").glob(pattern))
 
 
 class _Counts:
