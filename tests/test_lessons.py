@@ -1,5 +1,6 @@
 """Participants get gaps and keep their work; what they passed is remembered; an instructor sees a room."""
 
+import ast
 import json
 import os
 import threading
@@ -101,7 +102,23 @@ def test_every_real_chapter_opens_and_its_gaps_are_still_python():
         nbformat.validate(nbformat.reads(json.dumps(opened), 4))
         for cell in opened["cells"]:
             if cell["cell_type"] == "code" and "exercise" in cell["metadata"].get("tags", []):
-                compile(cell["source"], chapter.name, "exec")
+                places = holes(ast.parse("".join(cell["source"]), chapter.name))
+                assert not places, f"{chapter.name}: who runs it as it is gets a traceback and no hint: {places}"
+
+
+def holes(tree):
+    """Return where `...` stands for a value that something is done with; as a line or an answer it does no harm."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        for child in ast.iter_child_nodes(node)
+        if isinstance(child, ast.Constant) and child.value is ... and not isinstance(node, (ast.Expr, ast.Assign))
+    ]
+
+
+def test_a_hole_in_a_call_is_found_and_an_open_answer_is_none():
+    assert holes(ast.parse("run(1, ...)\nx = (..., 2)")) == ["run(1, ...)", "(..., 2)"]
+    assert not holes(ast.parse("answer = ...\n..."))
 
 
 # ---- copies ----
