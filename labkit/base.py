@@ -11,7 +11,6 @@ the same bytes, so everyone who has it has the same digest.
 
 import io
 import os
-import platform
 import struct
 import subprocess
 import tarfile
@@ -90,7 +89,7 @@ def make(store):
     config, config_size = store.add_json(
         {
             "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(
-                platform.machine(), platform.machine()
+                os.uname().machine, os.uname().machine
             ),
             "os": "linux",
             "config": {

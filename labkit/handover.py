@@ -23,7 +23,6 @@ See memfd_create(2), F_ADD_SEALS in fcntl(2), execveat(2), elf(5).
 
 import fcntl
 import os
-import platform
 import struct
 
 from labkit.errors import Unsupported
@@ -53,7 +52,7 @@ _MOVE = {
 
 def elf(machine=None, channel=CHANNEL):
     """Return the little program as an ELF file: a header, one segment, the code."""
-    machine = machine or platform.machine()
+    machine = machine or os.uname().machine
     if machine not in _CODE:
         raise Unsupported(f"labkit has no last step for {machine}", "the lab runs on x86-64 and arm64")
     number, code = _CODE[machine]

@@ -13,7 +13,7 @@ it is in. Those folders are the lowerdirs of every container; nothing ever write
 """
 
 import contextlib
-import platform
+import os
 import re
 from dataclasses import dataclass, field
 
@@ -248,5 +248,5 @@ def adopt_unnamed(layout, digest):
 
 def wanted_platform():
     """Return (os, architecture) of this machine in OCI's words: linux, amd64 or arm64."""
-    machine = platform.machine()
+    machine = os.uname().machine
     return "linux", {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)

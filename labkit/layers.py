@@ -14,7 +14,6 @@ See the OCI image specification, layer.md.
 
 import contextlib
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def apply(
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InUse(f"{target} is there already", "a layer is unpacked into a new folder")
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    scratch = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
     with _scratch(scratch):
         applied = apply_onto(
             source,

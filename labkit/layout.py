@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from pathlib import Path
 
 from labkit import digests, durable, ledger, state
@@ -89,7 +88,7 @@ class Layout:
     @contextlib.contextmanager
     def adding(self):
         """Give (stream, keep): what was written is a blob once `keep(digest)` is called."""
-        scratch = self.folder / "blobs" / f".{secrets.token_hex(6)}.tmp"
+        scratch = self.folder / "blobs" / f".{os.urandom(6).hex()}.tmp"
         with ledger.made("file", path=str(scratch)):
             try:
                 with open(scratch, "xb") as stream:

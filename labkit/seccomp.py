@@ -24,7 +24,6 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +182,7 @@ def _rule(words):
 def _applies(words, capabilities):
     have = {f"CAP_{name}" for name in capabilities}
     yes, no = words.get("includes") or {}, words.get("excludes") or {}
-    here = _DOCKER_ARCH.get(platform.machine(), set())
+    here = _DOCKER_ARCH.get(os.uname().machine, set())
     return not (
         (yes.get("caps") and not have & set(yes["caps"]))
         or have & set(no.get("caps") or ())
@@ -243,9 +242,9 @@ def known():
 
 
 def _arch():
-    if platform.machine() not in _AUDIT_ARCH:
-        raise Unsupported(f"labkit has no seccomp filter for {platform.machine()}", "it runs on x86-64 and arm64")
-    return _AUDIT_ARCH[platform.machine()]
+    if os.uname().machine not in _AUDIT_ARCH:
+        raise Unsupported(f"labkit has no seccomp filter for {os.uname().machine}", "it runs on x86-64 and arm64")
+    return _AUDIT_ARCH[os.uname().machine]
 
 
 def compile_profile(profile):
@@ -310,7 +309,7 @@ def program(word="default", capabilities=()):
 
 def kept(profile=None, capabilities=()):
     """Return the BPF program of a Profile, the default one if None, compiled now or once before."""
-    what = repr((profile or FORBIDDEN, sorted(capabilities), os.uname().release, platform.machine()))
+    what = repr((profile or FORBIDDEN, sorted(capabilities), os.uname().release, os.uname().machine))
     # The code is part of the name: a changed labkit must not use what an older one compiled.
     what += str(os.stat(__file__).st_mtime_ns)
     kept = state.run_dir("seccomp") / hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()[:24]

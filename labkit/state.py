@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from pathlib import Path
 
 from labkit.errors import BadValue, from_oserror
@@ -90,7 +89,7 @@ def check_name(name, what="name"):
 
 def new_id():
     """Return a fresh container id: 12 hexadecimal digits, as docker shows them."""
-    return secrets.token_hex(6)
+    return os.urandom(6).hex()
 
 
 def write_atomic(path, data, mode=0o600, sync=True):
@@ -102,7 +101,7 @@ def write_atomic(path, data, mode=0o600, sync=True):
     folder, name = os.path.split(path)
     if isinstance(data, str):
         data = data.encode()
-    scratch = os.path.join(folder, f".{name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    scratch = os.path.join(folder, f".{name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
         fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with open(fd, "wb") as file:

@@ -12,7 +12,6 @@ Constants carry the names of the kernel's headers, listed header by header.
 
 import ctypes
 import os
-import platform
 from ctypes import c_char_p, c_int, c_long, c_uint, c_uint32, c_uint64, c_ulong, c_void_p
 
 from labkit.errors import KernelError, Unsupported
@@ -52,7 +51,7 @@ _COLUMN = {"x86_64": 0, "aarch64": 1, "arm64": 1}
 
 def number(name, machine=None):
     """Return the number of the syscall `name` on `machine` (this one's by default)."""
-    machine = machine or platform.machine()
+    machine = machine or os.uname().machine
     if machine not in _COLUMN:
         raise Unsupported(
             f"labkit has no syscall numbers for {machine}", "the lab runs on x86-64 and arm64"
