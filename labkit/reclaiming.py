@@ -41,14 +41,24 @@ def rivals(limit=64, low=32, seconds=2.5):
         first = shared.nested("first", Limits(memory_low=low * MIB))
         second = shared.nested("second")
         # Files of holes: pages of them are page cache as any others, and cost no disk.
-        once, often = (_holes(folder / file, size) for file, size in (("once", 40), ("often", 2 * limit)))
+        size = limit * 5 // 8  # of what the first reads: more than it is promised, less than the limit
+        once, often = _holes(folder / "once", size), _holes(folder / "often", 2 * limit)
         sampler = stack.enter_context(Sampler({"first": first, "second": second}, "memory_file", rate=100))
         stack.enter_context(_running(first, f"cat {once} > /dev/null; exec sleep 1000"))
-        time.sleep(seconds / 4)
+        _until(lambda: sampler.trace()["first.memory_file"][-1] >= size * MIB)
+        time.sleep(0.5)
         sampler.mark("the second one begins to read")
         stack.enter_context(_running(second, f"while :; do cat {often} > /dev/null; sleep 0.05; done"))
+        _until(lambda: sampler.trace()["second.memory_file"][-1] > 0)
         time.sleep(seconds)
         return sampler.trace()
+
+
+def _until(condition, patience=20):
+    """Wait for it: an emulated machine reads slowly. What did not come is seen in the trace."""
+    deadline = time.monotonic() + patience
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _holes(path, megabytes):

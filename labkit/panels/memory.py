@@ -179,8 +179,15 @@ def memory(limit=48, wants=96, seconds=3):
 
 
 def processes(limit=20, seconds=2):
-    """Let a fork bomb run into pids.max; return the Trace."""
-    return measured(Processes(), {"limit": limit}, seconds)
+    """Let a fork bomb run into pids.max, and `seconds` on from there; return the Trace."""
+
+    def refused(experiment):
+        deadline = time.monotonic() + 20  # a slow machine needs a while to start so many
+        while not experiment.trace()["pids_denied"][-1] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(seconds)
+
+    return measured(Processes(), {"limit": limit}, 0, refused)
 
 
 def freeze(seconds=2):
