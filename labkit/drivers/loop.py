@@ -15,7 +15,7 @@ import os
 import time
 from pathlib import Path
 
-from labkit import ledger
+from labkit import ledger, proc
 from labkit.errors import LabError, Unsupported, from_oserror
 
 # linux/loop.h
@@ -119,13 +119,27 @@ def detach(file):
                     fcntl.ioctl(fd, LOOP_CLR_FD)
                 finally:
                     os.close(fd)
-        if time.monotonic() > deadline:
-            if all(_clears_itself(path) for path in devices):
-                # Somebody's mount namespace, made meanwhile, has a copy of the mount. The
-                # device goes with that namespace: the kernel has been told, nobody need wait.
-                return
+        late = time.monotonic() > deadline
+        if all(_clears_itself(path) for path in devices) and (late or _mounted_elsewhere(devices)):
+            # Somebody's mount namespace, made meanwhile, has a copy of the mount. The
+            # device goes with that namespace: the kernel has been told, nobody need wait.
+            return
+        if late:
             raise LabError(f"{devices[0]} is still in use for {file}", f"findmnt {devices[0]}")
         time.sleep(0.01)
+
+
+def _mounted_elsewhere(devices):
+    """Tell whether a process in another mount namespace than ours has one of these devices mounted."""
+    seen = {proc.namespace("self", "mnt")}
+    for pid in proc.pids():
+        with contextlib.suppress(LabError):  # ended meanwhile
+            namespace = proc.namespace(pid, "mnt")
+            if namespace not in seen:
+                seen.add(namespace)
+                if any(mount.source in devices for mount in proc.mounts(pid)):
+                    return True
+    return False
 
 
 def _clears_itself(path):
