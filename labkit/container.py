@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from labkit import cgroups, devices, images, ledger, proc, rootless, roster, spawner, state, storage, syscalls
 from labkit.errors import InUse, KernelError, LabError, NotFound, Unsupported
 from labkit.launch import Job
-from labkit.spec import PATH, Spec, describe
+from labkit.spec import Spec, describe
 
 
 @dataclass(frozen=True)
@@ -283,12 +283,10 @@ class Container:
         self._must_run()
         spec = Spec.make(self.spec.image, command, env=env, workdir=workdir, tty=tty)
         config = images.get(self.spec.image).config
-        extra = ("TERM=xterm",) if tty else ()
-        variables = dict(pair.split("=", 1) for pair in (PATH, *extra, *config.env, *self.spec.env, *spec.env))
         self._cgroup()
         job = Job(
             argv=spec.command or ("sh",),
-            env=tuple(f"{name}={value}" for name, value in variables.items()),
+            env=self.spec.environment(config, tty, first=(f"HOSTNAME={self._hostname()}",), last=spec.env),
             cwd=workdir or self.spec.workdir or config.workdir or "/",
             user=user or self.spec.user or config.user or "0",
             # An unshared kind is the keeper's own, and one can't join a user namespace one is in.

@@ -148,9 +148,6 @@ class Spec:
 
     def job(self, config, root_step, hostname, files=(), **where):
         """Return the Job: what the child does. `files` are (source, target) to bind, `where` its cgroup."""
-        terminal = ("TERM=xterm",) if self.tty else ()
-        # A later value wins, so the participant's word is last.
-        env = dict(pair.split("=", 1) for pair in (PATH, f"HOSTNAME={hostname}", *terminal, *config.env, *self.env))
         steps = [
             *rootfs.kernel_filesystems(devpts_gid=self._has_id(5)),
             *rootfs.cgroup_filesystems(),
@@ -166,7 +163,7 @@ class Spec:
             root_step, steps = _unlock(self.unlocked, root_step, steps)
         return Job(
             argv=self.argv(config),
-            env=tuple(f"{key}={value}" for key, value in env.items()),
+            env=self.environment(config, self.tty, first=(f"HOSTNAME={hostname}",)),
             cwd=self.workdir or config.workdir or "/",
             user=self.user or config.user or "0",
             namespaces=self.namespaces,
@@ -179,6 +176,12 @@ class Spec:
             **self.locks(),
             **where,
         )
+
+    def environment(self, config, terminal, first=(), last=()):
+        """Return the "NAME=value" of a process in it; of two values the later wins, so the participant's word is last."""
+        words = (PATH, *first, *(("TERM=xterm",) if terminal else ()), *config.env, *self.env, *last)
+        values = dict(pair.split("=", 1) for pair in words)
+        return tuple(f"{name}={value}" for name, value in values.items())
 
     def _has_id(self, number):
         """Tell whether a user number exists in the container's user namespace."""
