@@ -24,9 +24,6 @@ REPO = Path(__file__).resolve().parent.parent
 
 # What a room needs: letters for the last row, and nothing that pops up.
 _ROOM = {
-    "@jupyterlab/apputils-extension:themes": {
-        "overrides": {"code-font-size": "15px", "content-font-size1": "16px", "ui-font-size1": "14px"}
-    },
     "@jupyterlab/apputils-extension:notification": {"checkForUpdates": False, "fetchNews": "false"},
     "@jupyterlab/terminal-extension:plugin": {"fontSize": 16},
     "@jupyterlab/notebook-extension:tracker": {
@@ -38,6 +35,9 @@ _ROOM = {
     "@jupyterlab/filebrowser-extension:browser": {"showLastModifiedColumn": False, "singleClickNavigation": True},
 }
 
+
+# Its theme looks for these sizes only among what a user has set, not among the defaults above.
+_LETTERS = {"overrides": {"code-font-size": "15px", "content-font-size1": "16px", "ui-font-size1": "14px"}}
 
 BESIDE = "beside"  # the name of a workspace: a chapter on the left, a terminal on the right
 
@@ -147,10 +147,19 @@ def _listener(port):
 def _launch(ip, record):
     home = state.lib_dir("jupyter")
     (home / "labconfig").mkdir(exist_ok=True)
-    # The pop-up that asks whether to fetch news, and then does.
-    news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
-    state.write_json(home / "labconfig" / "page_config.json", news)
+    quiet = {
+        # The pop-up that asks whether to fetch news, and then does.
+        "disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True},
+        # Whether it should build itself anew, with a compiler that is not here.
+        "buildAvailable": False,
+        "buildCheck": False,
+    }
+    state.write_json(home / "labconfig" / "page_config.json", quiet)
     state.write_json(home / "labconfig" / "default_setting_overrides.json", _ROOM)
+    letters = home / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
+    if not letters.exists():  # from then on they are as the participant likes them
+        letters.parent.mkdir(parents=True, exist_ok=True)
+        state.write_json(letters, _LETTERS)
     _arrange(home / "lab" / "workspaces")
     state.write_json(home / "jupyter_server_config.json", _settings(ip, record))
     environment = os.environ | {
@@ -207,10 +216,16 @@ def _settings(ip, record):
             "terminado_settings": {"shell_command": ["/bin/bash"]},
         },
         "IdentityProvider": {"token": record["token"]},
-        "LabApp": {"extension_manager": "readonly"},
+        "LabApp": {"extension_manager": "readonly", "default_url": first_page()},
         # It would call npm to look for servers of other languages.
         "LanguageServerManager": {"autodetect": False},
     }
+
+
+def first_page():
+    """Return the path of the page that opens first: chapter 00, with its list of chapters."""
+    first = next(iter(lessons.chapters()), None)
+    return f"/lab/tree/{first.name}" if first else "/lab"
 
 
 def _die_with_parent():

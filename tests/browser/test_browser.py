@@ -25,13 +25,21 @@ def test_without_the_token_there_is_a_log_in_page_and_no_chapter(page, seat):
     assert not page.locator(".jp-Notebook").count()
 
 
-def test_the_address_opens_the_first_chapter_with_the_chapter_list_and_no_pop_up(page, seat, shots):
-    page.goto(seat.address)
+@pytest.mark.parametrize("path", ["/lab/tree/00-start-here.ipynb", "/"])
+def test_the_address_opens_the_first_chapter_with_the_chapter_list_and_no_pop_up(page, seat, shots, path):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    host, _, rest = seat.address.partition("/lab/tree/00-start-here.ipynb")
+    page.goto(f"{host}{path}{rest}")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.wait_for_timeout(3000)  # time for something to pop up
     assert not page.locator(".jp-Dialog, .jp-toast-button, .Toastify__toast").count()
     names = page.locator(".jp-DirListing-itemText").all_inner_texts()
     assert [name for name in names if name.endswith(".ipynb")] == [path.name for path in lessons.chapters()]
+    letters = page.locator(".jp-MarkdownCell p").first.evaluate("text => getComputedStyle(text).fontSize")
+    assert letters == "16px", "too small for the last row"
+    assert not [url for url in asked if not url.startswith((host, "data:", "blob:"))], "it asks the internet"
+    assert not [url for url in asked if "/lab/api/build" in url], "it would build itself anew"
     page.screenshot(path=shots / "start.png")
 
 
