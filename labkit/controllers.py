@@ -114,7 +114,7 @@ class V2(_Folder):
             steps.append(("cpu.max", f"{_or_max(limits.cpu_quota)} {limits.period}"))
         steps.append(("cpu.max.burst", _text(limits.cpu_burst)))
         for limit in limits.io:
-            rates = " ".join(f"{name}={value}" for name, value in _rates(limit))
+            rates = " ".join(f"{name}={_or_max(value)}" for name, value in _rates(limit))
             steps.append(("io.max", f"{limit.device} {rates}"))
         return [(file, text) for file, text in steps if text is not None]
 
@@ -230,7 +230,7 @@ class V1(_Folder):
     def _plan_io(self, limits):
         names = {"rbps": "read_bps", "wbps": "write_bps", "riops": "read_iops", "wiops": "write_iops"}
         steps = [
-            (f"blkio.throttle.{names[name]}_device", f"{limit.device} {value}")
+            (f"blkio.throttle.{names[name]}_device", f"{limit.device} {max(0, value)}")  # 0 is none
             for limit in limits.io
             for name, value in _rates(limit)
         ]

@@ -32,7 +32,10 @@ MAX_PIDS = 4 << 20  # include/linux/threads.h, PID_MAX_LIMIT
 
 @dataclass(frozen=True)
 class IoLimit:
-    """How fast one block device may be read and written: bytes and operations a second."""
+    """How fast one block device may be read and written: bytes and operations a second.
+
+    None leaves it as it is; UNLIMITED lifts it.
+    """
 
     device: str  # major:minor
     rbps: int | None = None
@@ -44,7 +47,7 @@ class IoLimit:
         if not isinstance(self.device, str) or not re.fullmatch(r"\d+:\d+", self.device, re.ASCII):
             raise BadValue(f"device {self.device!r} is not major:minor", "`lsblk` lists both numbers")
         for name in ("rbps", "wbps", "riops", "wiops"):
-            whole(f"{name} of device {self.device}", getattr(self, name), 1, MAX_BYTES)
+            whole(f"{name} of device {self.device}", getattr(self, name), 1, MAX_BYTES, unlimited=True)
 
 
 @dataclass(frozen=True)
@@ -261,10 +264,15 @@ def _io(words):
             if not colon:
                 raise BadValue(f"{word} {text!r} is not DEVICE:RATE", "like /dev/vda:1m")
             parse = parse_size if name.endswith("bps") else parse_count
-            by_device.setdefault(device_number(path), {})[name] = parse(word, rate)
+            number = parse(word, rate)
+            if number in (0, UNLIMITED):  # nothing is there yet that could be lifted
+                raise BadValue(f"{word} {text!r} is no rate", "without the word there is no limit")
+            by_device.setdefault(device_number(path), {})[name] = number
     return tuple(IoLimit(device, **rates) for device, rates in by_device.items())
 
 
 def _io_text(limit):
-    rates = ", ".join(f"{name} {rate}" for name, rate in vars(limit).items() if name != "device" and rate)
-    return f"{limit.device}: {rates} a second at most"
+    rates = ((name, rate) for name, rate in vars(limit).items() if name != "device" and rate)
+    words = {UNLIMITED: "without a limit"}
+    told = ", ".join(f"{name} {words.get(rate, f'{rate} a second at most')}" for name, rate in rates)
+    return f"{limit.device}: {told}"

@@ -465,6 +465,14 @@ def test_bandwidth_is_within_a_fifth_of_its_limit(group, direction):
         path.unlink()
 
 
+def test_a_disk_limit_can_be_lifted_again(group):
+    number = disk()
+    file = "blkio.throttle.write_bps_device" if version("io") == 1 else "io.max"
+    for rate, there in ((4 << 20, True), (UNLIMITED, False), (2 << 20, True)):
+        group.set(Limits(io=(IoLimit(number, wbps=rate),)))
+        assert (number in group.read(file)) == there
+
+
 def bytes_a_second(group, number, direction, seconds=2.0):
     before, start = transferred(group, number, direction), time.monotonic()
     time.sleep(seconds)

@@ -66,7 +66,7 @@ def test_a_size_is_read_as_docker_reads_it(text, size):
         ({"device_read_bps": "/dev/no-such-disk:1m"}, "/dev/no-such-disk"),
         ({"device_read_bps": "/dev/null:1m"}, "not a block device"),
         ({"device_write_iops": "8:0:-3"}, "device_write_iops"),
-        ({"device_write_iops": "8:0:0"}, "wiops"),
+        ({"device_write_iops": "8:0:0"}, "device_write_iops"),
         ({"device_read_bps": 7}, "DEVICE:RATE"),
         ({"memroy": "32m"}, "memroy"),
     ],
@@ -153,6 +153,14 @@ def test_more_than_the_machine_has_is_allowed_for_memory():
 def test_the_four_device_words_make_one_limit_a_device():
     limits = Limits.parse(device_read_bps=["8:0:1m", "8:16:2m"], device_write_iops="8:0:100")
     assert limits.io == (IoLimit("8:0", rbps=1 << 20, wiops=100), IoLimit("8:16", rbps=2 << 20))
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "-5", "fast", ""])
+def test_what_is_no_rate_is_refused_though_a_limit_can_be_lifted(rate):
+    with pytest.raises(BadValue, match="device_read_bps"):
+        Limits.parse(device_read_bps=f"8:0:{rate}")
+    (line,) = Limits(io=(IoLimit("8:0", rbps=5, wbps=UNLIMITED),)).describe()
+    assert "rbps 5 a second at most, wbps without a limit" in line
 
 
 @pytest.mark.parametrize("device", ["vda", "8:", "8:0 rbps=1", "8:0\n", 8])
