@@ -77,7 +77,8 @@ SOURCES = {
 }
 
 
-# No line means none yet: a device gets one with its first transfer.
+# No line means none yet: a device gets one with its first transfer. On v1, and a newer
+# kernel (6.18 is one), a disk is counted only once somebody has set a limit on it.
 _MAY_BE_ABSENT = ("read_bytes", "write_bytes")
 
 
