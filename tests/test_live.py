@@ -215,6 +215,14 @@ def test_who_wins_is_who_wins_in_the_kernels_own_overlay(needs_root, stack):
                 assert shown == real, (below, live.text())
 
 
+def test_a_file_parts_the_folders_above_it_from_those_below(tmp_path):
+    for number, tree in enumerate(({"d": {}}, {"d": "a file"}, {"d": {}}, {"d": {}})):
+        (tmp_path / str(number)).mkdir()
+        lay(tmp_path / str(number), tree)
+    verdicts = layers.stack([tmp_path / number for number in "0123"]).verdicts()
+    assert [verdicts[row, "d"] for row in (3, 2, 1, 0)] == ["joined", "joined", "hidden", "hidden"]
+
+
 def _read(path):
     return "folder" if path.is_dir() else path.read_text()
 
