@@ -19,7 +19,7 @@ the block kills what still runs there, waits until it is gone, then removes.
 
 Its neighbours: `limits` is what may be asked, `hierarchies` where the trees
 are, `controllers` what is written for each version, `cgroupfs` how folders come
-and go, `events` how to wait.
+and go, `events` how to wait, `delegation` how a part is given to a user.
 See cgroups(7), Documentation/admin-guide/cgroup-v2.rst.
 """
 
