@@ -195,7 +195,8 @@ class _Builder(layer_cache.Layers):
         for word in instruction.words()[:-1]:
             if "://" in word or word.startswith("git@"):
                 raise instruction.refuse(
-                    f"{word} is not a local file", "fetch it first; labkit's build fetches nothing"
+                    f"{word} is on the network, and a build here fetches nothing",
+                    "fetch it into the build folder first, and ADD it by its file name",
                 )
         self._copy(instruction)
 
@@ -243,10 +244,11 @@ class _Builder(layer_cache.Layers):
         # Docker gives what it copies to root, wherever it is from; only --from keeps owners.
         owner = instruction.flags.get("chown")
         if owner is not None or "from" not in instruction.flags:
-            uid, _, gid = (owner or "0:0").partition(":")
-            if not uid.isdigit() or not (gid or uid).isdigit():
-                raise instruction.refuse(f"--chown={owner}: only numbers are known here", "--chown=1000:1000")
-            context.set_owner(folder, int(uid), int(gid or uid))
+            try:
+                context.set_owner(folder, *context.find_owner(self.stage.image, owner or "0:0"))
+            except (NotFound, BadValue) as error:
+                hint = "a number is always possible: --chown=1000:1000"
+                raise instruction.refuse(f"--chown={owner}: {error.message}", hint) from None
         mode = instruction.flags.get("chmod")
         if mode is not None:
             try:

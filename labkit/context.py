@@ -15,8 +15,8 @@ import stat
 import tempfile
 from pathlib import Path
 
-from labkit import inroot, layer_diff, layers, ledger, state, storage
-from labkit.errors import BadArchive, KernelError, NotFound, from_oserror
+from labkit import child, inroot, layer_diff, layers, ledger, state, storage, syscalls, users
+from labkit.errors import BadArchive, BadValue, KernelError, NotFound, from_oserror
 
 
 @contextlib.contextmanager
@@ -132,6 +132,32 @@ def gather_from(image, instruction, sources, into):
         finally:
             os.close(root)
     return single
+
+
+def find_owner(image, text):
+    """Return (uid, gid) of `user` or `user:group`: numbers, or names that the image itself knows.
+
+    A user alone has a group of the same number, as in docker. Raises NotFound, BadValue.
+    """
+    user, _, group = text.partition(":")
+    ids = [user, group or user]
+    if not all(re.fullmatch("[0-9]{1,10}", number) for number in ids):
+        with scratch("names") as merged, storage.mounted(image.layers if image else [], None, None, merged):
+            ids = child.in_child(_find_owner, merged, user, group)
+    if not all(int(number) < 2**32 - 1 for number in ids):  # the last one tells chown(2): leave it
+        raise BadValue(f"{':'.join(map(str, ids))} is no owner", "0 to 4294967294")
+    return tuple(map(int, ids))
+
+
+def _find_owner(root, user, group):
+    """Look names up in a root that a stranger has written: no link in it leads out, no device is opened."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.mount(None, str(root), None, syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_NODEV)
+    os.chroot(root)
+    os.chdir("/")
+    uid, gid, _, _ = users.find_user(f"{user}:{group}")
+    return uid, gid if group else uid
 
 
 def set_owner(folder, uid, gid):

@@ -35,7 +35,11 @@ WORDS = [
     "STOPSIGNAL",
     "MAINTAINER",
 ]
-_LATER = ("HEALTHCHECK", "ONBUILD")
+# Docker's own additions: the OCI's image config has no place for them.
+_DOCKERS = {
+    "HEALTHCHECK": "leave it out: the image runs the same, only nobody asks it whether it is well",
+    "ONBUILD": "write the line where it is to happen: in the Dockerfile that builds on this image",
+}
 _EXPANDED = {
     "FROM",
     "COPY",
@@ -155,8 +159,8 @@ def parse(text):
 def _instruction(line, text):
     word, _, rest = text.partition(" ")
     word, rest, flags = word.upper(), rest.strip(), {}
-    if word in _LATER:
-        raise BadValue(f"Dockerfile, line {line}: labkit's build does not know {word}", "leave it out")
+    if word in _DOCKERS:
+        raise BadValue(f"Dockerfile, line {line}: {word} is Docker's own, and not built here", _DOCKERS[word])
     if word not in WORDS:
         raise BadValue(
             f"Dockerfile, line {line}: {word!r:.40} is no instruction", f"one of {', '.join(WORDS)}"

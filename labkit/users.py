@@ -42,15 +42,20 @@ def _colon_file(path, width):
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return []
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        return []
     with open(fd, errors="replace") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return []
         lines = file.read(1 << 20).splitlines()
     rows = [line.split(":") for line in lines]
-    return [row for row in rows if len(row) >= width and row[2].isdigit() and (width == 4 or row[3].isdigit())]
+    return [row for row in rows if len(row) >= width and _is_id(row[2]) and (width == 4 or _is_id(row[3]))]
+
+
+def _is_id(text):
+    return text.isascii() and text.isdigit() and len(text) < 11 and int(text) < 2**32 - 1
 
 
 def _number(text, what, where):
-    if text.isdigit() and int(text) < 2**31:
+    if _is_id(text) and int(text) < 2**31:
         return int(text)
     raise NotFound(f"no {what} {text!r} in the image's {where}", "a number is always possible: `--user 1000`")

@@ -140,6 +140,68 @@ def test_dockerfile_that_can_not_be_meant_is_refused_with_its_line(make, text):
     assert "made:1" not in images.store().names() and ledger.entries() == []
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("HEALTHCHECK CMD true", "HEALTHCHECK is Docker's own.*leave it out: the image runs the same"),
+        ("ONBUILD RUN true", "ONBUILD is Docker's own.*the Dockerfile that builds on this image"),
+        ("ADD https://example.org/x.tar /", "x.tar is on the network.*fetch it into the build folder"),
+        ("ADD git@example.org:x.git /", "is on the network"),
+    ],
+)
+def test_what_only_docker_builds_is_refused_with_what_to_do_instead(make, line, said):
+    with pytest.raises(BadValue, match=f"(?s)line 2: .*{said}"):
+        make(f"FROM busybox\n{line}")
+
+
+# Owners by name
+
+NAMES = "FROM scratch\nCOPY etc /etc\n"
+PASSWD = "root:x:0:0::/:/bin/sh\nweb:x:101:102::/:/bin/sh\nmany:x:99999999999:1::/:\n\xb2:x:\xb2:\xb2::/:\n"
+FILES = {"etc/passwd": PASSWD, "etc/group": "root:x:0:\nstaff:x:50:web\n", "file": "x"}
+
+
+@pytest.mark.parametrize(
+    ("owner", "ids"),
+    [("web", (101, 101)), ("web:staff", (101, 50)), ("7:staff", (7, 50)), ("web:8", (101, 8)), ("7", (7, 7))],
+)
+def test_owner_by_name_is_whom_the_image_itself_calls_so(make, tmp_path, owner, ids):
+    """Not whom this machine calls so; and a user alone has a group of the same number, as in Docker."""
+    image, _ = make(f"{NAMES}COPY --chown={owner} file /file", files=FILES)
+    with seen(image, tmp_path) as at:
+        status = os.stat(at / "file")
+        assert (status.st_uid, status.st_gid) == ids
+
+
+UNKNOWN = ["nobody", "web:nogroup", "many", ":staff", "\xb2", "4294967295", "-1", "web:-1"]
+
+
+@pytest.mark.parametrize("owner", UNKNOWN)
+def test_owner_that_the_image_does_not_know_is_refused(make, owner):
+    with pytest.raises(BadValue, match="line 3: COPY: --chown=.*"):
+        make(f"{NAMES}COPY --chown={owner} file /file", files=FILES)
+    assert "made:1" not in images.store().names() and ledger.entries() == []
+
+
+def test_owner_is_never_looked_up_outside_the_image(make, tmp_path):
+    """Its passwd may be a link to ours, a pipe that nobody writes to, a device, or not there."""
+    (tmp_path / "outside").write_text("spy:x:666:666::/:/bin/sh\n")
+    for number, line in enumerate(
+        (
+            f"ln -sf {tmp_path}/outside /etc/passwd",
+            f"ln -sf ../../../../../../../..{tmp_path}/outside /etc/passwd",
+            "ln -sf /proc/1/root/etc/passwd /etc/passwd",
+            "rm -f /etc/passwd; mkfifo /etc/passwd",
+            "rm -f /etc/passwd; mkdir /etc/passwd",
+            "rm /etc/passwd",
+        )
+    ):
+        with pytest.raises(BadValue, match="no user 'spy'"):
+            text = f"FROM busybox\nRUN {line}\nCOPY --chown=spy file /f"
+            make(text, name=f"spy:{number}", files={"file": "x"})
+    assert ledger.entries() == []
+
+
 # Building
 
 

@@ -446,7 +446,7 @@ def test_pool_is_made_anew_while_somebodys_namespace_still_holds_the_old_one(nee
     assert holder.stdout.readline() == "ready\n"
     began = time.monotonic()
     driver.remove("test-old")
-    assert time.monotonic() - began < loop.PATIENCE - 1, "nobody waits for what only somebody else can give back"
+    assert time.monotonic() - began < loop.PATIENCE - 1, "nobody waits for what is somebody else's"
     made = driver.prepare(image, "test-new")
     assert os.path.exists(f"{made.merged}/bin/sh") and not os.path.exists(
         f"{btrfs._pool()}/containers/test-old"
