@@ -50,7 +50,7 @@ class _Folder:
     """One folder in one tree."""
 
     def __init__(self, path, tree):
-        self.path = Path(path)
+        self.path = path if isinstance(path, Path) else Path(path)
         self.controllers = tree.controllers
 
     def __repr__(self):

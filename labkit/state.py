@@ -13,6 +13,7 @@ the kernel's, so it is gone with the process that held it.
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -36,10 +37,11 @@ def lib_dir(*parts):
 
 def _made(short, default, parts):
     root = os.environ.get("LABKIT_ROOT")
-    home = Path(root, short) if root else _users_own(short) or Path(default)
-    path = home.joinpath(*parts)
-    if path in _ours and path.is_dir():
+    where = (f"{root}/{short}" if root else _users_own(short) or default, *parts)
+    path = _seen.get(where)
+    if path is not None and os.path.isdir(path):
         return path
+    home, path = Path(where[0]), Path(*where)
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -47,11 +49,11 @@ def _made(short, default, parts):
             raise BadValue(f"{home} is somebody else's", "set XDG_RUNTIME_DIR to a folder of your own")
     except OSError as error:
         raise from_oserror(error, f"making {path}") from None
-    _ours.add(path)
+    _seen[where] = path
     return path
 
 
-_ours = set()  # folders that this process has looked at already
+_seen = {}  # folders that this process has made or looked at before
 
 
 # The user id of an ordinary user who is root only in a user namespace: see rootless.
@@ -72,9 +74,12 @@ def _users_own(short):
 def label():
     """Return the name that marks kernel objects as this state's: `labkit`, or `labkit-` and a hash of LABKIT_ROOT."""
     root = os.environ.get("LABKIT_ROOT")
-    if not root:
-        return "labkit"
-    return "labkit-" + hashlib.sha256(os.path.abspath(root).encode()).hexdigest()[:8]
+    return _label(os.path.abspath(root)) if root else "labkit"
+
+
+@functools.cache
+def _label(root):
+    return "labkit-" + hashlib.sha256(root.encode()).hexdigest()[:8]
 
 
 def check_name(name, what="name"):
