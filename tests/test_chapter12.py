@@ -154,6 +154,12 @@ def test_more_or_less_than_half_a_cpu_is_caught(spent):
     assert promises.gets_half_a_cpu(lambda words: (0, f"0m0.000s 0m0.000s\n{spent}\n"))
 
 
+def test_half_a_cpu_is_half_of_the_time_that_really_passed():
+    late = "up 10.00\n0m0.000s 0m0.000s\n0m0.980s 0m0.010s\nup 12.00\n"
+    assert not promises.gets_half_a_cpu(lambda words: (0, late))
+    assert promises.gets_half_a_cpu(lambda words: (0, late.replace("12", "11")))
+
+
 # ---- the checks: passed by the chapter's own pieces, and by no wrong answer ----
 
 

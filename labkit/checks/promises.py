@@ -172,9 +172,14 @@ def holds_a_fork_bomb(run):
 @promise
 def gets_half_a_cpu(run):
     """Processes that never stop get half of a CPU together."""
-    _, text = run(["sh", "-c", "for i in 1 2 3; do timeout 1 sh -c 'while :; do :; done' & done; wait; times"])
+    spin = "for i in 1 2 3; do timeout 1 sh -c 'while :; do :; done' & done; wait; times"
+    now = "read up idle </proc/uptime; echo up $up"
+    _, text = run(["sh", "-c", f"{now}; {spin}; {now}"])
     spent = sum(int(minutes) * 60 + float(seconds) for minutes, seconds in re.findall(r"(\d+)m([\d.]+)s", text))
-    return "" if 0.05 < spent < 0.7 else f"in one second they got {spent:.2f} s of CPU: {text.strip()[:200]}"
+    # A busy machine ends the second late.
+    times = [float(seconds) for seconds in re.findall(r"^up ([\d.]+)$", text, re.M)]
+    passed = max(1, times[-1] - times[0]) if times else 1
+    return "" if 0.05 < spent < 0.7 * passed else f"in {passed:.1f} s they got {spent:.2f} s of CPU: {text.strip()[:200]}"
 
 
 @promise
