@@ -3,8 +3,9 @@
 crun and runc get an OCI bundle with what labkit's default container has: six
 namespaces, the same mounts, masks, capabilities, three limits and a seccomp
 filter that refuses the same calls. Their root is an overlay that is mounted for
-them beforehand; labkit and the C program mount theirs each time. bwrap gets the
-namespaces only, since that is all it does.
+them beforehand; labkit and the C program mount theirs each time. Who drives a
+runtime, podman for one, mounts each container's for it: `own_overlay` does that.
+bwrap gets the namespaces only, since that is all it does.
 """
 
 import contextlib
@@ -26,50 +27,99 @@ HERE = Path(__file__).parent
 def versions():
     """Return {peer: its version} of those that are installed."""
     found = {}
-    for name in ("crun", "runc", "bwrap", "unshare", "umoci", "skopeo", "gcc"):
+    for name in ("crun", "runc", "bwrap", "umoci", "skopeo", "buildah", "tar", "docker", "gcc"):
         if shutil.which(name):
             text = subprocess.run([name, "--version"], capture_output=True, text=True, check=False).stdout
-            found[name] = (re.search(r"\d+(\.\d+)+\S*", text) or ["?"])[0]
+            found[name] = (re.search(r"\d+(\.\d+)+[^\s,)]*", text) or ["?"])[0]
     return found
 
 
-def compile_floor(folder):
-    """Compile the C program that does only the syscalls; return its path. Raises Unsupported without a compiler."""
+def compiled(name, folder):
+    """Compile a C program of this folder; return its path. Raises Unsupported without a compiler."""
     if not shutil.which("gcc"):
         raise Unsupported("there is no gcc", "apt-get install gcc: without it there is no yardstick in C")
-    target = Path(folder) / "floor"
-    subprocess.run(["gcc", "-O2", "-o", target, HERE / "floor.c"], check=True)
-    return target
+    target = Path(folder) / name
+    subprocess.run(["gcc", "-O2", "-o", target, HERE / f"{name}.c"], check=True)
+    return str(target)
+
+
+def need(*names):
+    """Raise Unsupported, by name, if one of these commands is missing."""
+    for name in names:
+        if not shutil.which(name):
+            raise Unsupported(f"there is no {name} here", "vagrant/packages says which package has it; `lab bench` installs it")
+
+
+@contextlib.contextmanager
+def scratch():
+    """Make a folder on the disk for one benchmark; it is gone afterwards."""
+    folder = Path(state.lib_dir()) / f"bench-{state.new_id()}"
+    with ledger.made("folder", path=str(folder)):
+        folder.mkdir(0o755)
+        yield folder
 
 
 @contextlib.contextmanager
 def scene():
     """Make a folder with all that the peers need; yield it as a dict; take everything away again."""
-    folder = Path(state.run_dir()) / "bench"
+    folder = Path(state.run_dir()) / f"bench-{state.new_id()}"
     image = images.get("busybox")
     capabilities = security.choose()
     with contextlib.ExitStack() as stack:
         stack.enter_context(ledger.made("folder", path=str(folder)))
         folder.mkdir()
         # The folder in which all cgroups of this state are made stays while it has one in it.
-        group = stack.enter_context(cgroups.Cgroup.create("bench-holds-the-folder"))
+        group = stack.enter_context(cgroups.Cgroup.create(f"{folder.name}-holds-it"))
         bases = [str(part.path.parent) for part in group.folders]
         (folder / "bases").write_text("".join(f"{base}\n" for base in bases))
         (folder / "filter").write_bytes(seccomp.program("default", capabilities))
         (folder / "none").write_bytes(b"")
-        bundle = folder / "bundle"
-        for name in ("upper", "work", "bundle/rootfs"):
+        for name in ("upper", "work", "rootfs"):
             (folder / name).mkdir(parents=True)
         # Made by us, for them: crun and runc want a root that is there.
-        stack.enter_context(storage.mounted(image.layers, folder / "upper", folder / "work", bundle / "rootfs"))
-        (bundle / "config.json").write_text(json.dumps(_config(capabilities, group), indent=1))
-        yield {
+        stack.enter_context(storage.mounted(image.layers, folder / "upper", folder / "work", folder / "rootfs"))
+        found = {
             "folder": folder,
             "lowerdir": str(image.layers[-1]),
-            "bundle": str(bundle),
-            "rootfs": str(bundle / "rootfs"),
-            "floor": str(compile_floor(folder)),
+            "rootfs": str(folder / "rootfs"),
+            "floor": compiled("floor", folder),
+            "config": _config(capabilities, group),
         }
+        found["bundle"] = bundle(found, "bundle", found["rootfs"])
+        yield found
+
+
+def bundle(scene, name, root="rootfs"):
+    """Make a bundle in the scene's folder, with a cgroup of its own; return its path. `root` is relative to it."""
+    path = scene["folder"] / name
+    path.mkdir()
+    (path / root).mkdir(exist_ok=True)
+    config = json.loads(json.dumps(scene["config"]))
+    config["root"]["path"] = str(root)
+    config["linux"]["cgroupsPath"] += f"-{path.parent.name}-{name}"
+    (path / "config.json").write_text(json.dumps(config, indent=1))
+    return str(path)
+
+
+@contextlib.contextmanager
+def own_overlay(scene, bundle, number):
+    """Mount a fresh overlay on a bundle's rootfs for one container, by mount(2); unmount and remove it.
+
+    For a process in a mount namespace of its own: see `hide_unified`.
+    """
+    upper, work = (f"{bundle}/{name}-{number}" for name in ("upper", "work"))
+    os.mkdir(upper)
+    os.mkdir(work)
+    options = ",".join(
+        (f"lowerdir={scene['lowerdir']}", f"upperdir={upper}", f"workdir={work}", *storage.DEFAULT_OPTIONS)
+    )
+    syscalls.mount("overlay", f"{bundle}/rootfs", "overlay", NODEV, options)
+    try:
+        yield
+    finally:
+        syscalls.umount2(f"{bundle}/rootfs")
+        shutil.rmtree(upper)
+        shutil.rmtree(work)
 
 
 def _config(capabilities, group):
@@ -159,9 +209,9 @@ def bwrap(scene):
     return ["bwrap", *flags.split(), "--bind", scene["rootfs"], "/", "--proc", "/proc", "--dev", "/dev", "true"]
 
 
-def runtime(name, scene, number):
-    """Return the command of an OCI runtime for the bundle."""
-    return [name, "--root", f"{scene['folder']}/{name}", "run", "--bundle", scene["bundle"], f"bench{number}"]
+def runtime(name, scene, number, bundle=None):
+    """Return the command of an OCI runtime for a bundle: the scene's own, or another."""
+    return [name, "--root", f"{scene['folder']}/{name}", "run", "--bundle", bundle or scene["bundle"], f"bench{number}"]
 
 
 def hide_unified():

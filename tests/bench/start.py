@@ -1,0 +1,122 @@
+"""Start to exit of `true`: from a notebook, against the C runtimes and the bare syscalls."""
+
+import os
+import select
+import statistics
+
+import contestants
+import peers
+from contestants import notebook, ratio, shell
+from report import Report
+
+from labkit import mounts, rootfs, security, spawner
+from labkit.container import Container
+from labkit.errors import LabError
+from labkit.launch import Job
+
+LIMITS = {"memory": peers.MEMORY, "cpu_quota": peers.QUOTA, "cpu_period": 100_000, "pids_limit": peers.PIDS}
+
+GOALS = (
+    ("labkit, from 400 MB", "crun", 0.6),
+    ("labkit, from 400 MB", "runc", 0.2),
+    ("labkit, from 400 MB", "C, only the syscalls", 2.5),
+    ("labkit, from 400 MB", "labkit, from 60 MB", 1.1),
+    ("labkit, from 400 MB", "crun, its own overlay", None),
+    ("labkit, from 400 MB", "runc, its own overlay", None),
+    ("labkit, namespaces only", "bwrap", 0.8),
+)
+
+
+def whole_container(image="busybox"):
+    """Prepare labkit's container with everything: overlay, three limits, six namespaces, seccomp."""
+
+    def once(_number):
+        with Container(image, ["true"], **LIMITS).start() as box:
+            if box.wait():
+                raise LabError("the container failed")
+
+    return once
+
+
+def namespaces_only(scene):
+    """Prepare labkit's clone with what bwrap does: six namespaces, a root, /proc and /dev."""
+
+    def prepare():
+        steps = [one for one in rootfs.kernel_filesystems() if getattr(one, "target", "").startswith(("/proc", "/dev"))]
+        job = Job(
+            argv=("true",),
+            env=("PATH=/bin:/usr/bin",),
+            namespaces=("mnt", "uts", "ipc", "pid", "net", "cgroup"),
+            plan=mounts.Plan(mounts.BindRoot(scene["rootfs"], scene["rootfs"]), tuple(steps)).sorted(),
+            capabilities=security.choose(),
+        )
+        keeper = spawner.current()
+
+        def once(_number):
+            spawned = keeper.spawn(job, (0, 1, 2))
+            select.select([spawned.pidfd], [], [])
+            if keeper.status(spawned):
+                raise LabError("the container failed")
+            os.close(spawned.pidfd)
+
+        return once
+
+    return prepare
+
+
+def floor(scene):
+    """Return the C program's contestant."""
+    return shell(
+        lambda number: [scene["floor"], scene["lowerdir"], f"{scene['folder']}/c{number}", f"c{number}",
+                        f"{scene['folder']}/bases", f"{scene['folder']}/filter", "true"]  # fmt: skip
+    )
+
+
+def runtime(name, scene):
+    """Return the contestant of an OCI runtime whose root was mounted for it beforehand."""
+    return shell(lambda number: peers.runtime(name, scene, number), apart=True)
+
+
+def runtime_and_overlay(name, scene):
+    """Return the contestant that mounts and unmounts an overlay for each container, as podman does for a runtime."""
+    bundle = peers.bundle(scene, f"own-{name}")
+    return shell(
+        lambda number: peers.runtime(name, scene, number, bundle),
+        apart=True,
+        around=lambda number: peers.own_overlay(scene, bundle, number),
+    )
+
+
+def measure(options):
+    """Yield the Report."""
+    with peers.scene() as scene:
+        everything = {
+            "labkit, from 400 MB": notebook(400, whole_container),
+            "labkit, from 60 MB": notebook(60, whole_container),
+            "C, only the syscalls": floor(scene),
+            "crun": runtime("crun", scene),
+            "crun, its own overlay": runtime_and_overlay("crun", scene),
+            "runc": runtime("runc", scene),
+            "runc, its own overlay": runtime_and_overlay("runc", scene),
+        }
+        bare = {
+            "labkit, namespaces only": notebook(400, namespaces_only(scene)),
+            "bwrap": shell(lambda _: peers.bwrap(scene)),
+        }
+        times = contestants.race(everything, options.rounds) | contestants.race(bare, options.rounds)
+    mounted = {"crun": "before", "runc": "before", "bwrap": "none", "labkit, namespaces only": "none"}
+    yield Report(
+        f"start to exit of `true`, {options.rounds} rounds, milliseconds",
+        ("min", "median", "p99", "overlay"),
+        [
+            (name, min(spent), statistics.median(spent), contestants.p99(spent), mounted.get(name, "timed"))
+            for name, spent in times.items()
+        ],
+        ratios=[(a, b, ratio(times, a, b), goal) for a, b, goal in GOALS],
+        notes=[
+            "overlay: `timed`, mounted and unmounted for each container within its time;",
+            "         `before`, one for all, mounted beforehand; `none`, a bind mount",
+        ],
+        shown=(1, "median [ms]"),
+        raw=times,
+    )
