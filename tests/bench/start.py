@@ -42,7 +42,11 @@ def namespaces_only(scene):
     """Prepare labkit's clone with what bwrap does: six namespaces, a root, /proc and /dev."""
 
     def prepare():
-        steps = [one for one in rootfs.kernel_filesystems() if getattr(one, "target", "").startswith(("/proc", "/dev"))]
+        steps = [
+            one
+            for one in rootfs.kernel_filesystems()
+            if getattr(one, "target", "").startswith(("/proc", "/dev"))
+        ]
         job = Job(
             argv=("true",),
             env=("PATH=/bin:/usr/bin",),
@@ -67,8 +71,15 @@ def namespaces_only(scene):
 def floor(scene):
     """Return the C program's contestant."""
     return shell(
-        lambda number: [scene["floor"], scene["lowerdir"], f"{scene['folder']}/c{number}", f"c{number}",
-                        f"{scene['folder']}/bases", f"{scene['folder']}/filter", "true"]  # fmt: skip
+        lambda number: [
+            scene["floor"],
+            scene["lowerdir"],
+            f"{scene['folder']}/c{number}",
+            f"c{number}",
+            f"{scene['folder']}/bases",
+            f"{scene['folder']}/filter",
+            "true",
+        ]  # fmt: skip
     )
 
 
@@ -78,7 +89,7 @@ def runtime(name, scene):
 
 
 def runtime_and_overlay(name, scene):
-    """Return the contestant that mounts and unmounts an overlay for each container, as podman does for a runtime."""
+    """Return the contestant that mounts an overlay for each container, as podman does for a runtime."""
     bundle = peers.bundle(scene, f"own-{name}")
     return shell(
         lambda number: peers.runtime(name, scene, number, bundle),
