@@ -42,19 +42,22 @@ def _networks(argv):
 
 @command("clean", "give back what was left behind; --all also ends what runs")
 def _clean(argv):
-    from labkit import ledger
+    from labkit import garbage, ledger
 
     words = parser("clean")
     words.add_argument("-a", "--all", action="store_true")
     undone, kept, failed = ledger.clean(everything=words.parse_args(argv).all)
     for entry in undone:
         print(f"gave back: {entry}")
+    reclaimed = garbage.reclaim()
+    for path in reclaimed:
+        print(f"gave back: {path}, left by an earlier boot")
     if kept:
         groups = sorted({entry.group or str(entry) for entry in kept})
         print(f"kept, in use by a living process: {', '.join(groups)}\n  → `lab clean --all` ends and removes these too")
     for entry, error in failed:
         print(f"could not give back {entry}: {error}", file=sys.stderr)
-    if not (undone or kept or failed):
+    if not (undone or kept or failed or reclaimed):
         print("nothing of labkit's is left on this machine")
     return 125 if failed else 0
 

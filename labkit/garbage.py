@@ -6,15 +6,25 @@ container's note (rootfs.json) lists the layers its root stands on. All else goe
 
 The store is held alone meanwhile. Whoever adds to it, or stands a container on a
 layer, holds it shared, so no layer is taken between being found and being used.
+
+A power cut leaves more: the ledger is in /run, and gone. What it would have given back
+is found by where it lies: a folder for one use, older than this boot, that nobody knows.
 """
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from labkit import images, ledger, state, storage
 from labkit.drivers import flat
-from labkit.errors import BadValue, InUse
+from labkit.errors import BadValue, InUse, LabError
+
+# What is in the ledger while it is used, below /var/lib/labkit.
+_FOR_ONE_USE = (
+    "containers/*", "build/*", "chapters/*", "engines/*", "neighbours/*", "rivals-*", "btrfs/pool.*",
+    "images/.skopeo-*", "images/.load-*", "layers/*/.*.tmp", "flat/.*.tmp",
+)  # fmt: skip
 
 
 def layers_in_use():
@@ -56,6 +66,32 @@ def collect():
         return _collect(layout)
 
 
+def left_by_an_earlier_boot():
+    """Return the paths that a power cut or a reboot left: in no ledger, and not touched since this boot."""
+    lib = state.lib_dir()
+    found = [path for pattern in _FOR_ONE_USE for path in lib.glob(pattern)]  # before the ledger is read
+    known = {str(value) for entry in ledger.entries() for value in entry.what.values()}
+    booted = time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(time.CLOCK_BOOTTIME)
+    lost = []
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):
+            if not {str(path), str(path.with_suffix(""))} & known and path.lstat().st_mtime < booted:
+                lost.append(path)
+    return lost
+
+
+def reclaim():
+    """Remove what an earlier boot left, and what was needed for that only; return the paths removed."""
+    removed = []
+    for path in left_by_an_earlier_boot():
+        with contextlib.suppress(LabError):  # a mount is in it: then somebody has it after all
+            ledger.undo(ledger.write("folder" if path.is_dir() else "file", path=str(path)))
+            removed.append(path)
+    if removed:
+        collect()
+    return removed
+
+
 def _stacks(layout, without=None, only=None):
     """Yield the diffIDs of each image's layers."""
     for name, digest in layout.names().items():
@@ -76,7 +112,8 @@ def _collect(layout):
     stacks = [*_stacks(layout), *(note["diff_ids"] for _, note in _notes())]
     chains = {flat.chain(stack) for stack in stacks}
     for folder in state.lib_dir("flat").iterdir():
-        if folder.name not in chains:
+        # `.NAME.tmp` is one that is just being made.
+        if folder.name.removeprefix(".").removesuffix(".tmp") not in chains:
             freed += _remove(folder)
     return freed
 

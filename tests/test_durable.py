@@ -3,6 +3,7 @@
 No test can cut the power. What can be tested is the order of what is asked of the kernel, as strace sees it.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from tars import entry, folder, tar
 from test_images import add_image
 from test_registry import host  # noqa: F401 - a fixture
 
-from labkit import archives, garbage, images, registry, state
+from labkit import archives, garbage, images, ledger, registry, state, storage, volumes
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 REPO = Path(__file__).parent.parent
@@ -116,3 +117,54 @@ def test_start_of_a_container_waits_for_no_disk(driver, tmp_path):
     assert not [path for call, path in order(start, tmp_path) if call == "syncfs" or "/images" in path]
 
 
+
+
+# What is left after the reboot
+
+
+@pytest.fixture
+def reboot(monkeypatch):
+    """Forget /run, as a reboot does, and make all that is there older than this boot."""
+
+    def reboot():
+        run = state.run_dir()
+        shutil.rmtree(run)
+        for path in state.lib_dir().rglob("*"):
+            os.utime(path, (0, 0), follow_symlinks=False)
+
+    return reboot
+
+
+def test_reboot_leaves_nothing_that_is_never_given_back(reboot):
+    """A container's folder, a half pulled image, a half unpacked layer: no ledger knows of them any more."""
+    image = images.get("busybox")
+    storage.driver("overlay").prepare(image, "lost")
+    storage.driver("vfs").prepare(image, "copied")
+    lib, layer = state.lib_dir(), Path(image.layers[0]).parent
+    for scratch in ("images/.skopeo-1", "images/.load-2", layer / ".diff.3.tmp", "flat/.4.tmp"):
+        (lib / scratch / "inside").mkdir(parents=True)
+    (lib / "btrfs").mkdir()
+    (lib / "btrfs/pool.img").write_bytes(b"disk")
+    volumes.create("mine")
+    reboot()
+
+    new = storage.driver("overlay").prepare(image, "new")
+    assert len(garbage.reclaim()) == 7
+    assert [path.name for path in (lib / "containers").iterdir()] == ["new"], "of this boot"
+    assert sorted(path.name for path in lib.rglob(".*")) == [] and list((lib / "btrfs").iterdir()) == []
+    assert images.get("busybox").layers == image.layers and Path(new.lowerdirs[0], "bin/sh").exists()
+    assert volumes.get("mine"), "a volume outlives everything"
+    assert garbage.reclaim() == []
+    storage.driver("overlay").remove("new")
+
+
+def test_what_is_in_use_is_not_taken_for_an_earlier_boots(reboot):
+    """Not what the ledger knows, however old; not what is new, though the ledger is gone."""
+    storage.driver("overlay").prepare(images.get("busybox"), "old")
+    ledger.write("cgroup", path="/sys/fs/cgroup/none", also=["/sys/fs/cgroup/none"])
+    for path in state.lib_dir().rglob("*"):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    assert garbage.left_by_an_earlier_boot() == []
+    shutil.rmtree(state.run_dir())
+    os.utime(state.lib_dir("containers") / "old")
+    assert garbage.left_by_an_earlier_boot() == []
