@@ -56,6 +56,8 @@ class Machine:
             machine = cls(folder, process, port)
             machine._wait(patience)
             machine.run("mkdir -p /vagrant && mount -o noatime /dev/disk/by-label/lab-tree /vagrant")
+            # An emulated kernel has been seen to lock up: then it ends, and its console says where.
+            machine.run("dmesg -n 5; sysctl -qw kernel.watchdog_thresh=60 kernel.softlockup_panic=1 kernel.panic=1")
             yield machine
         finally:
             if process:

@@ -49,6 +49,7 @@ def test_the_lab_passes_its_tests_on_cgroup_v2_under_systemd(capsys, request):
                 f"cd /vagrant && LAB_NO_APT=1 timeout {seconds} vagrant/lab test {' '.join(words)} {flags}", seconds + 60
             )
             assert status != 124, f"not done in {seconds} s\n{machine.console()[-2000:]}"
+            assert status != 255, f"the machine is gone:\n{machine.console()[-4000:]}"
             there = counts(machine.run("cat /root/v2.xml"))
         here = _earlier(request.config) or _now(words)
         _print_side_by_side(there, {file: here[file] for file in there})
