@@ -54,7 +54,6 @@ def paths(job, channel):
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
     _go_on_as_sibling(channel, namespaces.flags([kind for kind in job.namespaces if kind not in ("cgroup", "time")]))
-    await_go(channel)  # until the parent has moved our ids, if they have to be
     if "user" in job.namespaces:
         become_root_inside()
     sc.prctl(sc.PR_SET_DUMPABLE, 0)
@@ -67,6 +66,9 @@ def _go_on_as_sibling(channel, flags=0):
     if pid:
         say(channel, "pid", pid)
         os._exit(0)
+    # Until the parent knows of us, and has moved our ids if they have to be. Who fails and
+    # ends unknown to it is waited for by nobody, and then the container's PID 1 can't end.
+    await_go(channel)
 
 
 def become_root_inside():

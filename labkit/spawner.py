@@ -120,7 +120,10 @@ def _until_exec(channel, spawned, job, at_hooks=None):
     runs already others may have got at it before.
     """
     first = spawned.pid
+    joins = job.join is not None or job.paths
     while True:
+        if joins and spawned.pid == first and channel not in select.select([channel, spawned.pidfd], [], [])[0]:
+            raise LabError("the process that was to enter the container was killed", "`dmesg` may say by whom")
         try:
             message, fds, _, _ = socket.recv_fds(channel, 1 << 18, 1)
         except ConnectionResetError:  # it died with our `go` unread
@@ -145,14 +148,14 @@ def _until_exec(channel, spawned, job, at_hooks=None):
         elif kind == "hooks" and job.hooks:
             at_hooks(spawned.pid)
             channel.send(b"go")
-        elif kind == "pid" and (job.join is not None or job.paths) and spawned.pid == first and _is_child(value):
+        elif kind == "pid" and joins and spawned.pid == first and _is_child(value):
             # It joined a pid namespace: its child is the one that counts.
             os.waitid(os.P_PIDFD, spawned.pidfd, os.WEXITED)
             os.close(spawned.pidfd)
             spawned.pid, spawned.pidfd = value, os.pidfd_open(value)
             if job.paths:
                 _map_ids(job, value)
-                channel.send(b"go")
+            channel.send(b"go")
         else:
             raise from_plain(value)
     # The channel also closes when the child is killed before exec, by the OOM killer

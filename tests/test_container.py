@@ -12,7 +12,7 @@ from pathlib import Path
 import hosts
 import pytest
 
-from labkit import container, ledger, proc, spawner, state, users
+from labkit import container, entering, ledger, proc, spawner, state, users
 from labkit.child import in_child
 from labkit.container import Container, run
 from labkit.errors import BadValue, CommandError, InUse, LabError, NotFound
@@ -205,6 +205,22 @@ def test_exec_is_in_all_its_namespaces_and_in_its_cgroup():
             box.exec("no-such-command")
         # A second process, counted in the same cgroup.
         assert box.exec(["dd", "if=/dev/zero", "of=/dev/null", "bs=128M", "count=1"]).code == 137
+
+
+def test_a_command_that_fails_at_once_is_waited_for_although_its_parent_is_slow(monkeypatch):
+    def slowly(channel, kind, *words):
+        time.sleep(0.3)
+        say(channel, kind, *words)
+
+    monkeypatch.setattr(spawner, "current", spawner.Here)
+    # Who is not waited for stays a zombie in the container, and its PID 1 can't end before all others.
+    with Container("busybox", "sleep 60").start() as box:
+        say = entering.say
+        monkeypatch.setattr(entering, "say", slowly)
+        with pytest.raises(CommandError):
+            box.exec("no-such-command")
+        box.kill()
+        assert box.wait(timeout=30) == 137
 
 
 def test_exec_gets_the_environment_and_the_powers_of_the_container():

@@ -328,6 +328,7 @@ def test_the_children_words_are_read_as_a_strangers():
 
     from labkit.launch import Job
 
+    pidfd = os.pidfd_open(os.getpid())
     # The number of a process that is none of our children: taken for the container, it would be killed with it.
     for message, job in (
         (b'["pid", 1]', Job(argv=("true",), join=1)),
@@ -338,7 +339,8 @@ def test_the_children_words_are_read_as_a_strangers():
             theirs.send(message)
             theirs.close()
             with pytest.raises(LabError, match="can't be read"):
-                spawner._until_exec(ours, spawner.Spawned(os.getpid(), -1), job)
+                spawner._until_exec(ours, spawner.Spawned(os.getpid(), pidfd), job)
+    os.close(pidfd)
     job = Job(argv=("true",))
     for message in (b"not json", b"[" * 100000, b'["pid", 1]', b'["terminal", null]', b'["error", {"kind": "__import__"}]',
                     b'["error", {"kind": "KernelError", "attributes": {"message": 7}}]', b'{"a": 1}', b"\xff\xfe"):  # fmt: skip
