@@ -147,7 +147,7 @@ def _io(words):
         ("throttleWriteIOPSDevice", "wiops"),
     ):
         for one in words.get(word) or ():
-            rates.setdefault(f"{one['major']}:{one['minor']}", {})[name] = one["rate"]
+            rates.setdefault(f"{one['major']}:{one['minor']}", {})[name] = one["rate"] or UNLIMITED  # 0 lifts a limit, as runc has it
     return tuple(IoLimit(device, **found) for device, found in rates.items())
 
 
