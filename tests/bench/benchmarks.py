@@ -11,6 +11,7 @@ yields Reports. What can't be measured on this machine is said by name.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import peers
 import report
 
+from labkit import ledger, spawner, state
 from labkit.errors import LabError
 
 THEMES = {
@@ -58,8 +60,48 @@ def main(argv):
     head = f"{os.cpu_count()} CPUs, kernel {os.uname().release}, load {os.getloadavg()[0]:.1f}"
     print("peers:", ", ".join(f"{name} {version}" for name, version in peers.versions().items()))
     print(head, flush=True)
-    reports = []
-    failed = 0
+    with own_state():
+        reports, failed = run(chosen, options)
+    if options.json:
+        Path(options.json).write_text(json.dumps({one.title: one.raw for one in reports}))
+    if options.figure and reports:
+        from labkit import figures
+
+        Path(options.figure).write_bytes(figures.png(report.figure(reports, head)))
+        print(f"\nfigure: {options.figure}")
+    return int(failed)
+
+
+@contextlib.contextmanager
+def own_state():
+    """Have images, containers and cgroups apart from those of the lab, and take them all away again.
+
+    What an earlier run left that was killed is given back first.
+    """
+    root, before = state.lib_dir() / "bench", os.environ.get("LABKIT_ROOT")
+    with state.lock("bench"), ledger.made("folder", path=str(root)):
+        os.environ["LABKIT_ROOT"] = str(root)
+        try:
+            _give_back()
+            yield
+            spawner.close()
+            _give_back()
+        finally:
+            if before is None:
+                del os.environ["LABKIT_ROOT"]
+            else:
+                os.environ["LABKIT_ROOT"] = before
+
+
+def _give_back():
+    _, _, failed = ledger.clean()
+    if failed:
+        raise failed[0][1]
+
+
+def run(chosen, options):
+    """Measure these themes one after the other; return ([Report], whether one could not be measured)."""
+    reports, failed = [], False
     for name in chosen:
         try:
             for one in importlib.import_module(name).measure(options):
@@ -68,15 +110,8 @@ def main(argv):
                 reports.append(one)
         except LabError as error:
             print(f"\n{name}: not measured: {error}", flush=True)
-            failed = 1
-    if options.json:
-        Path(options.json).write_text(json.dumps({one.title: one.raw for one in reports}))
-    if options.figure and reports:
-        from labkit import figures
-
-        Path(options.figure).write_bytes(figures.png(report.figure(reports, head)))
-        print(f"\nfigure: {options.figure}")
-    return failed
+            failed = True
+    return reports, failed
 
 
 if __name__ == "__main__":
