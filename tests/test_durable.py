@@ -16,6 +16,7 @@ from test_images import add_image
 from test_registry import host  # noqa: F401 - a fixture
 
 from labkit import archives, garbage, images, ledger, registry, state, storage, volumes
+from labkit.drivers import flat
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 REPO = Path(__file__).parent.parent
@@ -168,3 +169,14 @@ def test_what_is_in_use_is_not_taken_for_an_earlier_boots(reboot):
     shutil.rmtree(state.run_dir())
     os.utime(state.lib_dir("containers") / "old")
     assert garbage.left_by_an_earlier_boot() == []
+
+
+def test_copy_that_is_just_being_made_is_no_garbage():
+    """Its image is here; the name it will have is in its name."""
+    image = images.get("busybox")
+    making = state.lib_dir("flat") / f".{flat.chain(image.diff_ids)}.tmp"
+    other = state.lib_dir("flat") / f".{'0' * 64}.tmp"
+    for path in (making, other):
+        (path / "inside").mkdir(parents=True)
+    garbage.collect()
+    assert making.exists() and not other.exists()
