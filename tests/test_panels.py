@@ -29,7 +29,8 @@ def drawn():
     above.plot([0, 1], [3, 0.5], label="limit")
     above.plot([0, 1], [0, 0.25])
     above.set_ylabel("use [CPUs]")
-    below.plot([0, 1], [1, 2], label="k = 2")
+    below.plot([0, 1], [1, 2], label="k = 2 s")
+    below.set_ylabel("wait [s]")
     return figure
 
 
@@ -69,7 +70,13 @@ def test_figures_are_no_difference_for_the_comparison_of_chapters(shown):
 
 
 def test_a_figures_values_are_said_with_their_units():
-    assert figures.values(drawn()) == "limit 0.5 CPUs, k = 2"
+    assert figures.values(drawn()) == "limit 0.5 CPUs, k = 2 s"
+    figure, axes = figures.new()
+    for row, share in enumerate((14.3, 85.7)):
+        axes.barh(row, share)
+        axes.text(share, row, f"{share} %")
+    axes.set_yticks([0, 1], ["weight 100", "weight 600"])
+    assert figures.values(figure) == "weight 100 14.3 %, weight 600 85.7 %"
 
 
 def test_a_panels_picture_is_said_too_and_its_words_follow_what_was_drawn():

@@ -68,17 +68,21 @@ def img(data, alt):
 
 
 def values(figure):
-    """Return in words where the labelled lines of a figure end: "limit 0.5 CPUs, used 0.49 CPUs"."""
+    """Return in words where a figure's labelled lines end, and what stands at its bars: "limit 0.5 CPUs"."""
     words = []
     for axes in figure.axes:
+        bars = [tick.get_text() for tick in axes.get_yticklabels()] if axes.containers else []
+        if len(bars) == len(axes.texts):
+            words += [f"{bar} {text.get_text()}" for bar, text in zip(bars, axes.texts, strict=True)]
         label = axes.get_ylabel()
         unit = label[label.index("[") + 1 :].rstrip("]") if "[" in label else label
         for line in axes.get_lines():
             heights = line.get_ydata()
             if not line.get_label().startswith("_") and len(heights):
-                told = "" if "=" in line.get_label() else f"{heights[-1]:.3g}"
-                words.append(" ".join(f"{line.get_label()} {told} {unit}".split()))
-    return ", ".join(words)
+                name = line.get_label()
+                told = "" if "=" in name else f"{heights[-1]:.3g}"
+                words.append(" ".join((name, told, "" if name.endswith(unit) else unit)))
+    return ", ".join(" ".join(one.split()) for one in words)
 
 
 def show(figure, alt):
