@@ -27,7 +27,7 @@ class Report:
                 f"  {label:{wide}}" + "".join(f"{text:>{w}}" for text, w in zip(texts, widths, strict=True))
             )
         for a, b, found, goal in self.ratios:
-            print(f"  {a} / {b}: {found:.2f}" + _judged(found, goal))
+            print(f"  {a} / {b}: {found:{'.2f' if found >= 0.1 else '.1g'}}" + _judged(found, goal))
         for note in self.notes:
             print(f"  {note}")
 
