@@ -74,7 +74,7 @@ def _timeless(tree):
 
 def moments(seed, count, most):
     chance = random.Random(seed)
-    return [chance.uniform(0.15, most) for _ in range(count)]
+    return [chance.uniform(min(0.15, most / 2), most) for _ in range(count)]
 
 
 def time_of(code):
@@ -131,12 +131,16 @@ def test_removing_killed_at_20_moments(tmp_path):
     keep = tar(folder("."), entry("kept", data=b"kept"))
     add_image(images.store(), "keep:1", keep)
     images.get("keep:1")
-    for after in moments("remove", 20, 0.4):
+    code, killed = "from labkit import garbage; garbage.remove('gone:1')", 0
+    add_image(images.store(), "gone:1", keep, data)
+    images.get("gone:1")
+    for after in moments("remove", 20, time_of(code)):
         add_image(images.store(), "gone:1", keep, data)
         images.get("gone:1")
-        kill_in_the_middle("from labkit import garbage; garbage.remove('gone:1')", after)
+        killed += kill_in_the_middle(code, after)
         assert_sound()
         assert Path(images.get("keep:1").layers[0], "kept").read_text() == "kept"
+    assert killed >= 5
     if "gone:1" in images.store().names():
         garbage.remove("gone:1")
     garbage.collect()
