@@ -67,7 +67,7 @@ def where():
         "kernel": f"Linux {platform.release()} on {platform.machine()}",
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", "unknown"),
         "virtualisation": _virtualisation(),
-        "PID 1": proc.process(1).name,
+        "systemd": "runs this machine" if proc.process(1).name == "systemd" else "does not run here",
     }
     if not any(mount.target == "/" for mount in proc.mounts()):
         places["root"] = "a chroot, whose / is no mount: no mount or user namespace will work from in here"
