@@ -60,6 +60,8 @@ def main(argv):
     head = f"{os.cpu_count()} CPUs, kernel {os.uname().release}, load {os.getloadavg()[0]:.1f}"
     print("peers:", ", ".join(f"{name} {version}" for name, version in peers.versions().items()))
     print(head, flush=True)
+    # A machine that keeps no compiled modules compiles them at each start: that is no command's own time.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with own_state():
         reports, failed = run(chosen, options)
     if options.json:

@@ -1,0 +1,176 @@
+"""From a shell: what `import labkit` takes, and `lab run busybox true`, line by line.
+
+The account is read from clocks: this process notes when it starts Python and when that
+has ended, the child when its first line runs, when all modules are there that the
+command will need, and when the command is done. All clocks are one, CLOCK_MONOTONIC.
+"""
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+import contestants
+import peers
+from contestants import command_succeeds, ratio
+from report import Report
+from start import runtime
+
+from labkit import images
+from labkit.errors import LabError
+
+PYTHON = [sys.executable, "-P"]
+# Unasked, labkit plugs a container into its bridge; crun's has a network namespace and no cable.
+RUN = ["run", "busybox", "true"]
+UNPLUGGED = ["run", "--network=none", "busybox", "true"]
+# argv[1] is the fd to tell; then the modules to import before the command is run, `--`, the command.
+ACCOUNT = """
+import time
+told = [time.monotonic()]
+import importlib, os, sys
+from labkit import cli
+told.append(time.monotonic())
+split = sys.argv.index("--")
+for name in sys.argv[2:split]:
+    importlib.import_module(name)
+told.append(time.monotonic())
+before = set(sys.modules)
+status = cli.main(sys.argv[split + 1 :])
+told.append(time.monotonic())
+text = " ".join(map(str, told)) + "\\n" + " ".join(sorted(set(sys.modules) - before))
+os.write(int(sys.argv[1]), text.encode())
+sys.exit(status)
+"""
+IMPORT = "import time; began = time.perf_counter(); {}; print((time.perf_counter() - began) * 1000)"
+LINES = (
+    "Python starts, to the first line",
+    "import labkit.cli",
+    "import what `run` needs",
+    "the container, start to exit and gone",
+    "Python ends",
+)
+
+
+def account(words, modules=()):
+    """Run a lab command once; return (milliseconds of each of LINES, the modules that it imported on the way)."""
+    ours, theirs = os.pipe()
+    began = time.monotonic()
+    try:
+        command_succeeds([*PYTHON, "-c", ACCOUNT, str(theirs), *modules, "--", *words], pass_fds=[theirs])
+        ended = time.monotonic()
+    finally:
+        os.close(theirs)
+    with os.fdopen(ours) as answer:
+        times, late = answer.read().split("\n")
+    clock = [began, *map(float, times.split()), ended]
+    return [(to - at) * 1000 for at, to in zip(clock, clock[1:], strict=False)], late.split()
+
+
+def import_times(words):
+    """Return [(module, ms of its own, ms with what it imports)] of a Python command, the dearest first."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-X", "importtime", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise LabError(f"{words} failed: {done.stderr.strip()[-300:]}")
+    found = re.findall(r"^import time:\s+(\d+) \|\s+(\d+) \|\s+(\S+)$", done.stderr, re.MULTILINE)
+    return sorted(
+        ((name, int(own) / 1000, int(both) / 1000) for own, both, name in found), key=lambda row: -row[1]
+    )
+
+
+def measure(options):
+    """Yield the Reports."""
+    images.get("busybox")
+    with peers.scene() as scene:
+        times = contestants.race(
+            {
+                "Python alone": contestants.shell(lambda _: [*PYTHON, "-c", "pass"]),
+                "lab run": contestants.shell(lambda _: [*PYTHON, "-m", "labkit", *RUN]),
+                "lab run --network=none": contestants.shell(lambda _: [*PYTHON, "-m", "labkit", *UNPLUGGED]),
+                "crun run": runtime("crun", scene),
+            },
+            options.rounds,
+        )
+    yield Report(
+        f"busybox's `true` from a shell, {options.rounds} rounds, milliseconds",
+        ("min", "median", "p99"),
+        [
+            (name, min(spent), statistics.median(spent), contestants.p99(spent))
+            for name, spent in times.items()
+        ],
+        ratios=[(name, "crun run", ratio(times, name, "crun run"), None) for name in list(times)[1:3]],
+        shown=(1, "median [ms]"),
+        raw=times,
+    )
+    yield _imports(options.rounds)
+    yield _lines(options.rounds)
+    rows = import_times(["-m", "labkit", *RUN])
+    yield Report(
+        "`lab run busybox true`: the ten dearest of its imports, milliseconds",
+        ("its own", "with what it imports"),
+        [*rows[:10], (f"all {len(rows)}", sum(row[1] for row in rows), None)],
+        notes=["by python -X importtime, which itself makes each import slower"],
+        shown=(0, "its own [ms]"),
+        draw=lambda axes: _bars(axes, rows[:10]),
+        raw={name: own for name, own, _ in rows},
+    )
+
+
+def _imports(rounds):
+    lines = ("import labkit", "import labkit; labkit.Container")
+    times = {
+        line: [float(command_succeeds([*PYTHON, "-c", IMPORT.format(line)])) for _ in range(rounds)]
+        for line in lines
+    }
+    loaded = command_succeeds(
+        [*PYTHON, "-c", "import labkit, sys; print('matplotlib' in sys.modules)"]
+    ).strip()
+    middle = statistics.median(times["import labkit"])
+    return Report(
+        f"imports, {rounds} rounds, milliseconds",
+        ("min", "median", "p99"),
+        [
+            (line, min(spent), statistics.median(spent), contestants.p99(spent))
+            for line, spent in times.items()
+        ],
+        notes=[
+            f"import labkit: {middle:.1f} ms (goal: under 60)" + ("" if middle < 60 else "  NOT reached"),
+            "matplotlib comes with it: NOT as it should be"
+            if loaded == "True"
+            else "matplotlib does not come with it",
+        ],
+        shown=(1, "median [ms]"),
+        raw=times,
+    )
+
+
+def _lines(rounds):
+    spent = {}
+    for name, words in (("lab run", RUN), ("--network=none", UNPLUGGED)):
+        _, modules = account(words)
+        spent[name] = list(zip(*(account(words, modules)[0] for _ in range(rounds)), strict=True))
+    middles = [[statistics.median(line) for line in lines] for lines in spent.values()]
+    return Report(
+        f"`lab run busybox true`, line by line, {rounds} rounds, milliseconds",
+        tuple(spent),
+        [*zip(LINES, *middles, strict=True), ("together", *map(sum, middles))],
+        shown=(0, "median [ms]"),
+        raw=spent,
+    )
+
+
+def _bars(axes, rows):
+    from labkit import figures
+
+    bars = axes.barh([row[0] for row in rows], [row[1] for row in rows], color=figures.BLUE)
+    axes.bar_label(bars, [f"{row[1]:.1f}" for row in rows], padding=4, fontsize=11)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("its own [ms]")
