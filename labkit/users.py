@@ -12,6 +12,9 @@ import stat
 from labkit.errors import NotFound
 
 
+_MOST = 1 << 18  # bytes that are read of a file
+
+
 def home_of(uid):
     """Return the home folder of a number, `/` if it has none."""
     homes = [entry[5] for entry in _colon_file("/etc/passwd", 7) if entry[2] == str(uid)]
@@ -42,12 +45,15 @@ def _colon_file(path, width):
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return []
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return []
+        text = os.read(fd, _MOST).decode(errors="replace")
+    except OSError:
         return []
-    with open(fd, errors="replace") as file:
-        lines = file.read(1 << 20).splitlines()
-    rows = [line.split(":") for line in lines]
+    finally:
+        os.close(fd)
+    rows = [line.split(":") for line in text.splitlines()]
     return [row for row in rows if len(row) >= width and _is_id(row[2]) and (width == 4 or _is_id(row[3]))]
 
 
