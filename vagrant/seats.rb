@@ -106,12 +106,16 @@ class Lab
 
   # ---- what may be in the way ----
 
-  def check_provider(argv)
-    return unless argv.first == "up" && argv.none? { |word| word.start_with?("--provider") }
-    return unless @env["VAGRANT_DEFAULT_PROVIDER"].to_s.empty?
+  # Before Vagrant does anything: what a room's seats would all say, one after the other.
+  def check_up(argv)
+    return unless argv.first == "up"
+
+    asked = argv.join(" ")[/--provider[ =]([\w-]+)/, 1] || @env["VAGRANT_DEFAULT_PROVIDER"].to_s
+    unknown = asked.empty? && File.exist?(File.join(@root, "Vagrantfile.local"))
+    check_memory unless unknown || !(asked.empty? || here?(asked))
+    return if unknown || !asked.empty?
 
     all = Vagrant.plugin("2").manager.providers
-    return if File.exist?(File.join(@root, "Vagrantfile.local"))
     return if PROVIDERS.any? { |name| all[name] && all[name][0].usable?(false) }
 
     raise Wrong.new("Vagrant finds nothing here that runs virtual machines",
@@ -120,10 +124,7 @@ class Lab
   end
 
   def check_host(provider)
-    return unless here?(provider)
-
-    check_virtualisation(provider) unless emulated?
-    check_memory
+    check_virtualisation(provider) if here?(provider) && !emulated?
   end
 
   def check_virtualisation(provider)

@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from vm.machine import REPO, make_tree
+from vm.machine import REPO, free_port, make_tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("needs_root")]
 
@@ -70,21 +70,34 @@ config.vm.provider "cloud"
 def libvirt():
     """Run libvirt's daemons, where no systemd does."""
     started = []
-    if subprocess.run(["virsh", "-c", "qemu:///system", "version"], capture_output=True, check=False).returncode:
+    if _virsh("version").returncode:
         Path("/run/libvirt").mkdir(exist_ok=True)
         for name in ("virtlogd", "libvirtd"):
             started.append(subprocess.Popen([name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         deadline = time.monotonic() + 60
-        while subprocess.run(["virsh", "-c", "qemu:///system", "version"], capture_output=True, check=False).returncode:
+        while _virsh("version").returncode:
             assert time.monotonic() < deadline, "libvirtd does not answer"
             time.sleep(0.5)
+    before = _images()
     yield
+    for name in _images() - before:  # the box, of which Vagrant leaves a copy in libvirt's pool
+        _virsh("vol-delete", "--pool", "default", name)
+    _virsh("net-destroy", "lab-offline")
+    _virsh("net-undefine", "lab-offline")
     if started:
-        for words in (["net-destroy", "lab-offline"], ["net-undefine", "lab-offline"], ["net-destroy", "default"]):
-            subprocess.run(["virsh", "-c", "qemu:///system", *words], capture_output=True, check=False)
+        _virsh("net-destroy", "default")
         for daemon in reversed(started):
             daemon.terminate()
             daemon.wait()
+
+
+def _virsh(*words):
+    return subprocess.run(["virsh", "-c", "qemu:///system", *words], capture_output=True, text=True, check=False)
+
+
+def _images():
+    words = _virsh("vol-list", "--pool", "default").stdout.split()
+    return {word for word in words if word.startswith("docker-deep-dive-")}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +132,7 @@ def test_a_setting_that_cannot_be_is_refused_by_name(clone, libvirt, environment
 
 def test_a_room_larger_than_this_computer_is_refused_before_anything_is_made(clone, libvirt, box):
     said = vagrant(clone, "up", check=False, LAB_SEATS="200", LAB_BOX=box)
-    assert "fewer seats" in said and "running" not in vagrant(clone, "status")
+    assert said.count("fewer seats") == 1 and "running" not in vagrant(clone, "status")
 
 
 @pytest.fixture
@@ -163,11 +176,35 @@ def test_vagrant_up_ends_at_a_jupyterlab_that_answers_without_any_network(clone,
             # What is written there is on this machine's disk.
             vagrant(clone, "ssh", "-c", "echo mine | sudo tee /vagrant/notebooks/mine.txt", LAB_BOX=box)
             assert (clone / "notebooks/mine.txt").read_text() == "mine\n"
+            (clone / "notebooks/mine.txt").unlink()
             again = vagrant(clone, "up", LAB_BOX=box)
             assert "installing" not in again and address in again
         finally:
             vagrant(clone, "destroy", "-f")
     assert not (clone / ".vagrant/lab/default.json").exists()
+
+
+def test_two_seats_of_a_room_have_a_port_a_token_and_a_copy_each(clone, libvirt, local, box, capsys):
+    local(NO_WAY_OUT)
+    started = time.monotonic()
+    try:
+        said = vagrant(clone, "up", LAB_BOX=box, LAB_SEATS="2", LAB_PORT=str(free_port()))
+        with capsys.disabled():
+            print(f"\ntwo seats, offline and emulated: {time.monotonic() - started:.0f} s")
+        seats = [json.loads((clone / f".vagrant/lab/seat-0{number}.json").read_text()) for number in (1, 2)]
+        lines = (clone / ".vagrant/lab/seats.txt").read_text().splitlines()
+        assert len(lines) == 2 and all(line in said for line in lines)
+        for seat, other, line in zip(seats, reversed(seats), lines, strict=True):
+            address = f"http://127.0.0.1:{seat['port']}"
+            assert address in line and seat["token"] in line
+            assert _status(f"{address}/api/contents?token={seat['token']}") == 200
+            assert _status(f"{address}/api/contents?token={other['token']}") == 403
+        vagrant(clone, "ssh", "seat-02", "-c", "echo mine | sudo tee /vagrant/notebooks/mine.txt", LAB_BOX=box)
+        assert not (clone / "notebooks/mine.txt").exists()
+        assert "mine" not in vagrant(clone, "ssh", "seat-01", "-c", "ls /vagrant/notebooks", LAB_BOX=box)
+    finally:
+        vagrant(clone, "destroy", "-f", LAB_BOX=box)
+    assert not (clone / ".vagrant/lab/seats.txt").exists()
 
 
 def _status(url):
