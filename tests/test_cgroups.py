@@ -343,7 +343,7 @@ def test_a_spinner_gets_its_quota_within_a_tenth(group, percent, period):
             cpu_share(group, 1.0)
             after = group.stats()
             assert after.throttled_usec > before.throttled_usec
-            assert after.nr_throttled - before.nr_throttled > 0.7 * (after.nr_periods - before.nr_periods)
+            assert after.nr_throttled - before.nr_throttled > 0.5 * (after.nr_periods - before.nr_periods)
 
 
 def shares_of(weights, seconds):
