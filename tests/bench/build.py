@@ -101,7 +101,8 @@ def measure(options):
         ):
             times = _race(folder, area, cache, rounds, options.full)
             yield Report(
-                f"build of {len(DOCKERFILE.splitlines())} lines, {what}, {rounds} rounds, milliseconds",
+                f"build of {len(DOCKERFILE.splitlines())} lines, {what}",
+                f"{rounds} rounds, milliseconds",
                 ("min", "median", "longest"),
                 [(name, min(spent), statistics.median(spent), max(spent)) for name, spent in times.items()],
                 ratios=[

@@ -105,7 +105,8 @@ def measure(options):
             options.rounds,
         )
     yield Report(
-        f"busybox's `true` from a shell, {options.rounds} rounds, milliseconds",
+        "busybox's `true` from a shell",
+        f"{options.rounds} rounds, milliseconds",
         ("min", "median", "p99"),
         [
             (name, min(spent), statistics.median(spent), contestants.p99(spent))
@@ -119,18 +120,22 @@ def measure(options):
     yield _lines(options.rounds)
     rows = import_times(["-c", SEEN, *RUN])
     yield Report(
-        "`lab run busybox true`: the ten dearest of its imports, milliseconds",
+        "the ten dearest imports of `lab run`",
+        "milliseconds",
         ("its own", "with what it imports"),
-        [*rows[:10], (f"all {len(rows)}", sum(row[1] for row in rows), None)],
-        notes=["by python -X importtime, which itself makes each import slower"],
+        rows[:10],
+        notes=[
+            f"all {len(rows)} of them: {sum(row[1] for row in rows):.1f}",
+            "by python -X importtime, which itself makes each import slower",
+        ],
         shown=(0, "its own [ms]"),
-        draw=lambda axes: _bars(axes, rows[:10]),
+        ours=True,
         raw={name: own for name, own, _ in rows},
     )
 
 
 def _imports(rounds):
-    lines = ("import labkit", "import labkit; labkit.Container")
+    lines = ("import labkit", "from labkit import Container")
     times = {
         line: [float(command_succeeds([*PYTHON, "-c", IMPORT.format(line)])) for _ in range(rounds)]
         for line in lines
@@ -140,7 +145,8 @@ def _imports(rounds):
     ).strip()
     middle = statistics.median(times["import labkit"])
     return Report(
-        f"imports, {rounds} rounds, milliseconds",
+        "imports",
+        f"{rounds} rounds, milliseconds",
         ("min", "median", "p99"),
         [
             (line, min(spent), statistics.median(spent), contestants.p99(spent))
@@ -153,6 +159,7 @@ def _imports(rounds):
             else "matplotlib does not come with it",
         ],
         shown=(1, "median [ms]"),
+        ours=True,
         raw=times,
     )
 
@@ -164,20 +171,11 @@ def _lines(rounds):
         spent[name] = list(zip(*(account(words, modules)[0] for _ in range(rounds)), strict=True))
     middles = [[statistics.median(line) for line in lines] for lines in spent.values()]
     return Report(
-        f"`lab run busybox true`, line by line, {rounds} rounds, milliseconds",
+        "`lab run busybox true`, line by line",
+        f"{rounds} rounds, milliseconds",
         tuple(spent),
         [*zip(LINES, *middles, strict=True), ("together", *map(sum, middles))],
         shown=(0, "median [ms]"),
+        ours=True,
         raw=spent,
     )
-
-
-def _bars(axes, rows):
-    from labkit import figures
-
-    bars = axes.barh([row[0] for row in rows], [row[1] for row in rows], color=figures.BLUE)
-    axes.bar_label(bars, [f"{row[1]:.1f}" for row in rows], padding=4, fontsize=11)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("its own [ms]")

@@ -192,7 +192,8 @@ def measure(options):
     left += [f"left: the container {number}" for number in set(roster.ids()) - there]
 
     yield Report(
-        f"{count} at once, start to exit of `true`",
+        f"{count} at once",
+        "start to exit of `true`",
         ("a second", "all, ms"),
         [
             (name, count / statistics.median(spent) * 1000, statistics.median(spent))
@@ -205,7 +206,8 @@ def measure(options):
         raw=together,
     )
     yield Report(
-        f"{total} in a row, start to exit of `true`",
+        f"{total} in a row",
+        "start to exit of `true`, in turn in batches",
         ("a second", "median, ms", "p99, ms", "longest, ms"),
         [
             (
@@ -226,7 +228,8 @@ def measure(options):
         raw=single,
     )
     yield Report(
-        f"memory of labkit's own processes, with {SLEEPERS} sleeping containers",
+        "memory of labkit's own processes",
+        f"with {SLEEPERS} sleeping containers",
         ("before, kB", "a container, kB"),
         [
             *((name, before, each[name]) for name, before in own.items()),
@@ -234,5 +237,6 @@ def measure(options):
         ],
         notes=["PSS; the keeper is a notebook process that holds 60 MB more than it needs"],
         shown=(1, "a container [kB]"),
+        ours=True,
         raw={"before": own, "each": each},
     )

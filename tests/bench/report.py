@@ -5,20 +5,22 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Report:
-    """One table. `shown` is the column that the figure draws, in the words of its axis."""
+    """One table. `shown` is the column that the figure draws, and the words of its axis."""
 
-    title: str
+    title: str  # short: the figure's panels have it too
+    how: str  # the rounds, the unit
     columns: tuple  # headings, after the first column
     rows: list  # (label, value, …)
     ratios: list = field(default_factory=list)  # (a, b, a/b, goal or None)
     notes: list = field(default_factory=list)  # sentences
     shown: tuple = (0, "[ms]")
     draw: object = None  # of (axes): another picture than bars
+    ours: bool = False  # all in it is labkit's
     raw: dict = field(default_factory=dict)  # every single time
 
     def print(self):
         """Print it."""
-        print(f"\n{self.title}")
+        print(f"\n{self.title}: {self.how}")
         wide = max(len(str(row[0])) for row in self.rows) + 2
         cells = [[_cell(value) for value in row[1:]] for row in self.rows]
         widths = [max(len(text) for text in column) + 2 for column in zip(self.columns, *cells, strict=True)]
@@ -79,13 +81,15 @@ def colour(label):
 
 
 def _bars(axes, report):
+    from labkit import figures
+
     column, axis = report.shown
     rows = [(row[0], row[column + 1]) for row in report.rows if isinstance(row[column + 1], int | float)][:14]
     bars = axes.barh([label for label, _ in rows], [value for _, value in rows], 0.66)
     for bar, (label, _) in zip(bars, rows, strict=True):
-        bar.set_color(colour(label))
+        bar.set_color(figures.BLUE if report.ours else colour(label))
     axes.bar_label(bars, [_cell(value) for _, value in rows], padding=4, fontsize=11)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.set_ylim(max(len(rows), 4) - 0.5, -0.5)  # two bars are no thicker than four
+    axes.margins(x=0.14)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(axis)

@@ -123,7 +123,8 @@ def measure(options):
         notes.append(f"docker stats is not measured: {error}")
     per = {name: found[1] / found[0] for name, found in raw.items()}
     yield Report(
-        f"samples of a container's CPU time, {seconds} s each",
+        "samples of a container's CPU time",
+        f"{seconds} s each",
         ("a second", "cost, % of a core", "latest, ms"),
         rows,
         ratios=[

@@ -117,7 +117,8 @@ def measure(options):
         times = contestants.race(everything, options.rounds) | contestants.race(bare, options.rounds)
     mounted = {"crun": "before", "runc": "before", "bwrap": "none", "labkit, namespaces only": "none"}
     yield Report(
-        f"start to exit of `true`, {options.rounds} rounds, milliseconds",
+        "start to exit of `true`",
+        f"{options.rounds} rounds, milliseconds",
         ("min", "median", "p99", "overlay"),
         [
             (name, min(spent), statistics.median(spent), contestants.p99(spent), mounted.get(name, "timed"))
