@@ -366,8 +366,9 @@ def shares_of(weights, seconds):
 @pytest.mark.parametrize("weights", [(100, 100), (100, 200), (100, 200, 400)])
 def test_under_contention_each_gets_its_weights_share_within_a_tenth(weights):
     ideal = [weight / sum(weights) for weight in weights]
-    for _ in range(4):
-        shares = shares_of(weights, 2.0)
+    # Where the clock ticks late, turns are long, and it takes more of them to be even.
+    for seconds in (2, 2, 4, 8, 16):
+        shares = shares_of(weights, seconds)
         if shares == pytest.approx(ideal, rel=0.1):
             break
     assert shares == pytest.approx(ideal, rel=0.1)
