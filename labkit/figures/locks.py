@@ -8,13 +8,13 @@ from labkit import figures, security
 
 
 def capabilities(kept, columns=6):
-    """Draw root's powers, one box each: blue if the container keeps it, grey if it is taken away."""
+    """Draw the capabilities, one box each: blue if the container keeps it, grey if it is taken away."""
     known = security.CAPABILITIES[: security.last_capability() + 1]
     rows = -(-len(known) // columns)
     figure, axes = figures.new(11, 0.62 * rows + 0.9)
     figures.blank(axes)
     axes.set(xlim=(0, columns), ylim=(rows, -0.1))
-    axes.set_title(f"Root in a container: {len(set(kept))} of {len(known)} powers (blue)")
+    axes.set_title(f"Root in a container: {len(set(kept))} of {len(known)} capabilities (blue)")
     for place, name in enumerate(known):
         row, column = divmod(place, columns)
         mine = name in kept
