@@ -12,6 +12,7 @@ yields Reports. What can't be measured on this machine is said by name.
 
 import argparse
 import contextlib
+import fcntl
 import importlib
 import json
 import os
@@ -81,7 +82,7 @@ def own_state():
     What an earlier run left that was killed is given back first.
     """
     root, before = state.lib_dir() / "bench", os.environ.get("LABKIT_ROOT")
-    with state.lock("bench"), ledger.made("folder", path=str(root)):
+    with _alone(), ledger.made("folder", path=str(root)):
         os.environ["LABKIT_ROOT"] = str(root)
         try:
             _give_back()
@@ -93,6 +94,18 @@ def own_state():
                 del os.environ["LABKIT_ROOT"]
             else:
                 os.environ["LABKIT_ROOT"] = before
+
+
+@contextlib.contextmanager
+def _alone():
+    """Hold a lock: two at once would measure each other."""
+    with open(state.run_dir("locks") / "bench", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another `lab bench` runs: waiting for its end", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _give_back():

@@ -52,7 +52,7 @@ def figure(reports, head):
     """Return all reports in one picture, a panel each."""
     from labkit import figures
 
-    columns = min(2, len(reports))
+    columns = next(number for number, most in ((1, 1), (2, 6), (3, len(reports))) if len(reports) <= most)
     lines = -(-len(reports) // columns)
     tall = [
         max(len(one.rows) for one in reports[line * columns : (line + 1) * columns]) for line in range(lines)
@@ -89,7 +89,20 @@ def _bars(axes, report):
     for bar, (label, _) in zip(bars, rows, strict=True):
         bar.set_color(figures.BLUE if report.ours else colour(label))
     axes.bar_label(bars, [_cell(value) for _, value in rows], padding=4, fontsize=11)
+    for row, goal in _goals(report, dict(rows)):
+        axes.vlines(goal, row - 0.45, row + 0.45, color=figures.RED, label="the hardest of its goals")
+    if axes.get_legend_handles_labels()[1]:
+        handles, names = axes.get_legend_handles_labels()
+        axes.legend(handles[:1], names[:1], loc="lower right", fontsize=11)
     axes.set_ylim(max(len(rows), 4) - 0.5, -0.5)  # two bars are no thicker than four
     axes.margins(x=0.14)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(axis)
+
+
+def _goals(report, values):
+    """Yield (row, value) of the goal that is hardest to reach, for each row that has one."""
+    for row, name in enumerate(values):
+        goals = [goal * values[b] for a, b, _, goal in report.ratios if a == name and goal and b in values]
+        if goals:
+            yield row, min(goals)
