@@ -47,7 +47,7 @@ def need(*names):
     """Raise Unsupported, by name, if one of these commands is missing."""
     for name in names:
         if not shutil.which(name):
-            raise Unsupported(f"there is no {name} here", "vagrant/packages says which package has it; `lab bench` installs it")
+            raise Unsupported(f"there is no {name} here", f"apt-get install {name}")
 
 
 @contextlib.contextmanager
@@ -77,7 +77,8 @@ def scene():
         for name in ("upper", "work", "rootfs"):
             (folder / name).mkdir(parents=True)
         # Made by us, for them: crun and runc want a root that is there.
-        stack.enter_context(storage.mounted(image.layers, folder / "upper", folder / "work", folder / "rootfs"))
+        places = (folder / "upper", folder / "work", folder / "rootfs")
+        stack.enter_context(storage.mounted(image.layers, *places))
         found = {
             "folder": folder,
             "lowerdir": str(image.layers[-1]),
@@ -90,7 +91,7 @@ def scene():
 
 
 def bundle(scene, name, root="rootfs"):
-    """Make a bundle in the scene's folder, with a cgroup of its own; return its path. `root` is relative to it."""
+    """Make a bundle in the scene's folder, with a cgroup of its own; return its path."""
     path = scene["folder"] / name
     path.mkdir()
     (path / root).mkdir(exist_ok=True)
@@ -188,9 +189,11 @@ def _seccomp(capabilities):
     profile = seccomp.default(capabilities)
 
     def rule(one):
-        action = {"action": actions[one.action]} if one.action in actions else {"action": "SCMP_ACT_ERRNO", "errnoRet": one.action & 0xFFFF}
+        action = {"action": "SCMP_ACT_ERRNO", "errnoRet": one.action & 0xFFFF}
+        if one.action in actions:
+            action = {"action": actions[one.action]}
         when = [
-            {"index": index, "op": op, "value": value, **({"valueTwo": two} if op.endswith("MASKED_EQ") else {})}
+            {"index": index, "op": op, "value": value} | ({"valueTwo": two} if "MASKED" in op else {})
             for index, op, value, two in one.when
         ]
         return {"names": list(one.names), **action, **({"args": when} if when else {})}
@@ -205,13 +208,15 @@ def _seccomp(capabilities):
 
 def bwrap(scene):
     """Return bwrap's command for the same namespaces."""
-    flags = "--unshare-uts --unshare-ipc --unshare-pid --unshare-net --unshare-cgroup --new-session --die-with-parent"
-    return ["bwrap", *flags.split(), "--bind", scene["rootfs"], "/", "--proc", "/proc", "--dev", "/dev", "true"]
+    apart = [f"--unshare-{kind}" for kind in ("uts", "ipc", "pid", "net", "cgroup")]
+    root = ["--bind", scene["rootfs"], "/", "--proc", "/proc", "--dev", "/dev"]
+    return ["bwrap", *apart, "--new-session", "--die-with-parent", *root, "true"]
 
 
 def runtime(name, scene, number, bundle=None):
     """Return the command of an OCI runtime for a bundle: the scene's own, or another."""
-    return [name, "--root", f"{scene['folder']}/{name}", "run", "--bundle", bundle or scene["bundle"], f"bench{number}"]
+    bundle = bundle or scene["bundle"]
+    return [name, "--root", f"{scene['folder']}/{name}", "run", "--bundle", bundle, f"bench{number}"]
 
 
 def hide_unified():
