@@ -195,9 +195,9 @@ class Terminal:
 
     def status(self):
         with contextlib.suppress(OSError):
-            while os.read(self.fd, 65536):
+            while select.select([self.fd], [], [], 30)[0] and os.read(self.fd, 65536):
                 pass
-        os.close(self.fd)
+        os.close(self.fd)  # which ends what has not ended: it has lost its terminal
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
@@ -216,12 +216,14 @@ def test_with_it_there_is_a_real_terminal_with_a_size_that_follows():
 def test_ctrl_c_reaches_what_runs_in_the_terminal_and_not_the_shell():
     screen = Terminal("run", "--rm", "-it", "busybox", "sh")
     screen.wait_for("# ")
-    screen.type("sleep 60; echo status=$?\n")
+    screen.type("echo now; sleep 60; echo status=$?\n")
+    screen.wait_for("\r\nnow\r\n")
     time.sleep(0.5)
     screen.type("\x03")
     screen.wait_for("# ")
     screen.type("echo still here\n")
     screen.wait_for("\r\nstill here\r\n")
+    screen.wait_for("# ")  # before it, the shell has the terminal in another mode, and would miss it
     screen.type("\x04")
     assert screen.status() == 0
 
