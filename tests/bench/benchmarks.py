@@ -16,6 +16,7 @@ import fcntl
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def main(argv):
     print(head, flush=True)
     # A machine that keeps no compiled modules compiles them at each start: that is no command's own time.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # told to end, it cleans up first
     with own_state():
         reports, failed = run(chosen, options)
     if options.json:
@@ -87,9 +89,9 @@ def own_state():
         try:
             _give_back()
             yield
+        finally:
             spawner.close()
             _give_back()
-        finally:
             if before is None:
                 del os.environ["LABKIT_ROOT"]
             else:

@@ -106,8 +106,9 @@ def _serve(make, pipe):
     except EOFError:
         spawner.close()
     except BaseException as error:
-        pipe.send(error if isinstance(error, LabError) else LabError(repr(error)))
         status = 1
+        with contextlib.suppress(OSError):  # who asked is gone
+            pipe.send(error if isinstance(error, LabError) else LabError(repr(error)))
     finally:
         os._exit(status)
 
