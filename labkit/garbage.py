@@ -109,7 +109,7 @@ def _collect(layout):
     for folder in state.lib_dir("layers").iterdir():
         if str(folder / "diff") not in needed:
             freed += _remove(folder)
-    stacks = [*_stacks(layout), *(note["diff_ids"] for _, note in _notes())]
+    stacks = [*_stacks(layout), *(note.get("diff_ids", ()) for _, note in _notes())]
     chains = {flat.chain(stack) for stack in stacks}
     for folder in state.lib_dir("flat").iterdir():
         # `.NAME.tmp` is one that is just being made.

@@ -78,8 +78,9 @@ def _owner(pid):
 def write(kind, owner=None, **what):
     """Write down that a `kind` named by `what` is about to be made; return the Entry."""
     number = _next_number()
-    path = f"{_folder()}/{number:020d}-{os.getpid()}.json"
-    entry = Entry(number, kind, what, tuple(owner or me()), _group.get(), _scope.get() or _chapter, path)
+    group = _group.get()
+    path = f"{_folder()}/{number:020d}-{os.urandom(4).hex()}.{group}.json"
+    entry = Entry(number, kind, what, tuple(owner or me()), group, _scope.get() or _chapter, path)
     record = dict(vars(entry))
     del record["file"]
     # No sync: the entry must outlive this process, not the kernel that holds the thing.
@@ -97,12 +98,13 @@ def _next_number():
     return _last
 
 
-def entries():
-    """Return every Entry on disk, oldest first."""
+def entries(group=""):
+    """Return every Entry on disk, oldest first; with `group` those that are parts of it."""
     found = []
     folder = str(_folder())
+    end = f".{group}.json" if group else ".json"
     for name in sorted(os.listdir(folder)):
-        if not name.endswith(".json"):
+        if not name.endswith(end):
             continue
         try:
             record = state.read_json(f"{folder}/{name}")
@@ -172,12 +174,11 @@ def group(name):
 def undo_group(name):
     """Take away all parts of `name`, the newest first. Raises the first LabError, after trying all."""
     errors = []
-    for entry in reversed(entries()):
-        if entry.group == name:
-            try:
-                undo(entry)
-            except LabError as error:
-                errors.append(error)
+    for entry in reversed(entries(name)):
+        try:
+            undo(entry)
+        except LabError as error:
+            errors.append(error)
     if errors:
         raise errors[0]
 

@@ -18,6 +18,7 @@ move_mount(2). See mount_namespaces(7), pivot_root(2).
 
 import errno
 import os
+import re
 import stat
 from dataclasses import dataclass, field, replace
 
@@ -154,6 +155,11 @@ class Overlay:
             if self.attrs & attr
         )
         sc.mount("overlay", self.target, "overlay", flags, data)
+
+
+def linux():
+    """Return the kernel's version: (6, 8)."""
+    return tuple(int(part) for part in re.match(r"(\d+)\.(\d+)", os.uname().release).groups())
 
 
 def _escape(text, special):

@@ -102,12 +102,13 @@ def _overlay(lowerdirs, upperdir, workdir, merged, options, links):
 def _needs_links(paths):
     """Tell whether these paths don't fit in mount options.
 
-    mount(2) gives options one page; and a `\\`, `,` or `:` in a path is read as an escape or
-    a separator, by rules that differ from one kernel to the next.
+    A `\\`, `,` or `:` in a path is read as an escape or a separator, by rules that differ from
+    one kernel to the next. fsconfig(2) takes 255 bytes at a time; before Linux 6.8 all lowerdirs
+    are one option of mount(2), which takes one page.
     """
-    return sum(len(os.fsencode(path)) + 1 for path in paths) > 3900 or any(
-        set(path) & set("\\,:") for path in paths
-    )
+    lengths = [len(os.fsencode(path)) for path in paths]
+    whole = max(lengths) > 255 or mounts.linux() < (6, 8)
+    return (whole and sum(lengths) + len(lengths) > 3900) or any(set(path) & set("\\,:") for path in paths)
 
 
 @dataclass(frozen=True)

@@ -284,6 +284,7 @@ def test_more_layers_than_a_page_of_options_can_name(folders, tmp_path, monkeypa
             raise KernelError("fsconfig(2)", 22)
 
         monkeypatch.setattr(mounts.Overlay, "_by_fsconfig", refuse)
+        monkeypatch.setattr(mounts, "linux", lambda: (6, 1))
     lowers, upper, work, merged = folders(tmp_path / ("long" * 20), lowers=200)
     for number, lower in enumerate(lowers):
         (lower / f"f{number}").write_text("")
