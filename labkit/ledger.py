@@ -102,9 +102,10 @@ def entries(group=""):
     """Return every Entry on disk, oldest first; with `group` those that are parts of it."""
     found = []
     folder = str(_folder())
-    end = f".{group}.json" if group else ".json"
     for name in sorted(os.listdir(folder)):
-        if not name.endswith(end):
+        number, _, its_group = name.removesuffix(".json").partition(".")
+        # A name that tells another group need not be read; names of before 2026-11-24 tell none.
+        if not name.endswith(".json") or (group and its_group != group and "-" in number):
             continue
         try:
             record = state.read_json(f"{folder}/{name}")
@@ -114,7 +115,7 @@ def entries(group=""):
         if record is not None:  # struck out since it was listed
             record["owner"] = tuple(record["owner"])
             found.append(Entry(**record, file=f"{folder}/{name}"))
-    return found
+    return [entry for entry in found if not group or entry.group == group]
 
 
 def strike(entry):
