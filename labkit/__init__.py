@@ -21,7 +21,7 @@ those below, so nobody meets an idea before the ones it is made of.
        images, here and elsewhere    images layout base registry archives garbage
        a root made of layers         storage drivers copyup listing
        a layer as a tar              layers unpack tarread layer_diff whiteouts digests rootdir
-    2  links, addresses, ports       network wires firewall
+    2  links, addresses, ports       network wires firewall docker_user
        what root may do in there     security seccomp devices
        how much it may use           cgroups cgroupfs controllers stats events hierarchies limits
                                      quantities cgls delegation

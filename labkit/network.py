@@ -31,7 +31,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit import firewall, ledger, security, state, syscalls
+from labkit import docker_user, firewall, ledger, security, state, syscalls
 from labkit.errors import InUse, LabError, Unsupported
 from labkit.firewall import Port, remove_rules, tool  # noqa: F401 - callers want Port from here
 
@@ -136,6 +136,7 @@ def join(name, container, names=(), ports=()):
             _make_bridge(known)
         if first or ports:
             firewall.load(_table(name), known)
+        docker_user.let_pass(known["bridge"])  # each time: Docker may have been started since
         _write_hosts(known)
         return _plug(known, container, address)
 
@@ -156,6 +157,7 @@ def unplug(network, container):
             return
         remove_link(known["bridge"])
         remove_rules(_table(network))
+        docker_user.take_back(known["bridge"])
         (_folder() / f"{network}.json").unlink(missing_ok=True)
 
 

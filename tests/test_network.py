@@ -142,6 +142,53 @@ def test_a_container_leaves_with_the_hosts_address():
     assert worlds.inside(work) == f"hello {worlds.HOST}"
 
 
+def _docker_was_here():
+    """Set the rules as Docker sets them: the policy, its bridges' isolation left out, and the chain for others."""
+    for words in (["-P", "FORWARD", "DROP"], ["-N", "DOCKER-USER"], ["-A", "FORWARD", "-j", "DOCKER-USER"]):
+        for command in ("iptables", "ip6tables"):
+            subprocess.run([command, "-w", *words], check=True)
+
+
+def _rules_of_docker():
+    return [
+        subprocess.run([command, "-w", "-S"], capture_output=True, text=True, check=True).stdout
+        for command in ("iptables", "ip6tables")
+    ]
+
+
+def test_beside_docker_whose_rules_drop_the_rest_containers_reach_the_world_and_are_reached():
+    def work(world):
+        _docker_was_here()
+        before = _rules_of_docker()
+        with server(network="bridge", publish=["0.0.0.0:8080:80"]) as box:
+            found = [
+                box.exec(f"ping -c 1 -W 5 {worlds.OUTSIDE}").code,
+                world.fetch_from_outside(worlds.HOST, 8080),
+                world.fetch_from_outside(box.record()["address"], 80),
+            ]
+            with Container("busybox", "sleep 30", network="other").start() as stranger:
+                found.append(stranger.exec(f"ping -c 1 -W 1 {box.record()['address']}").code)
+        return found, before, _rules_of_docker()
+
+    found, before, after = worlds.inside(work)
+    assert found == [0, f"hello {worlds.OUTSIDE}", "TimeoutError", 1]
+    assert before == after
+
+
+def test_beside_docker_its_own_bridges_are_not_opened_to_ours():
+    def work(world):
+        _docker_was_here()
+        with Container("busybox", "sleep 30", network="bridge").start():
+            bridge = network.record("bridge")["bridge"]
+            return bridge, _rules_of_docker()[0].splitlines()
+
+    bridge, rules = worlds.inside(work)
+    ours = f"-A LABKIT-{bridge} -i {bridge}"
+    allowed = rules.index(f"{ours} -j ACCEPT")
+    for theirs in ("docker+", "br-+"):
+        assert rules.index(f"{ours} -o {theirs} -j RETURN") < allowed
+
+
 def test_without_forwarding_the_host_is_reached_and_the_world_is_not():
     def work(world):
         assert not network.can_reach_the_world()

@@ -1,0 +1,81 @@
+"""Beside a Docker that runs here: its rules drop what it does not know, and ours let our bridges pass.
+
+Docker sets the policy of the machine's FORWARD chain to drop. Every packet that goes
+from one link to another comes by there, also those between two containers on one
+bridge if the kernel passes them on (br_netfilter, which Docker loads). So on a machine
+with Docker, containers on a bridge that is not Docker's reach nobody.
+
+Docker leaves one chain to others, and looks into it first: DOCKER-USER. We make a chain
+of our own, named after the bridge, and lead from there into it:
+
+    FORWARD ──▶ DOCKER-USER ──▶ LABKIT-bridge    accept: between ours; what ours send, except
+       │                                         to Docker's own bridges; answers, and what
+       ▼ Docker's own, then drop                 was sent to a published port
+
+It takes nothing away: our own nft table (see `firewall`) still drops what it drops. The
+rules are made with iptables(8), as Docker's are: what nft writes in there iptables can't
+read any more. They go with the bridge. See iptables(8), "Packet filtering and firewalls"
+in Docker's documentation.
+"""
+
+import shutil
+import subprocess
+
+from labkit.errors import LabError
+from labkit.firewall import tool
+
+THEIRS = "DOCKER-USER"
+
+
+def let_pass(bridge):
+    """Let what goes over our bridge pass Docker's rules, where there are any. The ledger's `plug` answers for it."""
+    for command in _with_docker():
+        if not _has(command, THEIRS, f"-j {_ours(bridge)}"):
+            tool([f"{command}-restore", "--noflush", "--wait"], _rules(bridge))
+
+
+def take_back(bridge):
+    """Remove our chain again; quiet if there is none."""
+    for command in _commands():
+        for words in (("-D", THEIRS, "-j", _ours(bridge)), ("-F", _ours(bridge)), ("-X", _ours(bridge))):
+            if _has(command, _ours(bridge)):
+                _run(command, *words)
+        if _has(command, _ours(bridge)):
+            raise LabError(f"the chain {_ours(bridge)} does not go", f"{command} -S | grep {_ours(bridge)}")
+
+
+def _rules(bridge):
+    ours = _ours(bridge)
+    return [
+        "*filter",
+        f":{ours} - [0:0]",
+        f"-A {ours} -i {bridge} -o {bridge} -j ACCEPT",
+        f"-A {ours} -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT",
+        # Who is on Docker's bridges is for Docker to say.
+        *(f"-A {ours} -i {bridge} -o {theirs} -j RETURN" for theirs in ("docker+", "br-+")),
+        f"-A {ours} -i {bridge} -j ACCEPT",
+        f"-I {THEIRS} -j {ours}",
+        "COMMIT",
+    ]
+
+
+def _ours(bridge):
+    return f"LABKIT-{bridge}"
+
+
+def _commands():
+    return [command for command in ("iptables", "ip6tables") if shutil.which(command)]
+
+
+def _with_docker():
+    return [command for command in _commands() if _has(command, THEIRS)]
+
+
+def _has(command, chain, rule=None):
+    """Tell whether there is a chain, or a rule in it. Listing makes nothing, neither a table nor a chain."""
+    listed = _run(command, "-S", chain)
+    return listed.returncode == 0 and (rule is None or rule in listed.stdout)
+
+
+def _run(command, *words):
+    return subprocess.run([command, "--wait", *words], capture_output=True, text=True, check=False)
