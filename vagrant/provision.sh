@@ -79,12 +79,6 @@ write() {
     mv "$1.new" "$1"
 }
 
-mkdir -p /etc/systemd/system/docker.service.d
-if write /etc/systemd/system/docker.service.d/lab.conf </vagrant/vagrant/box/docker.conf; then
-    systemctl daemon-reload
-    systemctl try-restart docker
-fi
-
 changed=
 umask 077
 echo "LAB_TOKEN=$LAB_TOKEN" | write /etc/docker-deep-dive.env && changed=yes
