@@ -158,7 +158,7 @@ def listener(docker, log):
     number = done.splitlines()[0] if done else ""
     try:
         yield (
-            re.fullmatch("[0-9a-f]{64}", number),
+            re.fullmatch("[0-9a-f]{64}", done),
             "Docker can start a container with it",
             f"Docker says: {done[-300:]}",
             'the last line of the script hands everything on: exec labkit-runtime "$@"',
