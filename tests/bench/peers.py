@@ -84,7 +84,7 @@ def scene():
             "lowerdir": str(image.layers[-1]),
             "rootfs": str(folder / "rootfs"),
             "floor": compiled("floor", folder),
-            "config": _config(capabilities, group),
+            "config": _config(capabilities),
         }
         found["bundle"] = bundle(found, "bundle", found["rootfs"])
         yield found
@@ -123,10 +123,9 @@ def own_overlay(scene, bundle, number):
         shutil.rmtree(work)
 
 
-def _config(capabilities, group):
+def _config(capabilities):
     """Return a config.json (runtime-spec 1.0) for the container that labkit makes by default."""
     caps = [f"CAP_{name}" for name in capabilities]
-    own = "/" + os.path.relpath(group.path("memory").parent, _mount_of(group.path("memory")))
     return {
         "ociVersion": "1.0.2",
         "process": {
@@ -150,7 +149,8 @@ def _config(capabilities, group):
             },
         ],
         "linux": {
-            "cgroupsPath": f"{own}/peer",
+            # Right below the roots: a folder above it crun and runc would make, and leave there.
+            "cgroupsPath": f"/{state.label()}-peer",
             "resources": {
                 "memory": {"limit": MEMORY},
                 "cpu": {"quota": QUOTA, "period": 100_000},
@@ -162,12 +162,6 @@ def _config(capabilities, group):
             "seccomp": _seccomp(capabilities),
         },
     }
-
-
-def _mount_of(path):
-    while not os.path.ismount(path):
-        path = path.parent
-    return path
 
 
 def _mount(step):
