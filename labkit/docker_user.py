@@ -29,19 +29,21 @@ THEIRS = "DOCKER-USER"
 
 def let_pass(bridge):
     """Let what goes over our bridge pass Docker's rules, where there are any. The ledger's `plug` answers for it."""
-    for command in _with_docker():
-        if not _has(command, THEIRS, f"-j {_ours(bridge)}"):
+    for command in _commands():
+        theirs = _rules_in(command, THEIRS)
+        if theirs is not None and f"-A {THEIRS} -j {_ours(bridge)}" not in theirs:
             tool([f"{command}-restore", "--noflush", "--wait"], _rules(bridge))
 
 
 def take_back(bridge):
     """Remove our chain again; quiet if there is none."""
+    ours = _ours(bridge)
     for command in _commands():
-        for words in (("-D", THEIRS, "-j", _ours(bridge)), ("-F", _ours(bridge)), ("-X", _ours(bridge))):
-            if _has(command, _ours(bridge)):
+        if _rules_in(command, ours) is not None:
+            for words in (("-D", THEIRS, "-j", ours), ("-F", ours), ("-X", ours)):
                 _run(command, *words)
-        if _has(command, _ours(bridge)):
-            raise LabError(f"the chain {_ours(bridge)} does not go", f"{command} -S | grep {_ours(bridge)}")
+            if _rules_in(command, ours) is not None:
+                raise LabError(f"the chain {ours} does not go", f"{command} -S | grep {ours}")
 
 
 def _rules(bridge):
@@ -67,14 +69,10 @@ def _commands():
     return [command for command in ("iptables", "ip6tables") if shutil.which(command)]
 
 
-def _with_docker():
-    return [command for command in _commands() if _has(command, THEIRS)]
-
-
-def _has(command, chain, rule=None):
-    """Tell whether there is a chain, or a rule in it. Listing makes nothing, neither a table nor a chain."""
+def _rules_in(command, chain):
+    """Return a chain's rules, None if there is no such chain. Listing makes nothing, neither a table nor a chain."""
     listed = _run(command, "-S", chain)
-    return listed.returncode == 0 and (rule is None or rule in listed.stdout)
+    return listed.stdout.splitlines() if listed.returncode == 0 else None
 
 
 def _run(command, *words):

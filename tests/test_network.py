@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import worlds
 
-from labkit import ledger, network, state, wires
+from labkit import docker_user, ledger, network, state, wires
 from labkit.checks import network as check
 from labkit.container import Container, run
 from labkit.errors import BadValue, InUse, LabError, Unsupported
@@ -187,6 +187,21 @@ def test_beside_docker_its_own_bridges_are_not_opened_to_ours():
     allowed = rules.index(f"{ours} -j ACCEPT")
     for theirs in ("docker+", "br-+"):
         assert rules.index(f"{ours} -o {theirs} -j RETURN") < allowed
+
+
+def test_beside_docker_a_bridge_is_not_taken_for_one_whose_name_begins_the_same():
+    def work(world):
+        _docker_was_here()
+        before = _rules_of_docker()
+        for bridge in ("lab-long", "lab"):
+            docker_user.let_pass(bridge)
+        jumps = [line for line in _rules_of_docker()[0].splitlines() if line.startswith("-A DOCKER-USER")]
+        for bridge in ("lab-long", "lab"):
+            docker_user.take_back(bridge)
+        return sorted(jumps), before == _rules_of_docker()
+
+    jumps = ["-A DOCKER-USER -j LABKIT-lab", "-A DOCKER-USER -j LABKIT-lab-long"]
+    assert worlds.inside(work) == (jumps, True)
 
 
 def test_without_forwarding_the_host_is_reached_and_the_world_is_not():
