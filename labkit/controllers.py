@@ -150,7 +150,7 @@ class V2(_Folder):
                 memory_swap_current=self.number("memory.swap.current"),
                 memory_max_hits=memory.get("max"),
                 memory_high_hits=memory.get("high"),
-                oom_kills=self.oom_kills(),
+                oom_kills=memory.get("oom_kill"),
             )
         if "pids" in self.controllers:
             found.update(self._pids())

@@ -22,17 +22,17 @@ from labkit import syscalls
 
 def folder(path):
     """Wait until the names in a folder are on the disk: made, renamed, removed. See fsync(2)."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _opened(path, os.fsync)
 
 
 def tree(path):
     """Wait until all the files below a folder are on the disk, with their contents. See syncfs(2)."""
+    _opened(path, syscalls.syncfs)
+
+
+def _opened(path, sync):
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        syscalls.syncfs(fd)
+        sync(fd)
     finally:
         os.close(fd)

@@ -73,6 +73,11 @@ class Job:
     keep_fds: int = 0  # how many fds from 3 on are the program's own
     console_size: tuple | None = None  # rows, columns
 
+    @property
+    def joins(self):
+        """Tell whether it enters namespaces that are there, and so goes on as a grandchild."""
+        return self.join is not None or bool(self.paths)
+
 
 def become(job, channel, stdio):
     """Turn the calling process, fresh from clone3, into the job's program. Never returns."""
@@ -106,7 +111,7 @@ def _become(job, channel, stdio):
     _enter_cgroups(job.cgroup_tasks)
     gate_fds = gate.come_to(job.gate) if job.gate else ()
     profile = settings.open_apparmor() if job.settings.apparmor else None
-    if job.join is None and not job.paths:
+    if not job.joins:
         _shift_clocks(job)  # while /proc/self is still its own: a change of user takes that away
     # Until exec this process is labkit with the host's power in the container's pid
     # namespace: nobody there may trace it or open its /proc/PID/exe and fds.

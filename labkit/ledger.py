@@ -103,9 +103,9 @@ def entries(group=""):
     found = []
     folder = str(_folder())
     for name in sorted(os.listdir(folder)):
-        number, _, its_group = name.removesuffix(".json").partition(".")
-        # A name that tells another group need not be read; names of before 2026-11-24 tell none.
-        if not name.endswith(".json") or (group and its_group != group and "-" in number):
+        told = name.removesuffix(".json").partition(".")[2]
+        # A name that tells another group need not be read; not every name tells one.
+        if not name.endswith(".json") or (group and told not in ("", group)):
             continue
         try:
             record = state.read_json(f"{folder}/{name}")

@@ -56,8 +56,7 @@ def spawn(job, stdio, at_hooks=None, enter=None):
         if job.cgroup_into:
             into = os.open(job.cgroup_into, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # The cgroup and time namespaces come later, in the child: see launch.
-        joins = job.join is not None or job.paths
-        kinds = () if joins else [k for k in job.namespaces if k not in ("cgroup", "time")]
+        kinds = () if job.joins else [k for k in job.namespaces if k not in ("cgroup", "time")]
         pid, pidfd = sc.clone3(namespaces.flags(kinds) | sc.CLONE_PIDFD, signal.SIGCHLD, into)
         if pid == 0:
             launch.become(job, theirs, stdio)
@@ -120,9 +119,8 @@ def _until_exec(channel, spawned, job, at_hooks=None):
     runs already others may have got at it before.
     """
     first = spawned.pid
-    joins = job.join is not None or job.paths
     while True:
-        if joins and spawned.pid == first and channel not in select.select([channel, spawned.pidfd], [], [])[0]:
+        if job.joins and spawned.pid == first and channel not in select.select([channel, spawned.pidfd], [], [])[0]:
             raise LabError("the process that was to enter the container was killed", "`dmesg` may say by whom")
         try:
             message, fds, _, _ = socket.recv_fds(channel, 1 << 18, 1)
@@ -148,7 +146,7 @@ def _until_exec(channel, spawned, job, at_hooks=None):
         elif kind == "hooks" and job.hooks:
             at_hooks(spawned.pid)
             channel.send(b"go")
-        elif kind == "pid" and joins and spawned.pid == first and _is_child(value):
+        elif kind == "pid" and job.joins and spawned.pid == first and _is_child(value):
             # It joined a pid namespace: its child is the one that counts.
             os.waitid(os.P_PIDFD, spawned.pidfd, os.WEXITED)
             os.close(spawned.pidfd)

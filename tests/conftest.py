@@ -12,6 +12,13 @@ def needs_root():
         pytest.skip("needs root")
 
 
+@pytest.fixture
+def own_root(tmp_path, monkeypatch):
+    """Give the test a LABKIT_ROOT of its own; return the folder that it is in."""
+    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "labkit-root"))
+    return tmp_path
+
+
 def pytest_runtest_setup(item):
     for marker in item.iter_markers("requires"):
         for name in marker.args:

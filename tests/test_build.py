@@ -15,12 +15,7 @@ from labkit.container import Container
 from labkit.context import Context
 from labkit.errors import BadValue, LabError, NotFound
 
-pytestmark = pytest.mark.usefixtures("needs_root")
-
-
-@pytest.fixture(autouse=True)
-def own_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "labkit-root"))
+pytestmark = pytest.mark.usefixtures("needs_root", "own_root")
 
 
 @pytest.fixture

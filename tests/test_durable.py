@@ -18,13 +18,8 @@ from test_registry import host  # noqa: F401 - a fixture
 from labkit import archives, garbage, images, ledger, registry, state, storage, volumes
 from labkit.drivers import flat
 
-pytestmark = pytest.mark.usefixtures("needs_root")
+pytestmark = pytest.mark.usefixtures("needs_root", "own_root")
 REPO = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def own_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "labkit-root"))
 
 
 def order(code, tmp_path):

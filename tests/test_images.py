@@ -21,13 +21,6 @@ from labkit.errors import BadArchive, BadValue, InUse, LabError, NotFound, Unsup
 pytestmark = pytest.mark.usefixtures("needs_root")
 
 
-@pytest.fixture
-def own_root(tmp_path, monkeypatch):
-    """A store of this test's own."""
-    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "labkit-root"))
-    return tmp_path
-
-
 def add_image(store, name, *tars, config=None):
     """Put an image of these layers' tars into a store; return its manifest's digest."""
     diff_ids = [digests.digest(data) for data in tars]

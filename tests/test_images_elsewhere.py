@@ -16,7 +16,7 @@ from labkit import archives, build, digests, engine, images
 from labkit.container import Container
 
 pytestmark = [
-    pytest.mark.usefixtures("needs_root"),
+    pytest.mark.usefixtures("needs_root", "own_root"),
     pytest.mark.skipif(engine.missing() is not None, reason=str(engine.missing())),
 ]
 
@@ -40,11 +40,6 @@ def podman(tmp_path_factory):
         yield made
     finally:
         made.stop()
-
-
-@pytest.fixture(autouse=True)
-def own_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "labkit-root"))
 
 
 @pytest.fixture

@@ -15,13 +15,8 @@ from trees import differences, snapshot
 
 from labkit import archives, build, garbage, images, layers, ledger, state
 
-pytestmark = pytest.mark.usefixtures("needs_root")
+pytestmark = pytest.mark.usefixtures("needs_root", "own_root")
 REPO = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def own_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "labkit-root"))
 
 
 def kill_in_the_middle(code, after):

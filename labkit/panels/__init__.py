@@ -40,6 +40,14 @@ def take(panel):
         del _shown[panel.name]
 
 
+def toggle(button, pressed, running, idle):
+    """Have a button say Stop while something runs, else `idle`; `pressed` does not hear of it."""
+    button.unobserve(pressed, "value")
+    button.value = running
+    button.description, button.icon = ("Stop", "stop") if running else (idle, "play")
+    button.observe(pressed, "value")
+
+
 def picture(words):
     """Return an empty image widget; its tooltip is what a screen reader says."""
     import ipywidgets
@@ -149,10 +157,7 @@ class Panel:
             self.picture.tooltip = ". ".join(filter(None, (self.alt, values(figure))))
 
     def _show(self, running):
-        self.button.unobserve(self._pressed, "value")
-        self.button.value = running
-        self.button.description, self.button.icon = ("Stop", "stop") if running else ("Start", "play")
-        self.button.observe(self._pressed, "value")
+        toggle(self.button, self._pressed, running, "Start")
 
     def stop(self):
         """Stop the experiment and take away what it made; return when it is gone."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from labkit import figures
 from labkit.errors import LabError
-from labkit.panels import put, take
+from labkit.panels import put, take, toggle
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,7 @@ class Live:
         self._show(False)
 
     def _show(self, running):
-        self.follow.unobserve(self._follow_or_stop, "value")
-        self.follow.value = running
-        self.follow.description, self.follow.icon = ("Stop", "stop") if running else ("Follow", "play")
-        self.follow.observe(self._follow_or_stop, "value")
+        toggle(self.follow, self._follow_or_stop, running, "Follow")
 
     def stop(self):
         """Follow no longer; harmless when it is called twice."""

@@ -108,10 +108,7 @@ def measure(options):
         "busybox's `true` from a shell",
         f"{options.rounds} rounds, milliseconds",
         ("min", "median", "p99"),
-        [
-            (name, min(spent), statistics.median(spent), contestants.p99(spent))
-            for name, spent in times.items()
-        ],
+        [contestants.row(name, spent) for name, spent in times.items()],
         ratios=[(name, "crun run", ratio(times, name, "crun run"), None) for name in list(times)[1:3]],
         shown=(1, "median [ms]"),
         raw=times,
@@ -148,10 +145,7 @@ def _imports(rounds):
         "imports",
         f"{rounds} rounds, milliseconds",
         ("min", "median", "p99"),
-        [
-            (line, min(spent), statistics.median(spent), contestants.p99(spent))
-            for line, spent in times.items()
-        ],
+        [contestants.row(line, spent) for line, spent in times.items()],
         notes=[
             f"import labkit: {middle:.1f} ms (goal: under 60)" + ("" if middle < 60 else "  NOT reached"),
             "matplotlib comes with it: NOT as it should be"

@@ -143,6 +143,11 @@ def ratio(times, a, b):
     return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
 
 
+def row(name, spent):
+    """Return a table's row of many times of one thing: its name, the shortest, the median, p99."""
+    return (name, min(spent), statistics.median(spent), p99(spent))
+
+
 def p99(spent):
     """Return the time that one in a hundred takes longer than; of a few, the longest."""
     return sorted(spent)[int(len(spent) * 0.99)]

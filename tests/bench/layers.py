@@ -96,13 +96,7 @@ def _race(what, images_of, unit, rounds):
         f"{rounds} rounds, milliseconds",
         ("min", "median", "p99", "the mount alone"),
         [
-            (
-                f"{size} {unit}",
-                min(spent),
-                statistics.median(spent),
-                contestants.p99(spent),
-                _middle(alone.get(size)),
-            )
+            (*contestants.row(f"{size} {unit}", spent), _middle(alone.get(size)))
             for size, spent in times.items()
         ],
         ratios=[(f"{size} {unit}", first, ratio(times, size, first), None) for size in more],

@@ -2,7 +2,6 @@
 
 import os
 import select
-import statistics
 
 import contestants
 import peers
@@ -121,10 +120,7 @@ def measure(options):
         "start to exit of `true`",
         f"{options.rounds} rounds, milliseconds",
         ("min", "median", "p99", "overlay"),
-        [
-            (name, min(spent), statistics.median(spent), contestants.p99(spent), mounted.get(name, "timed"))
-            for name, spent in times.items()
-        ],
+        [(*contestants.row(name, spent), mounted.get(name, "timed")) for name, spent in times.items()],
         ratios=[(a, b, ratio(times, a, b), goal) for a, b, goal in GOALS],
         notes=[
             "overlay: `timed`, mounted and unmounted for each container within its time;",
