@@ -97,8 +97,13 @@ def _pytest_arguments(argv):
     flags = ["-rs", "--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval-sanitize.cfg"]
     words = [str(place) for word in argv for place in _places_named(word)]
     places = [word for word in words if Path(word.partition("::")[0]).exists()]
-    everything = ["tests", "notebooks", *_in_a_vm(os.environ.get("LAB_TEST_VM", ""))]
-    return flags + words + ([] if places else everything)
+    return flags + words + ([] if places else _everything())
+
+
+def _everything():
+    """Return all that is tested, in order. Not the folder `tests`: pytest takes nothing of a folder by name as well."""
+    tests = [place for place in Path("tests").iterdir() if place.name.startswith("test_") or place.name == "browser"]
+    return [*sorted(map(str, tests)), "notebooks", *_in_a_vm(os.environ.get("LAB_TEST_VM", ""))]
 
 
 def _places_named(word):

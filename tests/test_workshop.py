@@ -345,6 +345,19 @@ def test_test_hands_pytests_own_words_on(clone):
     assert (status, "0 passed, 1 failed" in out.splitlines()[-1]) == (1, True)
 
 
+def test_the_virtual_machine_comes_last_where_it_is_asked_for(tmp_path):
+    clone = Clone(tmp_path)
+    for name in ("test_a.py", "browser/test_b.py", "vm/vm_suite.py", "vm/vm_other.py"):
+        (clone.folder / "tests" / name).parent.mkdir(exist_ok=True)
+        (clone.folder / "tests" / name).write_text("def test(): pass\n")
+    here = ["browser/test_b.py", "test_a.py", "00-first", "01-second"]
+    for which, last in (("", []), ("1", ["vm_suite.py"]), ("all", ["vm_other.py", "vm_suite.py"])):
+        status, out, _ = clone.run("test", "-v", LAB_TEST_VM=which)
+        assert status == 0, out
+        seen = [re.search("test_a.py|browser/test_b.py|vm_.*?.py|0[01]-[a-z]+", line) for line in out.splitlines()]
+        assert [found[0] for found in seen if found] == here + last
+
+
 def test_test_of_nothing_is_no_success(clone):
     status, out, _ = clone.run("test", "tests", "-k", "no_such_test")
     assert status != 0
