@@ -59,6 +59,7 @@ def spawn(job, stdio, at_hooks=None, enter=None):
         kinds = () if job.joins else [k for k in job.namespaces if k not in ("cgroup", "time")]
         pid, pidfd = sc.clone3(namespaces.flags(kinds) | sc.CLONE_PIDFD, signal.SIGCHLD, into)
         if pid == 0:
+            ours.close()  # or it would wait for ever for a parent that was killed
             launch.become(job, theirs, stdio)
         theirs.close()
         spawned = Spawned(pid, pidfd)

@@ -11,6 +11,7 @@ Constants carry the names of the kernel's headers, listed header by header.
 """
 
 import ctypes
+import functools
 import os
 from ctypes import c_char_p, c_int, c_long, c_uint, c_uint32, c_uint64, c_ulong, c_void_p
 
@@ -49,6 +50,7 @@ _NEW = {
 _COLUMN = {"x86_64": 0, "aarch64": 1, "arm64": 1}
 
 
+@functools.cache  # a container's start asks some 300 times
 def number(name, machine=None):
     """Return the number of the syscall `name` on `machine` (this one's by default)."""
     machine = machine or os.uname().machine

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from timing import late_by
+from timing import emulated, late_by
 
 from labkit import cgroupfs, controllers, devices, events, hierarchies, ledger, state, workloads
 from labkit.cgroups import Cgroup, Limits, remove_folder
@@ -321,7 +321,8 @@ def within_a_tenth(found, wanted, period):
                 f"load {load} on {os.cpu_count()} CPUs, timers {late:.0%} of a period late: "
                 f"there was no {wanted:g} to be had, only {found:.2f}"
             )
-    assert found == pytest.approx(wanted, rel=0.1)
+    lowest = 0.8 if emulated() else 0.9
+    assert lowest * wanted <= found <= 1.1 * wanted
 
 
 @pytest.mark.parametrize("period", [10_000, 100_000])

@@ -180,6 +180,24 @@ def test_a_killed_lab_run_is_cleaned_up_whenever_it_is_killed(after):
         assert done.returncode == 0, done.stderr
 
 
+def test_a_process_whose_parent_is_killed_before_its_go_ends():
+    code = (
+        "import os, signal, sys\n"
+        "from labkit import spawner\n"
+        "from labkit.launch import Job\n"
+        "spawner._prepare = lambda job, pid: (print(pid, flush=True), signal.pause())\n"
+        "spawner.spawn(Job(argv=('true',)), (0, 1, 2))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        ticks = proc.start_ticks(pid)
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while proc.is_running(pid, ticks):
+        assert time.monotonic() < deadline, "it waits for a parent that is gone"
+        time.sleep(0.01)
+
+
 def test_a_killed_keeper_takes_the_container_along_and_it_shows_as_dead():
     done = lab("run", "-d", "--name", "orphan", "--network", "none", "busybox", "sleep", "600")
     assert done.returncode == 0, done.stderr

@@ -4,8 +4,9 @@ import time
 
 import numpy
 import pytest
+from timing import emulated
 
-from labkit import hierarchies, proc, workloads
+from labkit import hierarchies, workloads
 from labkit.container import Container
 from labkit.figures import cpu, memory, png
 from labkit.panels import cpu as cpu_panels
@@ -14,7 +15,7 @@ from labkit.panels import memory as memory_panels
 from labkit.sampling import SOURCES, Sampler, Trace
 
 pytestmark = pytest.mark.usefixtures("needs_root")
-PATIENCE = 8 if "QEMU TCG" in proc.read("/proc/cpuinfo") else 1  # an emulated CPU draws a picture in seconds
+PATIENCE = 8 if emulated() else 1  # an emulated CPU draws a picture in seconds
 
 
 def made(seconds=2.0, step=0.004, **values):

@@ -6,6 +6,7 @@ are late a group gets less than its quota, and no limit is to blame.
 """
 
 import time
+from pathlib import Path
 
 
 def late_by(seconds, tries=30):
@@ -14,3 +15,8 @@ def late_by(seconds, tries=30):
     for _ in range(tries):
         time.sleep(seconds)
     return (time.monotonic() - started) / (tries * seconds) - 1
+
+
+def emulated():
+    """Tell whether a program plays this machine's CPU: its clock runs on while the other machine does something else."""
+    return "QEMU TCG" in Path("/proc/cpuinfo").read_text()
