@@ -110,7 +110,7 @@ def _become(job, channel, stdio):
     global _opened_gate
     _enter_cgroups(job.cgroup_tasks)
     gate_fds = gate.come_to(job.gate) if job.gate else ()
-    profile = settings.open_apparmor() if job.settings.apparmor else None
+    host_proc = settings.open_proc(job.settings.apparmor) if job.settings.apparmor else None
     if not job.joins:
         _shift_clocks(job)  # while /proc/self is still its own: a change of user takes that away
     # Until exec this process is labkit with the host's power in the container's pid
@@ -155,8 +155,8 @@ def _become(job, channel, stdio):
         _opened_gate = gate_fds[1]
         gate.wait(gate_fds[0])
         hooks.run(job.hooks, ["startContainer"], {**job.state, "status": "created", "pid": os.getpid()})
-    if profile is not None:
-        settings.apparmor_on_exec(profile, job.settings.apparmor)
+    if host_proc is not None:
+        settings.apparmor_on_exec(host_proc, job.settings.apparmor)
     _exec(job, path, env, channel.fileno() if _opened_gate is None else _opened_gate)
 
 

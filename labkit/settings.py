@@ -18,7 +18,8 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.errors import BadValue, KernelError, Unsupported, from_oserror
+from labkit import proc
+from labkit.errors import BadValue, KernelError, NotFound, Unsupported, from_oserror
 
 RLIMITS = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 INFINITE = (1 << 64) - 1
@@ -94,19 +95,36 @@ def set_oom_score_adj(pid, number):
         raise from_oserror(error, f"writing {number} to {path}", "only CAP_SYS_RESOURCE may lower it") from None
 
 
-def open_apparmor():
-    """Open the file that takes the profile of one's next exec. Raises Unsupported if this kernel has no AppArmor."""
-    if not os.path.exists("/sys/kernel/security/apparmor"):
+APPARMOR = Path("/sys/kernel/security/apparmor")
+
+
+def open_proc(profile):
+    """Open the host's /proc, to take on a profile through it later; return the fd.
+
+    Raises Unsupported if this kernel has no AppArmor, NotFound if the profile is not loaded.
+    """
+    if not APPARMOR.exists():
         raise Unsupported("this kernel has no AppArmor, and a profile is asked for", "leave process.apparmorProfile out")
-    own = "/proc/self/attr/apparmor/exec"
-    return os.open(own if os.path.exists(own) else "/proc/self/attr/exec", os.O_WRONLY | os.O_CLOEXEC)
+    # It is known here already, though only exec would find out: who creates a container wants to be told then.
+    loaded = [line.rpartition(" (")[0] for line in proc.read(APPARMOR / "profiles").splitlines()]
+    if profile not in ("unconfined", *loaded) and ":" not in profile and "//" not in profile:
+        raise NotFound(f"the AppArmor profile {profile} is not loaded", "`aa-status` lists those that are")
+    return os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def apparmor_on_exec(fd, profile):
-    """Take on a profile at the next exec. See apparmor(7)."""
+def apparmor_on_exec(host_proc, profile):
+    """Take on a profile at the next exec. `host_proc` is an fd of the host's /proc; it is closed. See apparmor(7)."""
     try:
-        os.write(fd, f"exec {profile}".encode())
+        # Opened only now: the kernel takes the word of the very process that opened the file.
+        with open(os.open(_attribute(host_proc), os.O_WRONLY | os.O_CLOEXEC, dir_fd=host_proc), "wb", 0) as file:
+            file.write(f"exec {profile}".encode())
     except OSError as error:
         raise from_oserror(error, f"taking on the AppArmor profile {profile}", "`aa-status` lists those loaded") from None
     finally:
-        os.close(fd)
+        os.close(host_proc)
+
+
+def _attribute(host_proc):
+    """Return the name of the file that takes a profile: before Linux 5.1 all security modules shared one."""
+    own = "self/attr/apparmor/exec"
+    return own if os.access(own, os.F_OK, dir_fd=host_proc) else "self/attr/exec"

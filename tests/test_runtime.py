@@ -489,6 +489,23 @@ def test_fds_are_preserved_and_no_others(box):
 # ---- namespaces ----
 
 
+def test_an_apparmor_profile_is_taken_on_by_the_program_and_by_one_that_comes_in_later(box):
+    if not Path("/sys/kernel/security/apparmor").exists():
+        pytest.skip("this kernel has no AppArmor: that a profile is refused by name is tested above")
+    box.set("process.apparmorProfile", "unconfined").set("process.args", ["sleep", "60"])  # the one that is loaded everywhere
+    assert box.create().returncode == 0
+    assert box("start", box.id).returncode == 0
+    process = box.config["process"] | {"args": ["cat", "/proc/self/attr/current"]}
+    (box.folder / "process.json").write_text(json.dumps(process))
+    done = box("exec", "--process", box.folder / "process.json", box.id)
+    assert (done.returncode, done.stdout.strip()) == (0, "unconfined"), done.stderr
+    process["apparmorProfile"] = "nosuch-profile"
+    (box.folder / "process.json").write_text(json.dumps(process))
+    done = box("exec", "--process", box.folder / "process.json", box.id)
+    assert done.returncode and "AppArmor profile nosuch-profile is not loaded" in done.stderr
+    box.delete()
+
+
 def test_sysctls_are_written_in_the_containers_own_namespaces(box):
     before = Path("/proc/sys/kernel/msgmax").read_text(), Path("/proc/sys/net/ipv4/ip_default_ttl").read_text()
     box.set("linux.sysctl", {"kernel.msgmax": "1234", "net.ipv4.ip_default_ttl": "33"})
