@@ -65,9 +65,15 @@ def nspawn(folder, command):
     _need("systemd-nspawn", "systemd-container")
     name = f"nspawn-{state.new_id()}"
     with _home(name) as home, engine.own_cgroup(name) as places:
+        # By itself it takes an image without systemd for an old one, and makes it a v1 tree, which stays until a reboot.
+        words = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "UNIFIED_CGROUP_HIERARCHY=1") if _is_pure_v2(places) else ()
         start = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network", "-D", folder, *command]
-        with _running(start, home, places) as pid:
+        with _running(start, home, places, words) as pid:
             yield pid
+
+
+def _is_pure_v2(places):
+    return all(tree.version == 2 for tree, _ in places)
 
 
 def _need(program, package):
@@ -84,14 +90,14 @@ def _home(name):
 
 
 @contextlib.contextmanager
-def _running(start, home, places, seconds=20):
+def _running(start, home, places, environment=(), seconds=20):
     """Start an engine in its cgroup and a mount namespace; yield the pid of the container's first process."""
     lines = []
     for tree, path in places:
         inside = path if tree.version == 1 else path / "daemon"
         inside.mkdir(exist_ok=True)
         lines.append(f"echo $$ > {shlex.quote(str(inside / 'cgroup.procs'))}")
-    lines += ["mount -t tmpfs tmpfs /run", "exec " + shlex.join(map(str, start))]
+    lines += ["mount -t tmpfs tmpfs /run", "exec " + shlex.join(["env", *environment, *map(str, start)])]
     with open(home / "says", "wb") as says:
         process = subprocess.Popen(
             # Their orphans become children of this one, and not of the machine's PID 1.

@@ -36,8 +36,8 @@ class Host:
 
     @classmethod
     def snapshot(cls):
-        """List mounts, cgroups, links, processes, loop devices, nft tables and our own fds."""
-        looks = (_mounts, _cgroups, _links, _network_namespaces, _loops, _tables, _fds, _processes)
+        """List mounts, cgroup trees, cgroups, links, processes, loop devices, nft tables and our own fds."""
+        looks = (_mounts, _hierarchies, _cgroups, _links, _network_namespaces, _loops, _tables, _fds, _processes)
         return cls(Counter(line for look in looks for line in look()))
 
     def difference(self, later, ignore=()):
@@ -113,6 +113,12 @@ def _cgroups():
     for target, kind, _ in set(_mountinfo()):
         if kind in ("cgroup", "cgroup2"):
             yield from (f"cgroup {folder}" for folder, _, _ in os.walk(target))
+
+
+def _hierarchies():
+    """Yield the cgroup trees that there are, mounted here or not: one outlives its mount while a folder is in it."""
+    for line in _read("/proc/self/cgroup").splitlines():
+        yield "cgroup tree " + (line.split(":")[1] or "of version 2")
 
 
 def _links():
