@@ -25,6 +25,10 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 
 
+class NoAnswer(Exception):
+    """A virtual machine did not come up, or answers no more: an emulated kernel has been seen to lock up."""
+
+
 class Machine:
     """A running virtual machine that answers over ssh."""
 
@@ -33,7 +37,7 @@ class Machine:
 
     @classmethod
     @contextlib.contextmanager
-    def boot(cls, disk, cpus=2, memory=3072, network=False, patience=600):
+    def boot(cls, disk, cpus=2, memory=3072, network=False, patience=400):
         """Boot `disk` with the working tree at /vagrant; end it, whatever happens, with the block.
 
         `memory` in MiB, `patience` in seconds until ssh answers.
@@ -68,12 +72,16 @@ class Machine:
     def ssh(self, command):
         """Return the words that run `command` in the machine, as root."""
         options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=60"]
+        options += ["ServerAliveInterval=30", "ServerAliveCountMax=6"]  # a kernel that locked up closes no connection
         flags = [word for option in options for word in ("-o", option)]
         return ["ssh", "-F", "none", *flags, "-i", self.folder / "key", "-p", str(self.port), "root@127.0.0.1", command]
 
-    def run(self, command, timeout=None):
+    def run(self, command, timeout=300):
         """Run a shell command in the machine; return what it printed. Raise if it fails."""
-        done = subprocess.run(self.ssh(command), capture_output=True, text=True, timeout=timeout, check=False)
+        try:
+            done = subprocess.run(self.ssh(command), capture_output=True, text=True, timeout=timeout, check=False)
+        except subprocess.TimeoutExpired:
+            raise NoAnswer(f"the VM did not answer to `{command}`:\n{self.console()[-3000:]}") from None
         if done.returncode:
             raise RuntimeError(f"in the VM, `{command}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done.stdout
@@ -93,15 +101,15 @@ class Machine:
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise RuntimeError(f"qemu ended: {(self.folder / 'qemu.log').read_text()}")
+                raise NoAnswer(f"qemu ended: {(self.folder / 'qemu.log').read_text()}")
             if "Kernel panic" in self.console():
-                raise RuntimeError(f"the VM's kernel gave up:\n{self.console()[-2000:]}")
+                raise NoAnswer(f"the VM's kernel gave up:\n{self.console()[-2000:]}")
             # ssh itself waits for an answer, so this loop is an idle one.
             done = subprocess.run(self.ssh("true"), capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 return
             time.sleep(2)
-        raise RuntimeError(f"the VM did not answer in {patience} s: {done.stderr}\n{self.console()[-3000:]}")
+        raise NoAnswer(f"the VM did not answer in {patience} s: {done.stderr}\n{self.console()[-3000:]}")
 
 
 def _die_with_parent():
