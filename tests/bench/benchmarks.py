@@ -59,7 +59,7 @@ def main(argv):
     if options.rounds < 1:
         parser.error("--rounds: 1 at least")
     chosen = options.themes or [name for name in THEMES if name != "chapters" or options.chapters]
-    head = f"{os.cpu_count()} CPUs, kernel {os.uname().release}, load {os.getloadavg()[0]:.1f}"
+    head = f"{os.cpu_count()} CPUs, kernel {os.uname().release}, load {os.getloadavg()[0]:.1f}, {python()}"
     print("peers:", ", ".join(f"{name} {version}" for name, version in peers.versions().items()))
     print(head, flush=True)
     # A machine that keeps no compiled modules compiles them at each start: that is no command's own time.
@@ -75,6 +75,11 @@ def main(argv):
         Path(options.figure).write_bytes(figures.png(report.figure(reports, head)))
         print(f"\nfigure: {options.figure}")
     return int(failed)
+
+
+def python():
+    """Say which Python it is: one that somebody built by hand may be a tenth slower than a distribution's."""
+    return f"Python {sys.version.split()[0]} of {sys.base_prefix}"
 
 
 @contextlib.contextmanager
