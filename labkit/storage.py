@@ -107,7 +107,7 @@ def _needs_links(paths):
     are one option of mount(2), which takes one page.
     """
     lengths = [len(os.fsencode(path)) for path in paths]
-    whole = max(lengths) > 255 or mounts.linux() < (6, 8)
+    whole = max(lengths) > 255 or not mounts.takes_lowerdirs_one_by_one()
     return (whole and sum(lengths) + len(lengths) > 3900) or any(set(path) & set("\\,:") for path in paths)
 
 
