@@ -38,7 +38,8 @@ def buttons(live):
         box = boxes.pop()
         shown.add(box.model_id)
         boxes += getattr(box, "children", ())
-    return {key: button for key, button in live._buttons.items() if button.model_id in shown}
+    # One that its thread has not made yet is None.
+    return {key: button for key, button in live._buttons.items() if button and button.model_id in shown}
 
 
 # ---- what is common to all ----

@@ -55,7 +55,7 @@ class Machine:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    preexec_fn=_die_with_parent,
+                    preexec_fn=die_with_parent,
                 )
             machine = cls(folder, process, port)
             machine._wait(patience)
@@ -112,7 +112,7 @@ class Machine:
         raise NoAnswer(f"the VM did not answer in {patience} s: {done.stderr}\n{self.console()[-3000:]}")
 
 
-def _die_with_parent():
+def die_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
