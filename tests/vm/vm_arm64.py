@@ -28,7 +28,7 @@ libcap2-bin e2fsprogs strace coreutils bash linux-image-cloud-arm64
 """.split()  # noqa: SIM905
 TESTS = """
 test_floor0 test_namespaces test_isolation test_container test_security test_escapes test_cgroups test_storage
-test_copyup test_network
+test_network
 """.split()  # noqa: SIM905
 PURE = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments")  # Python packages for any processor
 SECONDS = 3600
