@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("needs_root")]
 
 PACKAGES = """
 python3 python3-numpy python3-hypothesis busybox-static util-linux mount procps iproute2 nftables libseccomp2 kmod tini
-libcap2-bin e2fsprogs strace coreutils bash linux-image-cloud-arm64
+libcap2-bin e2fsprogs strace iptables coreutils bash linux-image-cloud-arm64
 """.split()  # noqa: SIM905
 TESTS = """
 test_floor0 test_namespaces test_isolation test_container test_security test_escapes test_cgroups test_storage
@@ -90,6 +90,7 @@ def unpack(root):
             shutil.copy(file, root / "pure")
     # What installing would have made.
     (root / "bin/sh").symlink_to("busybox")
+    (root / "usr/sbin/iptables").symlink_to("xtables-nft-multi")
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")
     (root / "etc/group").write_text("root:x:0:\n")
     (root / "first").write_text(FIRST.format(names=" ".join(TESTS)))
