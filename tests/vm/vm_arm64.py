@@ -90,7 +90,8 @@ def unpack(root):
             shutil.copy(file, root / "pure")
     # What installing would have made.
     (root / "bin/sh").symlink_to("busybox")
-    (root / "usr/sbin/iptables").symlink_to("xtables-nft-multi")
+    for name in ("iptables", "ip6tables", "iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save"):
+        (root / "usr/sbin" / name).symlink_to("xtables-nft-multi")
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")
     (root / "etc/group").write_text("root:x:0:\n")
     (root / "first").write_text(FIRST.format(names=" ".join(TESTS)))
