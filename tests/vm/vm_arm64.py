@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from vm.machine import die_with_parent, make_tree
+from vm.machine import debian, die_with_parent, make_tree
 
 from labkit import vm
 
@@ -78,9 +78,7 @@ def test_the_kernel_tests_pass_on_arm64(capsys):
 
 def unpack(root):
     """Make the root of Debian's arm64 packages, the lab in it, and pytest."""
-    alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=extract", "--architectures=arm64", f"--include={','.join(PACKAGES)}"]
-    subprocess.run([*alone, *command, "bookworm", root], check=True)
+    debian(root, "--variant=extract", "--architectures=arm64", f"--include={','.join(PACKAGES)}")
     make_tree(root / "lab")
     for name in PURE:
         file = Path(importlib.import_module(name).__file__)

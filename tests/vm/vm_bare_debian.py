@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from vm import machine
 from vm.machine import free_port, make_tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("needs_root")]
@@ -27,11 +28,7 @@ def debian():
     folder = Path(tempfile.mkdtemp(prefix="lab-bare-", dir="/var/tmp"))
     folder.chmod(0o755)
     root = folder / "root"
-    alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    subprocess.run(
-        [*alone, "mmdebstrap", "--quiet", "--mode=root", "--variant=apt", "--include=ca-certificates", "bookworm", root],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    machine.debian(root, "--variant=apt", "--include=ca-certificates", capture_output=True)
     make_tree(root / "lab")
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
     # A network that looks into TLS has a certificate of its own.
