@@ -1,35 +1,20 @@
 """labkit: a container, one kernel idea a module.
 
-Read it from the bottom floor up. A module imports only from its own floor and
-those below, so nobody meets an idea before the ones it is made of.
+Its rooms, from the ground up. A room imports only from those above it in this list, so
+whoever reads downwards meets no idea before the ones it is made of. Each room's own
+docstring says in which order to read it.
 
-    8  the `lab` command             cli cli_images cli_host commands
-       JupyterLab, tests, a room     workshop server room
-    7  pictures, knobs, exercises    figures panels checks
-       a participant's copies        lessons gaps workbench
-       escapes, each really tried    museum exhibits inspection
-       what this machine can do      doctor probing kernel_probes machine_probes
-    6  numbers while it runs         sampling reader workloads measuring reclaiming
-       the syscalls it made          tracing taught
-       an OCI runtime                runtime oci oci_words bundle resources systemd
-       others, really started        engine neighbours vm nobody
-    5  a container's life            container roster spec attach rootless
-       an image from instructions    build dockerfile context commit layer_cache
-    4  who clones                    spawner
-       from clone to exec            launch entering settings hooks gate channel users handover
-    3  folders that outlive it       volumes
-       images, here and elsewhere    images layout base registry archives garbage
-       a root made of layers         storage drivers copyup listing
-       a layer as a tar              layers unpack tarread layer_diff whiteouts digests rootdir
-    2  links, addresses, ports       network wires firewall docker_user
-       what root may do in there     security seccomp devices
-       how much it may use           cgroups cgroupfs controllers stats events hierarchies limits
-                                     quantities cgls delegation
-       what it sees of the files     mounts inroot mount_options rootfs idmap
-       what it sees at all           namespaces
-    1  what there is, what we made   proc ledger
-       where kernel work is done     child
-    0  words, places, doors          errors state syscalls durable
+    ground      what is there, what did we make, how do we ask the kernel
+    isolation   what does a process see, and what may it do
+    cgroups     how much may it use, and what has it used: v1 and v2
+    network     how does a packet get in and out
+    images      what is an image, and a layer from a stranger
+    storage     how do layers become a root; volumes
+    container   from a spec to a running process and its end
+    build       from instructions to an image
+    oci         the same container as Docker's runtime
+    lessons     pictures, knobs, exercises, the museum, the others
+    app         the `lab` command, the doctor, JupyterLab, a room
 
 `import labkit` is cheap: the names below are loaded when first used.
 """
@@ -38,22 +23,30 @@ import importlib
 
 __version__ = "0.1.0"
 
+# The short names that chapters use: where each is at home.
 _HOME = {
-    "LabError": "errors",
-    "Container": "container",
-    "run": "container",
-    "begin": "container",
-    "Image": "images",
-    "Cgroup": "cgroups",
-    "Limits": "limits",
-    "in_child": "child",
-    "progress": "lessons",
+    "LabError": "ground.errors:LabError",
+    "in_child": "ground.child:in_child",
+    "Cgroup": "cgroups.cgroup:Cgroup",
+    "Limits": "cgroups.limits:Limits",
+    "Image": "images.catalog:Image",
+    "Container": "container.life:Container",
+    "run": "container.life:run",
+    "begin": "container.life:begin",
+    "progress": "lessons.coursework:progress",
+    "errors": "ground.errors",
+    "state": "ground.state",
+    "syscalls": "ground.syscalls",
+    "ledger": "ground.ledger",
+    "namespaces": "isolation.namespaces",
 }
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> object:
     if name in _HOME:
-        return getattr(importlib.import_module(f"labkit.{_HOME[name]}"), name)
+        module, _, thing = _HOME[name].partition(":")
+        home = importlib.import_module(f"labkit.{module}")
+        return getattr(home, thing) if thing else home
     try:
         return importlib.import_module(f"labkit.{name}")
     except ModuleNotFoundError as error:
@@ -62,5 +55,5 @@ def __getattr__(name):
     raise AttributeError(f"module 'labkit' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})

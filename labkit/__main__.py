@@ -9,6 +9,6 @@ import sys
 gc.set_threshold(100_000)
 atexit.register(gc.freeze)
 
-from labkit.cli import main  # noqa: E402 - what is imported is what it is about
+from labkit.app.cli import main  # noqa: E402 - what is imported is what it is about
 
 sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from labkit import oci_words
+from labkit.oci import terms
 
 RUNTIME = Path(__file__).parent.parent / "vagrant" / "labkit-runtime"
 
@@ -29,7 +29,7 @@ class Bundle:
     def __init__(self, folder, rootfs, name="box"):
         self.folder, self.id, self.root = folder, name, folder / "state"
         folder.mkdir(exist_ok=True)
-        self.config = oci_words.example()
+        self.config = terms.example()
         self.config["root"] = {"path": str(rootfs), "readonly": False}
         self.config["process"].update(terminal=False, args=["true"])
 

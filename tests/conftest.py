@@ -26,7 +26,7 @@ def pytest_runtest_setup(item):
 
 
 def _require(name):
-    from labkit import doctor
+    from labkit.app import doctor
 
     finding = doctor.find(name)
     if not finding.found:

@@ -24,7 +24,7 @@ _THE_HOSTS_OWN = re.compile(
     r"|^cgroup \S*\.(service|scope|slice|socket|mount|swap)$"
     r"|^cgroup \S*/[0-9a-f]{32}$"
 )
-# A LABKIT_ROOT that whole_run made, or the label that labkit.state makes of one.
+# A LABKIT_ROOT that whole_run made, or the label that labkit.ground.state makes of one.
 _SOMEBODYS = re.compile(r"labkit-[0-9a-z_]{8}(?![0-9a-z_])")
 
 
@@ -63,7 +63,7 @@ def _excused(line, ignore):
 
 
 def _ours():
-    from labkit import state
+    from labkit.ground import state
 
     return {state.label(), *_SOMEBODYS.findall(os.environ.get("LABKIT_ROOT", ""))}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit import state
+from labkit.ground import state
 
 XML = """<?xml version="1.0"?><testsuites><testsuite>
 <testcase classname="notebooks.04-cpu.ipynb" name="Cell 0" time="1.25"/>

@@ -10,10 +10,13 @@ import hosts
 import pytest
 from trees import differences, snapshot
 
-from labkit import build, dockerfile, garbage, images, ledger, state, storage
-from labkit.container import Container
-from labkit.context import Context
-from labkit.errors import BadValue, LabError, NotFound
+from labkit.build import builder, dockerfile
+from labkit.build.context import Context
+from labkit.container.life import Container
+from labkit.ground import ledger, state
+from labkit.ground.errors import BadValue, LabError, NotFound
+from labkit.images import catalog
+from labkit.storage import garbage, roots
 
 pytestmark = pytest.mark.usefixtures("needs_root", "own_root")
 
@@ -31,7 +34,7 @@ def make(tmp_path):
             target.write_text(contents)
         (folder / "Dockerfile").write_text(text)
         said = []
-        return build.build(folder, name, say=said.append, **options), said
+        return builder.build(folder, name, say=said.append, **options), said
 
     return make
 
@@ -44,11 +47,11 @@ class seen:
 
     def __enter__(self):
         self.at.mkdir()
-        storage.mount(self.image.layers, None, None, self.at)
+        roots.mount(self.image.layers, None, None, self.at)
         return self.at
 
     def __exit__(self, *_):
-        storage.unmount(self.at)
+        roots.unmount(self.at)
 
 
 # Reading
@@ -132,7 +135,7 @@ def test_dockerfile_that_can_not_be_meant_is_refused_with_its_line(make, text):
     with pytest.raises(BadValue) as caught:
         make(text, files={"a": "a"})
     assert caught.value.hint and ("line" in str(caught.value) or "FROM" in str(caught.value))
-    assert "made:1" not in images.store().names() and ledger.entries() == []
+    assert "made:1" not in catalog.store().names() and ledger.entries() == []
 
 
 @pytest.mark.parametrize(
@@ -175,7 +178,7 @@ UNKNOWN = ["nobody", "web:nogroup", "many", ":staff", "\xb2", "4294967295", "-1"
 def test_owner_that_the_image_does_not_know_is_refused(make, owner):
     with pytest.raises(BadValue, match="line 3: COPY: --chown=.*"):
         make(f"{NAMES}COPY --chown={owner} file /file", files=FILES)
-    assert "made:1" not in images.store().names() and ledger.entries() == []
+    assert "made:1" not in catalog.store().names() and ledger.entries() == []
 
 
 def test_owner_is_never_looked_up_outside_the_image(make, tmp_path):
@@ -424,7 +427,7 @@ def test_run_that_fails_names_line_and_last_words_and_leaves_nothing(make):
         with pytest.raises(LabError, match="line 3.*status 3") as caught:
             make("FROM busybox\nRUN echo one > /one\nRUN echo bad luck; exit 3")
         assert caught.value.hint == "bad luck"
-        assert "made:1" not in images.store().names()
+        assert "made:1" not in catalog.store().names()
         assert os.listdir(state.lib_dir("containers")) == [] and os.listdir(state.lib_dir("build")) == []
     garbage.collect()
     assert len(os.listdir(state.lib_dir("layers"))) == 1
@@ -434,9 +437,9 @@ def test_unknown_base_and_missing_dockerfile_are_told(make, tmp_path):
     with pytest.raises(NotFound, match="nope"):
         make("FROM nope")
     with pytest.raises(NotFound):
-        build.build(tmp_path, "x")
+        builder.build(tmp_path, "x")
     with pytest.raises(NotFound):
-        build.build(tmp_path / "nowhere", "x")
+        builder.build(tmp_path / "nowhere", "x")
     with pytest.raises(BadValue):
         make("FROM busybox", name="Not A Name")
 
@@ -455,9 +458,9 @@ def test_build_in_the_way_of_garbage_collection_loses_nothing(make):
     image, _ = make("FROM busybox\nRUN echo 1 > /one\nRUN echo 2 > /two")
     garbage.remove("made:1")
     folder = state.lib_dir("..").resolve().parent / "context"
-    image = build.build(folder, "made:2", say=say, cache=False)
+    image = builder.build(folder, "made:2", say=say, cache=False)
     waiting[0].join(10)
-    assert all(os.path.exists(path) for path in images.get("made:2").layers) and len(image.layers) == 3
+    assert all(os.path.exists(path) for path in catalog.get("made:2").layers) and len(image.layers) == 3
 
 
 def test_tools_of_others_read_what_was_built(make, tmp_path):
@@ -486,10 +489,10 @@ def test_tools_of_others_read_what_was_built(make, tmp_path):
 
 
 def test_a_build_beside_a_running_container_takes_away_its_own_mounts_only(tmp_path):
-    from labkit.container import Container
+    from labkit.container.life import Container
 
     (tmp_path / "Dockerfile").write_text("FROM busybox\nCOPY file /file\n")
     (tmp_path / "file").write_text("x")
     with Container("busybox", "sleep 60").start() as box:
-        build.build(tmp_path, "beside", say=lambda _: None)
+        builder.build(tmp_path, "beside", say=lambda _: None)
         assert box.status == "running"

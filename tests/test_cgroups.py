@@ -17,11 +17,13 @@ from pathlib import Path
 import pytest
 from timing import emulated, late_by
 
-from labkit import cgroupfs, controllers, devices, events, hierarchies, ledger, state, workloads
-from labkit.cgroups import Cgroup, Limits, remove_folder
-from labkit.container import Container, run
-from labkit.errors import BadValue, InUse, KernelError, LabError, NotFound, Unsupported
-from labkit.limits import UNLIMITED, IoLimit
+from labkit.cgroups import cgroupfs, devices, events, hierarchies, versions
+from labkit.cgroups.cgroup import Cgroup, Limits, remove_folder
+from labkit.cgroups.limits import UNLIMITED, IoLimit
+from labkit.container.life import Container, run
+from labkit.ground import ledger, state
+from labkit.ground.errors import BadValue, InUse, KernelError, LabError, NotFound, Unsupported
+from labkit.lessons.watch import workloads
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -134,7 +136,7 @@ def test_a_limit_that_the_kernel_refuses_leaves_nothing():
 
 
 def test_another_process_opens_it_by_name(group):
-    code = "from labkit.cgroups import Cgroup; print(*(f.path for f in Cgroup.open('group').folders))"
+    code = "from labkit.cgroups.cgroup import Cgroup; print(*(f.path for f in Cgroup.open('group').folders))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == [str(path) for path in folders()]
 
@@ -165,7 +167,7 @@ def test_many_at_once_do_not_remove_each_others_folder_above():
 
 def test_clean_takes_what_a_killed_owner_left_running_and_nested():
     code = (
-        "import os, signal, subprocess\nfrom labkit.cgroups import Cgroup\n"
+        "import os, signal, subprocess\nfrom labkit.cgroups.cgroup import Cgroup\n"
         "group = Cgroup.create('left'); nested = group.nested('inner')\n"
         "process = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); nested.add(process.pid)\n"
         "print(process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
@@ -511,7 +513,7 @@ def test_a_v2_weight_goes_to_bfq_where_there_is_no_io_cost(tmp_path, there, writ
     for name in there:
         (tmp_path / name).touch()
     tree = hierarchies.Hierarchy(2, tmp_path, tmp_path, ("io",))
-    assert controllers.V2(tmp_path, tree).plan(Limits(io_weight=200)) == [(written, "200")]
+    assert versions.V2(tmp_path, tree).plan(Limits(io_weight=200)) == [(written, "200")]
 
 
 # Frozen, killed, born inside
@@ -537,7 +539,7 @@ def test_a_process_is_born_in_the_v2_folder(group):
     if fd is None:
         pytest.skip("no v2 tree is mounted, and CLONE_INTO_CGROUP needs one")
     code = (
-        "import os, signal, sys; from labkit import syscalls\n"
+        "import os, signal, sys; from labkit.ground import syscalls\n"
         "pid, _ = syscalls.clone3(0, signal.SIGCHLD, int(sys.argv[1]))\n"
         "print(open('/proc/self/cgroup').read()) if pid == 0 else os.waitpid(pid, 0)"
     )

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from labkit import checks, images, ledger, proc, security, state, tracing
-from labkit import syscalls as sc
-from labkit.checks import build, promises
-from labkit.errors import KernelError, LabError
-from labkit.workbench import bench
+from labkit.ground import ledger, proc, state
+from labkit.ground import syscalls as sc
+from labkit.ground.errors import KernelError, LabError
+from labkit.images import catalog
+from labkit.isolation import security
+from labkit.lessons import checks
+from labkit.lessons.checks import build, promises
+from labkit.lessons.scenes.workbench import bench
+from labkit.lessons.watch import tracing
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -55,7 +59,7 @@ def my():
 
 @pytest.fixture(scope="module")
 def layers():
-    return images.get("busybox").layers
+    return catalog.get("busybox").layers
 
 
 @pytest.fixture(autouse=True)

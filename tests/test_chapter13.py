@@ -8,10 +8,13 @@ import time
 
 import pytest
 
-from labkit import checks, engine, figures, images, oci, oci_words, taught, tracing
-
-from labkit.checks import runtime as check
-from labkit.figures import runtimes, syscalls
+from labkit.images import catalog
+from labkit.lessons import checks, figures
+from labkit.lessons.beside import engine
+from labkit.lessons.checks import runtime as check
+from labkit.lessons.figures import runtimes, syscalls
+from labkit.lessons.watch import taught, tracing
+from labkit.oci import lifecycle, terms
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -25,7 +28,7 @@ def _fresh_hints():
 
 
 def _right():
-    words = oci_words.example()
+    words = terms.example()
     words["hostname"] = "web"
     words["linux"]["resources"].update(memory={"limit": 64 << 20}, pids={"limit": 20})
     return words
@@ -131,7 +134,7 @@ def spying(tmp_path_factory):
 )
 def test_the_spy_has_to_listen_and_to_hand_on(spying, lines, passes):
     docker, spy, log = spying
-    spy.write_text("#!/bin/sh\n" + lines.format(log=log, program=oci.PROGRAM) + "\n")
+    spy.write_text("#!/bin/sh\n" + lines.format(log=log, program=lifecycle.PROGRAM) + "\n")
     assert bool(check.listener(docker, log)) is passes
 
 
@@ -143,12 +146,12 @@ def traces(tmp_path_factory):
     if not shutil.which("strace") or not shutil.which("runc"):
         pytest.fail("strace or runc is not installed: both come with vagrant/packages")
     folder = tmp_path_factory.mktemp("traced")
-    shutil.copytree(images.get("busybox").layers[0], folder / "rootfs", symlinks=True)
-    config = oci_words.example()
+    shutil.copytree(catalog.get("busybox").layers[0], folder / "rootfs", symlinks=True)
+    config = terms.example()
     config["process"].update(terminal=False, args=["true"])
     (folder / "config.json").write_text(json.dumps(config))
     words = ("run", "--bundle", str(folder), "traced")
-    return {name: taught.all_calls([program, "--root", str(folder / name), *words]) for name, program in (("runc", "runc"), ("ours", str(oci.PROGRAM)))}
+    return {name: taught.all_calls([program, "--root", str(folder / name), *words]) for name, program in (("runc", "runc"), ("ours", str(lifecycle.PROGRAM)))}
 
 
 def test_each_call_that_runc_makes_and_labkit_does_not_is_explained(traces):

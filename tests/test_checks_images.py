@@ -4,9 +4,9 @@ import hashlib
 
 import pytest
 
-from labkit import build
-from labkit.checks import images as check
-from labkit.figures import storage as drawn
+from labkit.build import builder
+from labkit.lessons.checks import images as check
+from labkit.lessons.figures import storage as drawn
 
 NOTE = b"whoever has my name has me"
 NAME = hashlib.sha256(NOTE).hexdigest()
@@ -46,7 +46,7 @@ def made(tmp_path, needs_root):
     def made(name, *lines, program="first"):
         (tmp_path / "program").write_text(program)
         (tmp_path / "Dockerfile").write_text("\n".join(["FROM busybox", *lines]))
-        return build.build(tmp_path, name, say=lambda line: None)
+        return builder.build(tmp_path, name, say=lambda line: None)
 
     return made
 

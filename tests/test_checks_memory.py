@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from labkit import checks, state, workloads
-from labkit.cgroups import Limits
-from labkit.checks import memory as check
-from labkit.container import Container
-from labkit.limits import IoLimit
+from labkit.cgroups.cgroup import Limits
+from labkit.cgroups.limits import IoLimit
+from labkit.container.life import Container
+from labkit.ground import state
+from labkit.lessons import checks
+from labkit.lessons.checks import memory as check
+from labkit.lessons.watch import workloads
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 MIB = 1 << 20

@@ -4,11 +4,13 @@ import os
 
 import pytest
 
-from labkit import images, inroot, storage
-from labkit import syscalls as sc
-from labkit.checks import roots as check
-from labkit.child import in_child
-from labkit.errors import BadValue
+from labkit.ground import syscalls as sc
+from labkit.ground.child import in_child
+from labkit.ground.errors import BadValue
+from labkit.images import catalog
+from labkit.isolation import inroot
+from labkit.lessons.checks import roots as check
+from labkit.storage import roots
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("needs_root")
 def cage(tmp_path):
     cage = tmp_path / "cage"
     cage.mkdir()
-    storage.copy_tree(images.get("busybox").layers[0], cage)
+    roots.copy_tree(catalog.get("busybox").layers[0], cage)
     return cage
 
 

@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 
-from labkit import commit, images, storage, volumes
-from labkit.checks import storage as check
-from labkit.container import Container
-from labkit.drivers import btrfs
-from labkit.errors import Unsupported
+from labkit.container.life import Container
+from labkit.ground.errors import Unsupported
+from labkit.images import catalog, commit
+from labkit.lessons.checks import storage as check
+from labkit.storage import roots, volumes
+from labkit.storage.drivers import btrfs
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -21,7 +22,7 @@ CHANGE = ["sh", "-c", "printf x | dd of=/big bs=1 conv=notrunc"]
 def image():
     with Container("busybox", "sleep 60").start() as box:
         box.exec(["dd", "if=/dev/urandom", "of=/big", "bs=1M", "count=2"])
-        return commit.commit(images.get("busybox"), box.rootfs, IMAGE)
+        return commit.commit(catalog.get("busybox"), box.rootfs, IMAGE)
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def start(image):
 
     def started(driver="overlay", **words):
         try:
-            storage.driver(driver)
+            roots.driver(driver)
         except Unsupported as error:
             pytest.skip(f"{driver}: {error}")
         boxes.append(Container(IMAGE, "sleep 60", storage=driver, **words).start())
@@ -42,7 +43,7 @@ def start(image):
         box.delete()
 
 
-@pytest.mark.parametrize("driver", storage.NAMES)
+@pytest.mark.parametrize("driver", roots.NAMES)
 def test_driver_is_read_from_the_kernel(start, driver):
     assert check.driver_of(start(driver)) == driver
 

@@ -6,10 +6,10 @@ import subprocess
 
 import pytest
 
-from labkit import proc
-from labkit.checks import views as check
-from labkit.container import Container
-from labkit.figures import namespaces as drawn
+from labkit.container.life import Container
+from labkit.ground import proc
+from labkit.lessons.checks import views as check
+from labkit.lessons.figures import namespaces as drawn
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 

@@ -17,8 +17,9 @@ import hosts
 import pytest
 from timing import late_by
 
-from labkit import cgroups, ledger, proc, state
-from labkit.measuring import ahead, cpu_share
+from labkit.cgroups import cgroup
+from labkit.ground import ledger, proc, state
+from labkit.lessons.watch.measuring import ahead, cpu_share
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 LAB = [sys.executable, "-m", "labkit"]
@@ -112,7 +113,7 @@ def test_a_pipe_that_closes_early_is_no_error():
 
 def test_a_spinner_at_half_a_cpu_gets_half_a_cpu():
     number = lab("run", "-d", "--cpus", "0.5", "busybox", "sh", "-c", "while :; do :; done").stdout.strip()
-    group = cgroups.Cgroup.open(number)
+    group = cgroup.Cgroup.open(number)
     # The best of five: a busy machine can give it less, nothing can give it more.
     with ahead():
         share = min((cpu_share(group) for _ in range(5)), key=lambda got: abs(got - 0.5))

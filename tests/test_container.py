@@ -12,11 +12,13 @@ from pathlib import Path
 import hosts
 import pytest
 
-from labkit import container, entering, ledger, proc, spawner, state, users
-from labkit.child import in_child
-from labkit.container import Container, run
-from labkit.errors import BadValue, CommandError, InUse, LabError, NotFound
-from labkit.spec import Spec
+from labkit.container import joining, life, spawner
+from labkit.container.life import Container, run
+from labkit.container.spec import Spec
+from labkit.ground import ledger, proc, state
+from labkit.ground.child import in_child
+from labkit.ground.errors import BadValue, CommandError, InUse, LabError, NotFound
+from labkit.isolation import users
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -184,7 +186,7 @@ def test_a_read_only_volume_is_read_and_not_written(tmp_path):
 
 
 def test_a_named_volume_begins_with_what_the_image_has_there_and_outlives_the_container():
-    from labkit import volumes
+    from labkit.storage import volumes
 
     try:
         assert "root:x:0" in run("busybox", ["cat", "/etc/passwd"], volumes=["settings:/etc"], show=False).output
@@ -215,8 +217,8 @@ def test_a_command_that_fails_at_once_is_waited_for_although_its_parent_is_slow(
     monkeypatch.setattr(spawner, "current", spawner.Here)
     # Who is not waited for stays a zombie in the container, and its PID 1 can't end before all others.
     with Container("busybox", "sleep 60").start() as box:
-        say = entering.say
-        monkeypatch.setattr(entering, "say", slowly)
+        say = joining.say
+        monkeypatch.setattr(joining, "say", slowly)
         with pytest.raises(CommandError):
             box.exec("no-such-command")
         box.kill()
@@ -251,14 +253,14 @@ def test_a_frozen_container_can_be_killed():
 def test_a_container_is_found_from_another_process_by_name_and_by_the_start_of_its_id():
     with Container("busybox", "sleep 60", name="web").start() as box:
         code = (
-            "from labkit.container import find\n"
+            "from labkit.container.life import find\n"
             f"a, b = find('web'), find('{box.id[:6]}')\n"
             "print(a.id == b.id, a.status, a.pid, len(a.top()), a.exec('echo hi').output.strip())"
         )
         printed = subprocess.check_output([sys.executable, "-c", code], text=True)
         assert printed == f"True running {box.pid} 1 hi\n"
     with pytest.raises(NotFound):
-        container.find("web")
+        life.find("web")
 
 
 def test_a_container_started_from_a_thread_outlives_the_thread():
@@ -276,7 +278,7 @@ def test_a_container_started_from_a_thread_outlives_the_thread():
 def test_the_same_job_ends_alike_in_the_helper_and_here():
     helper, here = spawner.Helper(), spawner.Here()
     try:
-        from labkit.launch import Job
+        from labkit.container.launch import Job
 
         for keeper in (helper, here):
             read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -294,7 +296,7 @@ def test_the_helper_ends_with_its_notebook_and_takes_the_container_along():
     code = (
         "import os, signal, threading\n"
         "threading.Thread(target=signal.pause, daemon=True).start()\n"
-        "from labkit.container import Container\n"
+        "from labkit.container.life import Container\n"
         "box = Container('busybox', 'sleep 60').start()\n"
         "print(box.pid, flush=True)\n"
         "signal.pause()\n"

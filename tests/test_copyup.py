@@ -10,13 +10,16 @@ import hosts
 import pytest
 from tars import entry, tar
 
-from labkit import child, commit, copyup, garbage, images, ledger, listing, storage, volumes
-from labkit.checks import layers as check
-from labkit.container import Container
-from labkit.errors import BadValue
-from labkit.figures import png
-from labkit.figures import storage as draw
-from labkit.panels import storage as panels
+from labkit.container.life import Container
+from labkit.ground import child, ledger
+from labkit.ground.errors import BadValue
+from labkit.images import catalog, commit
+from labkit.lessons.checks import layers as check
+from labkit.lessons.figures import png
+from labkit.lessons.figures import storage as draw
+from labkit.lessons.panels import storage as panels
+from labkit.lessons.watch import copyup, listing
+from labkit.storage import garbage, roots, volumes
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 MIB = 1 << 20
@@ -143,7 +146,7 @@ def test_still_one_file_fails_on_wrong_work(folders):
         return check.still_one_file(merged, upper, "a", "same", "new")
 
     assert not tried()  # not mounted
-    with storage.mounted(lower, upper, work, merged):
+    with roots.mounted(lower, upper, work, merged):
         assert not tried()  # not written
         (merged / "a").write_text("new")
         assert not tried()  # two files now
@@ -155,7 +158,7 @@ def test_still_one_file_fails_on_wrong_work(folders):
     for folder in (upper, work):
         shutil.rmtree(folder)
         folder.mkdir()
-    with storage.mounted(lower, upper, work, merged, options=("index=on",)):
+    with roots.mounted(lower, upper, work, merged, options=("index=on",)):
         assert not tried()
         (merged / "a").write_text("new")
         assert tried()
@@ -172,12 +175,12 @@ def test_changed_for_less_fails_on_wrong_work(folders):
     lower, upper, work, merged = folders
     copyup.write_file(lower / "big", 4 * MIB)
     assert not check.changed_for_less(merged, upper, "big", 0o600)  # not mounted
-    with storage.mounted(lower, upper, work, merged):
+    with roots.mounted(lower, upper, work, merged):
         assert not check.changed_for_less(merged, upper, "big", 0o600)  # not changed
         (merged / "big").chmod(0o600)
         assert not check.changed_for_less(merged, upper, "big", 0o600)  # 4 MB copied up
     (upper / "big").unlink()
-    with storage.mounted(lower, upper, work, merged, options=("metacopy=on",)):
+    with roots.mounted(lower, upper, work, merged, options=("metacopy=on",)):
         (merged / "big").chmod(0o640)
         assert not check.changed_for_less(merged, upper, "big", 0o600)  # another mode
         (merged / "big").chmod(0o600)
@@ -269,7 +272,7 @@ def test_figures_are_drawn_of_what_is_there(folders):
 
 
 def test_what_a_container_did_becomes_a_layer_of_a_new_image():
-    base = images.get("busybox")
+    base = catalog.get("busybox")
     with Container("busybox", ["sleep", "1000"]).start() as box:
         box.exec(["sh", "-c", "echo mine > /root/note; rm /bin/ls"])
         made = commit.commit(base, box.rootfs, "test-commit:1", cmd=("cat", "/root/note"), env=("A=1",))

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from labkit import child, delegation, hierarchies
-from labkit.cgroups import Cgroup, Limits
-from labkit.errors import BadValue, Unsupported
+from labkit.cgroups import hierarchies
+from labkit.cgroups.cgroup import Cgroup, Limits
+from labkit.ground import child
+from labkit.ground.errors import BadValue, Unsupported
+from labkit.lessons.scenes import delegation
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 USER = 65534

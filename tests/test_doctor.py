@@ -13,8 +13,10 @@ from pathlib import Path
 import hosts
 import pytest
 
-from labkit import doctor, errors, kernel_probes, namespaces, probing, syscalls
-from labkit.child import in_child
+from labkit.app import doctor, kernel_probes, probing
+from labkit.ground import errors, syscalls
+from labkit.ground.child import in_child
+from labkit.isolation import namespaces
 
 
 @pytest.fixture(autouse=True)

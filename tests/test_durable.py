@@ -15,8 +15,10 @@ from tars import entry, folder, tar
 from test_images import add_image
 from test_registry import host  # noqa: F401 - a fixture
 
-from labkit import archives, garbage, images, ledger, registry, state, storage, volumes
-from labkit.drivers import flat
+from labkit.ground import ledger, state
+from labkit.images import archives, catalog, registry
+from labkit.storage import garbage, roots, volumes
+from labkit.storage.drivers import flat
 
 pytestmark = pytest.mark.usefixtures("needs_root", "own_root")
 REPO = Path(__file__).parent.parent
@@ -66,16 +68,16 @@ def assert_in_order(calls, layers=1):
 
 def two_layers(name):
     layers = [tar(folder("."), entry(file, data=b"x")) for file in "ab"]
-    add_image(images.store(), name, *layers)
+    add_image(catalog.store(), name, *layers)
 
 
 def test_loaded_image_is_on_the_disk_before_it_has_a_name(tmp_path):
     two_layers("two:1")
     archives.save("two:1", tmp_path / "two.tar")
     garbage.remove("two:1")
-    code = f"from labkit import archives; archives.load({str(tmp_path / 'two.tar')!r})"
+    code = f"from labkit.images import archives; archives.load({str(tmp_path / 'two.tar')!r})"
     assert_in_order(order(code, tmp_path), layers=2)
-    assert images.get("two:1").layers
+    assert catalog.get("two:1").layers
 
 
 def test_pulled_image_is_on_the_disk_before_it_has_a_name(tmp_path, host):  # noqa: F811
@@ -83,22 +85,22 @@ def test_pulled_image_is_on_the_disk_before_it_has_a_name(tmp_path, host):  # no
     two_layers(f"{host}/two:1")
     registry.push(f"{host}/two:1")
     garbage.remove(f"{host}/two:1")
-    code = f"from labkit import registry; registry.pull('{host}/two:1')"
+    code = f"from labkit.images import registry; registry.pull('{host}/two:1')"
     assert_in_order(order(code, tmp_path), layers=2)
 
 
 def test_built_image_is_on_the_disk_before_it_has_a_name(tmp_path):
-    images.get("busybox")
+    catalog.get("busybox")
     (tmp_path / "context").mkdir()
     (tmp_path / "context/Dockerfile").write_text("FROM busybox\nCOPY Dockerfile /\nENV A=b\n")
-    code = f"from labkit import build; build.build({str(tmp_path / 'context')!r}, 'built:1')"
+    code = f"from labkit.build import builder as build; build.build({str(tmp_path / 'context')!r}, 'built:1')"
     assert_in_order(order(code, tmp_path))
 
 
 def test_saved_archive_is_on_the_disk_before_it_has_its_name(tmp_path):
-    images.get("busybox")
+    catalog.get("busybox")
     path = tmp_path / "saved.tar"
-    calls = order(f"from labkit import archives; archives.save('busybox', {str(path)!r})", tmp_path)
+    calls = order(f"from labkit.images import archives; archives.save('busybox', {str(path)!r})", tmp_path)
     (at,) = (at for at, (call, new) in enumerate(calls) if new == str(path))
     assert calls[at - 1] == ("fsync", calls[at][0].removeprefix("rename "))
     assert calls[at + 1] == ("fsync", str(tmp_path))
@@ -133,9 +135,9 @@ def reboot(monkeypatch):
 
 def test_reboot_leaves_nothing_that_is_never_given_back(reboot):
     """A container's folder, a half pulled image, a half unpacked layer: no ledger knows of them any more."""
-    image = images.get("busybox")
-    storage.driver("overlay").prepare(image, "lost")
-    storage.driver("vfs").prepare(image, "copied")
+    image = catalog.get("busybox")
+    roots.driver("overlay").prepare(image, "lost")
+    roots.driver("vfs").prepare(image, "copied")
     lib, layer = state.lib_dir(), Path(image.layers[0]).parent
     for scratch in ("images/.skopeo-1", "images/.load-2", layer / ".diff.3.tmp", "flat/.4.tmp"):
         (lib / scratch / "inside").mkdir(parents=True)
@@ -144,19 +146,19 @@ def test_reboot_leaves_nothing_that_is_never_given_back(reboot):
     volumes.create("mine")
     reboot()
 
-    new = storage.driver("overlay").prepare(image, "new")
+    new = roots.driver("overlay").prepare(image, "new")
     assert len(garbage.reclaim()) == 7
     assert [path.name for path in (lib / "containers").iterdir()] == ["new"], "of this boot"
     assert sorted(path.name for path in lib.rglob(".*")) == [] and list((lib / "btrfs").iterdir()) == []
-    assert images.get("busybox").layers == image.layers and Path(new.lowerdirs[0], "bin/sh").exists()
+    assert catalog.get("busybox").layers == image.layers and Path(new.lowerdirs[0], "bin/sh").exists()
     assert volumes.get("mine"), "a volume outlives everything"
     assert garbage.reclaim() == []
-    storage.driver("overlay").remove("new")
+    roots.driver("overlay").remove("new")
 
 
 def test_what_is_in_use_is_not_taken_for_an_earlier_boots(reboot):
     """Not what the ledger knows, however old; not what is new, though the ledger is gone."""
-    storage.driver("overlay").prepare(images.get("busybox"), "old")
+    roots.driver("overlay").prepare(catalog.get("busybox"), "old")
     ledger.write("cgroup", path="/sys/fs/cgroup/none", also=["/sys/fs/cgroup/none"])
     for path in state.lib_dir().rglob("*"):
         os.utime(path, (0, 0), follow_symlinks=False)
@@ -168,7 +170,7 @@ def test_what_is_in_use_is_not_taken_for_an_earlier_boots(reboot):
 
 def test_copy_that_is_just_being_made_is_no_garbage():
     """Its image is here; the name it will have is in its name."""
-    image = images.get("busybox")
+    image = catalog.get("busybox")
     making = state.lib_dir("flat") / f".{flat.chain(image.diff_ids)}.tmp"
     other = state.lib_dir("flat") / f".{'0' * 64}.tmp"
     for path in (making, other):

@@ -2,8 +2,9 @@
 
 import pytest
 
-from labkit import engine, ledger
-from labkit.errors import LabError
+from labkit.ground import ledger
+from labkit.ground.errors import LabError
+from labkit.lessons.beside import engine
 
 pytestmark = [
     pytest.mark.usefixtures("needs_root"),

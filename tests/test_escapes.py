@@ -5,10 +5,12 @@ import sys
 
 import pytest
 
-from labkit import ledger, museum, security
-from labkit.container import Container
-from labkit.errors import BadValue
-from labkit.spec import Spec
+from labkit.container.life import Container
+from labkit.container.spec import Spec
+from labkit.ground import ledger
+from labkit.ground.errors import BadValue
+from labkit.isolation import security
+from labkit.lessons.scenes import museum
 
 
 @pytest.fixture(autouse=True)

@@ -13,24 +13,16 @@ import hosts
 import pytest
 import worlds
 
-from labkit import (
-    cgroups,
-    devices,
-    in_child,
-    launch,
-    ledger,
-    mounts,
-    network,
-    proc,
-    seccomp,
-    security,
-    spawner,
-    state,
-    storage,
-)
-from labkit import syscalls as sc
-from labkit.container import Container, all_containers, find, run
-from labkit.errors import InUse, KernelError, LabError
+from labkit import in_child
+from labkit.cgroups import cgroup, devices
+from labkit.container import launch, spawner
+from labkit.container.life import Container, all_containers, find, run
+from labkit.ground import ledger, proc, state
+from labkit.ground import syscalls as sc
+from labkit.ground.errors import InUse, KernelError, LabError
+from labkit.isolation import mounts, seccomp, security
+from labkit.network import bridge
+from labkit.storage import roots
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 LAB = [sys.executable, "-m", "labkit"]
@@ -60,10 +52,10 @@ def cloned_here(monkeypatch):
 
 
 def _plan_length():
-    from labkit import images
-    from labkit.spec import Spec
+    from labkit.container.spec import Spec
+    from labkit.images import catalog
 
-    job = Spec.make("busybox", "true").job(images.get("busybox").config, mounts.BindRoot("/", "/"), "x")
+    job = Spec.make("busybox", "true").job(catalog.get("busybox").config, mounts.BindRoot("/", "/"), "x")
     return 1 + len(job.plan.steps)  # the root, then the rest
 
 
@@ -97,9 +89,9 @@ def test_a_failure_at_every_step_of_the_plan_leaves_nothing(way, cloned_here, mo
 
 
 PARTS = [
-    (storage.Overlay, "prepare") if hasattr(storage, "Overlay") else (storage, "driver"),
-    (cgroups.Cgroup, "set"),
-    (cgroups.Cgroup, "create"),
+    (roots.Overlay, "prepare") if hasattr(roots, "Overlay") else (roots, "driver"),
+    (cgroup.Cgroup, "set"),
+    (cgroup.Cgroup, "create"),
     (devices, "allow_only"),
     (seccomp, "program"),
     (seccomp, "install"),
@@ -183,8 +175,8 @@ def test_a_killed_lab_run_is_cleaned_up_whenever_it_is_killed(after):
 def test_a_process_whose_parent_is_killed_before_its_go_ends():
     code = (
         "import os, signal, sys\n"
-        "from labkit import spawner\n"
-        "from labkit.launch import Job\n"
+        "from labkit.container import spawner\n"
+        "from labkit.container.launch import Job\n"
         "spawner._prepare = lambda job, pid: (print(pid, flush=True), signal.pause())\n"
         "spawner.spawn(Job(argv=('true',)), (0, 1, 2))\n"
     )
@@ -236,7 +228,7 @@ def test_a_killed_spawner_takes_its_containers_along_and_the_next_one_gets_a_new
 def test_a_killed_notebook_leaves_what_clean_gives_back():
     code = (
         "import threading, signal; threading.Thread(target=signal.pause, daemon=True).start()\n"
-        "from labkit.container import Container\n"
+        "from labkit.container.life import Container\n"
         "boxes = [Container('busybox', 'sleep 600').start() for _ in range(3)]\n"
         "print('up', flush=True); signal.pause()"
     )
@@ -328,7 +320,7 @@ def test_fifty_containers_at_once():
             pids = {box.pid for box in boxes}
             assert len(addresses) == len(pids) == 50 and all(box.status == "running" for box in boxes)
             assert boxes[0].exec(["ping", "-c", "1", "-W", "2", boxes[-1].record()["address"]]).code == 0
-        assert len(ledger.entries()) == before and network.all_networks() == []
+        assert len(ledger.entries()) == before and bridge.all_networks() == []
         return True
 
     assert worlds.inside(work)
@@ -416,16 +408,18 @@ def test_a_full_disk_while_building_is_said_and_the_store_stays_sound(room_for_t
     (tmp_path / "Dockerfile").write_text(f"FROM busybox\nRUN dd if=/dev/urandom of=/big bs=1M count={size}\n")
 
     def work():
-        from labkit import build, garbage, images
+        from labkit.build import builder
+        from labkit.images import catalog
+        from labkit.storage import garbage
 
         with _small_disk("32m"):
             run("busybox", "true", show=False)
             try:
-                build.build(tmp_path, "big", say=lambda _: None)
+                builder.build(tmp_path, "big", say=lambda _: None)
                 said = "nothing"
             except LabError as error:
                 said = str(error)
-            named = [image.name for image in images.all()]
+            named = [image.name for image in catalog.all()]
             ledger.clean()
             garbage.collect()
             return said, named, run("busybox", "echo fine", show=False).output, len(ledger.entries())

@@ -6,13 +6,14 @@ import numpy
 import pytest
 from timing import emulated
 
-from labkit import hierarchies, workloads
-from labkit.container import Container
-from labkit.figures import cpu, memory, png
-from labkit.panels import cpu as cpu_panels
-from labkit.panels import disk as disk_panels
-from labkit.panels import memory as memory_panels
-from labkit.sampling import SOURCES, Sampler, Trace
+from labkit.cgroups import hierarchies
+from labkit.container.life import Container
+from labkit.lessons.figures import cpu, memory, png
+from labkit.lessons.panels import cpu as cpu_panels
+from labkit.lessons.panels import disk as disk_panels
+from labkit.lessons.panels import memory as memory_panels
+from labkit.lessons.watch import workloads
+from labkit.lessons.watch.sampling import SOURCES, Sampler, Trace
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 PATIENCE = 8 if emulated() else 1  # an emulated CPU draws a picture in seconds
@@ -163,9 +164,9 @@ def test_a_real_writer_is_held_at_the_limit_that_a_knob_sets():
 
 
 def needs_a_disk():
-    from labkit import state
-    from labkit.errors import Unsupported
-    from labkit.quantities import disk_of
+    from labkit.cgroups.quantities import disk_of
+    from labkit.ground import state
+    from labkit.ground.errors import Unsupported
 
     try:
         disk_of(state.lib_dir())
@@ -186,7 +187,7 @@ def test_bandwidth_and_pressure_are_drawn_from_what_there_is():
                                   memory_panels.processes_panel, memory_panels.freeze_panel,
                                   disk_panels.disk_panel])  # fmt: skip
 def test_a_panel_runs_twice_is_live_and_leaves_nothing(make, capsys):
-    from labkit import ledger
+    from labkit.ground import ledger
 
     if make is disk_panels.disk_panel:
         needs_a_disk()
@@ -271,12 +272,12 @@ def test_a_panels_container_dies_with_a_notebook_that_is_killed():
     import sys
 
     code = (
-        "import os, signal, time\nfrom labkit.panels import cpu\n"
+        "import os, signal, time\nfrom labkit.lessons.panels import cpu\n"
         "panel = cpu.quota_panel(); panel.start(); print(panel.experiment.box.id, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     out = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True).stdout.strip()
-    from labkit import ledger
+    from labkit.ground import ledger
 
     _, _, failed = ledger.clean()
     assert not failed
@@ -287,8 +288,8 @@ def test_a_panels_container_dies_with_a_notebook_that_is_killed():
 
 
 def test_checks_see_a_right_limit_and_refuse_wrong_ones():
-    from labkit.cgroups import Limits
-    from labkit.checks import cpu as check
+    from labkit.cgroups.cgroup import Limits
+    from labkit.lessons.checks import cpu as check
 
     with Container("busybox", workloads.spin(), cpus=0.3).start() as box:
         assert not check.quota(box, cpus=0.3, period=20_000)  # the period is wrong
@@ -305,8 +306,8 @@ def test_checks_see_a_right_limit_and_refuse_wrong_ones():
 
 
 def test_checks_see_shares_by_weight_and_refuse_other_ways():
-    from labkit.cgroups import Limits
-    from labkit.checks import cpu as check
+    from labkit.cgroups.cgroup import Limits
+    from labkit.lessons.checks import cpu as check
 
     def three(*limits):
         return [Container("busybox", workloads.spin(), limits=one).start() for one in limits]
@@ -330,8 +331,8 @@ def test_checks_see_shares_by_weight_and_refuse_other_ways():
 def test_checks_see_a_pinned_container_and_refuse_a_roaming_one():
     import os
 
-    from labkit.cgroups import Limits
-    from labkit.checks import cpu as check
+    from labkit.cgroups.cgroup import Limits
+    from labkit.lessons.checks import cpu as check
 
     if os.cpu_count() < 2:
         pytest.skip("this machine has one CPU: everybody is on it")
@@ -344,7 +345,7 @@ def test_checks_see_a_pinned_container_and_refuse_a_roaming_one():
 
 
 def test_cgls_draws_our_containers_on_every_controllers_tree():
-    from labkit import cgls
+    from labkit.cgroups import cgls
 
     with Container("busybox", ["sleep", "1000"]).start() as box:
         for name in ("cpu", "cpuset", "memory"):

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit import child, in_child, proc, state, syscalls
-from labkit.errors import BadValue, CommandError, KernelError, LabError, NotFound
+from labkit import in_child
+from labkit.ground import child, proc, state, syscalls
+from labkit.ground.errors import BadValue, CommandError, KernelError, LabError, NotFound
 
 
 def test_a_failed_syscall_names_the_call_the_path_and_the_errno():
@@ -192,7 +193,7 @@ def test_two_states_never_share_a_mark(monkeypatch, tmp_path):
 
 
 def test_a_lock_dies_with_its_holder():
-    code = "import os, signal\nfrom labkit import state\nwith state.lock('t'):\n print('held', flush=True)\n signal.pause()"
+    code = "import os, signal\nfrom labkit.ground import state\nwith state.lock('t'):\n print('held', flush=True)\n signal.pause()"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     holder.kill()
@@ -244,7 +245,7 @@ def test_a_mount_point_with_a_space_and_a_backslash_is_read_right(tmp_path, need
 
 
 def test_importing_labkit_loads_neither_matplotlib_nor_numpy():
-    code = "import labkit, labkit.cli, sys; print(sorted({'numpy','matplotlib','IPython'} & set(sys.modules)))"
+    code = "import labkit, labkit.app.cli, sys; print(sorted({'numpy','matplotlib','IPython'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 

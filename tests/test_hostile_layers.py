@@ -14,8 +14,9 @@ import pytest
 import zstandard
 from tars import END, entry, folder, link, pad, pax, raw, symlink, tar
 
-from labkit import digests, layers, ledger
-from labkit.errors import BadArchive, BadValue, InUse, LabError
+from labkit.ground import ledger
+from labkit.ground.errors import BadArchive, BadValue, InUse, LabError
+from labkit.images import digests, layers
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 

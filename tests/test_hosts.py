@@ -12,7 +12,8 @@ from pathlib import Path
 import hosts
 import pytest
 
-from labkit import hierarchies, state
+from labkit.cgroups import hierarchies
+from labkit.ground import state
 
 REPO = Path(__file__).parent.parent
 

@@ -15,8 +15,10 @@ import pytest
 from tars import entry, folder, symlink, tar
 from trees import differences, snapshot
 
-from labkit import archives, base, digests, garbage, images, layout, ledger, state, storage
-from labkit.errors import BadArchive, BadValue, InUse, LabError, NotFound, Unsupported
+from labkit.ground import ledger, state
+from labkit.ground.errors import BadArchive, BadValue, InUse, LabError, NotFound, Unsupported
+from labkit.images import archives, busybox, catalog, digests, layout
+from labkit.storage import garbage, roots
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -45,11 +47,11 @@ ONE, TWO, THREE = (tar(folder("."), entry(name, data=name.encode())) for name in
 
 
 def test_base_image_is_made_offline_on_first_use_and_found_after(own_root):
-    assert images.all() == []
-    image = images.get("busybox")
+    assert catalog.all() == []
+    image = catalog.get("busybox")
     assert image.name == "busybox:latest"
-    assert images.get("busybox:latest") == image == images.get(image.id[7:15]) == images.get(image.digest)
-    assert images.all() == [image]
+    assert catalog.get("busybox:latest") == image == catalog.get(image.id[7:15]) == catalog.get(image.digest)
+    assert catalog.all() == [image]
     assert image.config.cmd == ("sh",) and image.config.env[0].startswith("PATH=")
 
 
@@ -57,12 +59,12 @@ def test_same_busybox_makes_the_same_digest(tmp_path, monkeypatch):
     found = set()
     for name in ("one", "two"):
         monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / name))
-        found.add((images.get("busybox").digest, images.get("busybox").id))
+        found.add((catalog.get("busybox").digest, catalog.get("busybox").id))
     assert len(found) == 1
 
 
 def test_base_image_has_what_programs_expect(own_root):
-    root = images.get("busybox").layers[0]
+    root = catalog.get("busybox").layers[0]
     names = os.listdir(f"{root}/bin")
     assert {"sh", "ls", "ps", "mount", "busybox"} <= set(names) and len(names) > 200
     assert os.lstat(f"{root}/bin/sh").st_ino == os.lstat(f"{root}/bin/busybox").st_ino, "one file, many names"
@@ -78,25 +80,25 @@ def test_base_image_has_what_programs_expect(own_root):
 
 def test_busybox_with_a_loader_is_not_static():
     with open("/bin/busybox", "rb") as file:
-        assert base.is_static(file.read())
+        assert busybox.is_static(file.read())
     with open("/bin/ls", "rb") as file:
-        assert not base.is_static(file.read())
+        assert not busybox.is_static(file.read())
     assert (
-        not base.is_static(b"#!/bin/sh\n")
-        and not base.is_static(b"")
-        and not base.is_static(b"\x7fELF" + bytes(80)[:40])
+        not busybox.is_static(b"#!/bin/sh\n")
+        and not busybox.is_static(b"")
+        and not busybox.is_static(b"\x7fELF" + bytes(80)[:40])
     )
 
 
 def test_without_a_static_busybox_it_says_what_to_install(own_root, monkeypatch):
-    monkeypatch.setattr(base, "_WHERE", ("/bin/ls", "/nowhere"))
+    monkeypatch.setattr(busybox, "_WHERE", ("/bin/ls", "/nowhere"))
     with pytest.raises(NotFound, match="busybox-static"):
-        images.get("busybox")
+        catalog.get("busybox")
 
 
 def test_many_who_ask_at_once_get_one_image(own_root):
     found = []
-    threads = [threading.Thread(target=lambda: found.append(images.get("busybox"))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: found.append(catalog.get("busybox"))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -105,7 +107,7 @@ def test_many_who_ask_at_once_get_one_image(own_root):
 
 
 def test_skopeo_and_umoci_read_our_store(own_root):
-    image = images.get("busybox")
+    image = catalog.get("busybox")
     path = state.lib_dir("images")
     said = subprocess.run(
         ["skopeo", "--insecure-policy", "inspect", f"oci:{path}:busybox:latest"],
@@ -168,25 +170,25 @@ def test_name_that_is_none_is_refused(name):
 
 
 def test_unknown_image_is_told_with_those_there_are(own_root):
-    images.get("busybox")
+    catalog.get("busybox")
     with pytest.raises(NotFound, match="busybox:latest"):
-        images.get("nope")
+        catalog.get("nope")
     with pytest.raises(NotFound):
-        images.get("sha256:" + "0" * 64)
+        catalog.get("sha256:" + "0" * 64)
 
 
 def test_image_can_not_be_changed_by_who_holds_it(own_root):
     with pytest.raises(FrozenInstanceError):
-        images.get("busybox").name = "x"
+        catalog.get("busybox").name = "x"
 
 
 # Layers
 
 
 def test_layer_in_two_images_is_stored_and_unpacked_once(own_root):
-    add_image(images.store(), "a", ONE, TWO)
-    add_image(images.store(), "b", ONE, THREE)
-    a, b = images.get("a"), images.get("b")
+    add_image(catalog.store(), "a", ONE, TWO)
+    add_image(catalog.store(), "b", ONE, THREE)
+    a, b = catalog.get("a"), catalog.get("b")
     assert a.layers[0] == b.layers[0] and a.layers[1] != b.layers[1]
     assert len(os.listdir(state.lib_dir("layers"))) == 3
     blobs = os.listdir(state.lib_dir("images") / "blobs/sha256")
@@ -194,11 +196,11 @@ def test_layer_in_two_images_is_stored_and_unpacked_once(own_root):
 
 
 def test_layer_that_stands_twice_in_one_image_is_mounted(own_root):
-    add_image(images.store(), "twice", ONE, TWO, ONE)
-    made = storage.driver().prepare(images.get("twice"), "test-twice")
-    with storage.mounted(made.lowerdirs, made.upperdir, made.workdir, made.merged) as root:
+    add_image(catalog.store(), "twice", ONE, TWO, ONE)
+    made = roots.driver().prepare(catalog.get("twice"), "test-twice")
+    with roots.mounted(made.lowerdirs, made.upperdir, made.workdir, made.merged) as root:
         assert sorted(os.listdir(root)) == ["one", "two"]
-    storage.driver().remove("test-twice")
+    roots.driver().remove("test-twice")
 
 
 def test_config_is_read_in_full(own_root):
@@ -213,8 +215,8 @@ def test_config_is_read_in_full(own_root):
         "Volumes": {"/data": {}},
         "Labels": {"k": "v"},
     }
-    add_image(images.store(), "c", ONE, config=config)
-    assert images.get("c").config == images.ImageConfig(
+    add_image(catalog.store(), "c", ONE, config=config)
+    assert catalog.get("c").config == catalog.ImageConfig(
         env=("A=1",),
         entrypoint=("/e",),
         cmd=("c", "d"),
@@ -243,9 +245,9 @@ def test_config_is_read_in_full(own_root):
     ],
 )
 def test_config_that_is_none_is_refused(own_root, config):
-    add_image(images.store(), "c", ONE, config=config)
+    add_image(catalog.store(), "c", ONE, config=config)
     with pytest.raises(BadArchive):
-        images.get("c")
+        catalog.get("c")
 
 
 def damage_blob(store, digest):
@@ -256,15 +258,15 @@ def damage_blob(store, digest):
 
 
 def test_damaged_store_is_noticed_and_nothing_is_kept_of_it(own_root):
-    store = images.store()
+    store = catalog.store()
     digest = add_image(store, "d", ONE)
     damage_blob(store, digests.digest(ONE))
     with pytest.raises(BadArchive, match="promised"):
-        images.get("d")
+        catalog.get("d")
     assert not any(path.name == "diff" for path in state.lib_dir("layers").rglob("*"))
     damage_blob(store, digest)
     with pytest.raises(BadArchive, match="other contents"):
-        images.get("d")
+        catalog.get("d")
 
 
 @pytest.mark.parametrize(
@@ -272,73 +274,73 @@ def test_damaged_store_is_noticed_and_nothing_is_kept_of_it(own_root):
     [{}, {"config": 1}, {"config": {}, "layers": []}, {"layers": "x"}, {"manifests": []}, [], 7, None],
 )
 def test_manifest_that_is_none_is_refused(own_root, manifest):
-    store = images.store()
+    store = catalog.store()
     digest, _ = store.add_json(manifest)
     store.set_name("m:latest", digest)
     with pytest.raises(LabError):
-        images.get("m")
+        catalog.get("m")
 
 
 def test_manifest_that_points_outside_the_store_is_refused(own_root):
-    store = images.store()
+    store = catalog.store()
     part = {"digest": "sha256:../../../../etc/passwd", "size": 1}
     digest, _ = store.add_json({"config": part, "layers": [part]})
     store.set_name("m:latest", digest)
     with pytest.raises(BadArchive, match="names a blob by"):
-        images.get("m")
+        catalog.get("m")
 
 
 def test_index_that_is_damaged_is_told(own_root):
-    images.store()
+    catalog.store()
     (state.lib_dir("images") / "index.json").write_text("{")
     with pytest.raises(BadArchive, match="index.json"):
-        images.all()
+        catalog.all()
 
 
 # Removing
 
 
 def test_removed_image_leaves_what_others_need(own_root):
-    add_image(images.store(), "a", ONE, TWO)
-    add_image(images.store(), "b", ONE, THREE)
-    before = snapshot(images.get("b").layers[0])
-    images.get("a")
+    add_image(catalog.store(), "a", ONE, TWO)
+    add_image(catalog.store(), "b", ONE, THREE)
+    before = snapshot(catalog.get("b").layers[0])
+    catalog.get("a")
     assert garbage.remove("a") > 0
-    assert differences(before, snapshot(images.get("b").layers[0])) == []
-    assert not images.layer_folder(digests.digest(TWO)).exists()
+    assert differences(before, snapshot(catalog.get("b").layers[0])) == []
+    assert not catalog.layer_folder(digests.digest(TWO)).exists()
     with pytest.raises(NotFound):
-        images.get("a")
+        catalog.get("a")
     garbage.remove("b")
     assert os.listdir(state.lib_dir("layers")) == os.listdir(state.lib_dir("images") / "blobs/sha256") == []
 
 
 def test_layer_that_a_container_stands_on_is_never_taken(own_root):
-    add_image(images.store(), "a", ONE, TWO)
-    made = storage.driver().prepare(images.get("a"), "test-holds")
+    add_image(catalog.store(), "a", ONE, TWO)
+    made = roots.driver().prepare(catalog.get("a"), "test-holds")
     with pytest.raises(InUse, match="test-holds"):
         garbage.remove("a")
     garbage.remove("a", force=True)
     garbage.collect()
-    with storage.mounted(made.lowerdirs, made.upperdir, made.workdir, made.merged) as root:
+    with roots.mounted(made.lowerdirs, made.upperdir, made.workdir, made.merged) as root:
         assert (root / "one").read_text() == "one"
-    storage.driver().remove("test-holds")
+    roots.driver().remove("test-holds")
     assert garbage.collect() > 0
     assert os.listdir(state.lib_dir("layers")) == []
 
 
 def test_image_with_two_names_goes_with_the_second(own_root):
-    add_image(images.store(), "a", ONE)
-    images.tag("a", "b:2")
+    add_image(catalog.store(), "a", ONE)
+    catalog.tag("a", "b:2")
     garbage.remove("a")
-    assert (images.get("b:2").layers[0] + "/one",) and os.path.exists(images.get("b:2").layers[0] + "/one")
+    assert (catalog.get("b:2").layers[0] + "/one",) and os.path.exists(catalog.get("b:2").layers[0] + "/one")
 
 
 def test_container_is_not_stood_on_a_layer_that_went(own_root):
-    add_image(images.store(), "a", ONE)
-    image = images.get("a")
+    add_image(catalog.store(), "a", ONE)
+    image = catalog.get("a")
     garbage.remove("a")
     with pytest.raises(NotFound, match="removed"):
-        storage.driver().prepare(image, "test-late")
+        roots.driver().prepare(image, "test-late")
     assert not (state.lib_dir("containers") / "test-late").exists()
 
 
@@ -346,9 +348,9 @@ def test_container_is_not_stood_on_a_layer_that_went(own_root):
 
 
 def test_saved_image_is_the_same_when_it_is_loaded(own_root, monkeypatch):
-    add_image(images.store(), "a:1", ONE, TWO)
-    add_image(images.store(), "b", ONE)
-    first = images.get("a:1")
+    add_image(catalog.store(), "a:1", ONE, TWO)
+    add_image(catalog.store(), "b", ONE)
+    first = catalog.get("a:1")
     before = [snapshot(path) for path in first.layers]
     archives.save(["a:1", "b"], own_root / "both.tar")
     archives.save(["b", "a:1"], own_root / "again.tar")
@@ -361,12 +363,12 @@ def test_saved_image_is_the_same_when_it_is_loaded(own_root, monkeypatch):
         first.id,
     )
     assert [image.name for image in loaded] == ["a:1", "b:latest"]
-    assert [snapshot(path) for path in images.get("a:1").layers] == before
+    assert [snapshot(path) for path in catalog.get("a:1").layers] == before
 
 
 @pytest.mark.parametrize("transport", ["oci-archive", "docker-archive"])
 def test_skopeo_reads_what_we_save_as_both_formats(own_root, transport):
-    image = images.get("busybox")
+    image = catalog.get("busybox")
     archives.save("busybox", own_root / "b.tar")
     done = subprocess.run(
         ["skopeo", "--insecure-policy", "copy", f"{transport}:{own_root}/b.tar", f"oci:{own_root}/out:x"],
@@ -374,14 +376,14 @@ def test_skopeo_reads_what_we_save_as_both_formats(own_root, transport):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    _, config = images.read(layout.Layout(own_root / "out"), layout.Layout(own_root / "out").names()["x"])
+    _, config = catalog.read(layout.Layout(own_root / "out"), layout.Layout(own_root / "out").names()["x"])
     assert config["rootfs"]["diff_ids"] == list(image.diff_ids)
 
 
 @pytest.mark.parametrize("transport", ["oci-archive", "docker-archive"])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_what_skopeo_writes_is_loaded(own_root, monkeypatch, transport, wrapped):
-    image = images.get("busybox")
+    image = catalog.get("busybox")
     path, name = own_root / "s.tar", "some/where:7"
     done = subprocess.run(
         [
@@ -489,13 +491,13 @@ HOSTILE["hostile layer inside"] = tar(
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_archive_is_refused_and_no_name_is_given(own_root, name):
-    images.get("busybox")
-    before = images.store().names()
+    catalog.get("busybox")
+    before = catalog.store().names()
     (own_root / "h.tar").write_bytes(HOSTILE[name])
     with pytest.raises((BadArchive, BadValue)) as caught:
         archives.load(own_root / "h.tar")
     assert caught.value.hint
-    assert images.store().names() == before
+    assert catalog.store().names() == before
     assert ledger.entries() == []
     left = [
         path for path in state.lib_dir("images").rglob("*") if ".tmp" in path.name or ".load" in path.name
@@ -508,7 +510,7 @@ def test_hostile_archive_is_refused_and_no_name_is_given(own_root, name):
 def test_archive_of_many_processors_gives_ours(own_root):
     store = layout.Layout(own_root / "l").create()
     mine, other = add_image(store, "mine", ONE), add_image(store, "other", TWO)
-    system, machine = images.wanted_platform()
+    system, machine = catalog.wanted_platform()
     wrong = "arm64" if machine != "arm64" else "amd64"
     index = {
         "schemaVersion": 2,
@@ -543,7 +545,7 @@ def test_archive_without_a_name_takes_the_one_given(own_root):
 
 
 def test_save_that_fails_leaves_no_half_file(own_root):
-    images.get("busybox")
+    catalog.get("busybox")
     with pytest.raises(LabError):
         archives.save("busybox", own_root / "no-such-folder/b.tar")
     with pytest.raises(NotFound):
@@ -558,7 +560,7 @@ def test_load_of_a_missing_file_says_so(own_root):
 
 
 def test_saved_tar_has_nothing_of_this_machine_in_it(own_root):
-    images.get("busybox")
+    catalog.get("busybox")
     archives.save("busybox", own_root / "b.tar")
     with tarfile.open(own_root / "b.tar") as file:
         for member in file:

@@ -12,8 +12,10 @@ import pytest
 from test_runtime_docker import Podman
 from trees import differences, snapshot
 
-from labkit import archives, build, digests, engine, images
-from labkit.container import Container
+from labkit.build import builder
+from labkit.container.life import Container
+from labkit.images import archives, catalog, digests
+from labkit.lessons.beside import engine
 
 pytestmark = [
     pytest.mark.usefixtures("needs_root", "own_root"),
@@ -63,7 +65,7 @@ ENTRYPOINT ["sh", "-c"]
 CMD ["cat f built; echo $WHO; id -u; ls /bin/vi; stat -c %a:%u:%g built"]
 """
     )
-    image = build.build(tmp_path / "context", "crossing:1", say=lambda line: None)
+    image = builder.build(tmp_path / "context", "crossing:1", say=lambda line: None)
     archives.save("crossing:1", tmp_path / "crossing.tar")
     return image, tmp_path / "crossing.tar"
 
@@ -103,13 +105,13 @@ def test_image_built_by_labkit_runs_in_podman_unchanged(podman, crossing):
 def test_image_built_by_labkit_passes_skopeo_inspect(crossing):
     """What skopeo says of the store and of the saved file is what labkit says of its image."""
     image, archive = crossing
-    manifest, config = images.read(images.store(), image.digest)
-    for place in (f"oci:{images.store().folder}:crossing:1", f"oci-archive:{archive}:crossing:1"):
+    manifest, config = catalog.read(catalog.store(), image.digest)
+    for place in (f"oci:{catalog.store().folder}:crossing:1", f"oci-archive:{archive}:crossing:1"):
         told = json.loads(skopeo("inspect", place))
         assert told["Digest"] == image.digest
         assert told["Layers"] == [part["digest"] for part in manifest["layers"]]
         assert told["Env"] == list(image.config.env) and told["Labels"] == {"made.by": "labkit"}
-        assert (told["Os"], told["Architecture"]) == images.wanted_platform()
+        assert (told["Os"], told["Architecture"]) == catalog.wanted_platform()
         assert digests.digest(skopeo("inspect", "--raw", place)) == image.digest
         assert digests.digest(skopeo("inspect", "--config", "--raw", place)) == image.id
         assert json.loads(skopeo("inspect", "--config", place))["config"] == config["config"]
@@ -161,7 +163,7 @@ def _seconds(tree):
 
 def test_image_pushed_by_labkit_is_what_docker_calls_it(tmp_path):
     """The id is the hash of the config, whoever computes it."""
-    image = images.get("busybox")
+    image = catalog.get("busybox")
     archives.save("busybox", tmp_path / "b.tar")
     (again,) = archives.load(tmp_path / "b.tar", name="x")
     assert again.id == image.id

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from labkit import namespaces, proc
-from labkit import syscalls as sc
-from labkit.child import in_child
-from labkit.container import Container, run
+from labkit.container.life import Container, run
+from labkit.ground import proc
+from labkit.ground import syscalls as sc
+from labkit.ground.child import in_child
+from labkit.isolation import namespaces
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tars import END, entry, folder, link, pax, raw, symlink, tar
 from trees import differences, snapshot
 
-from labkit import digests, layers, layout, storage, whiteouts
-from labkit.errors import BadValue, Unsupported
+from labkit.ground.errors import BadValue, Unsupported
+from labkit.images import digests, layers, layout, whiteouts
+from labkit.storage import roots
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -226,7 +227,7 @@ def test_merged_by_the_kernel_and_applied_flat_show_the_same(tmp_path, case):
     (tmp_path / "flat").mkdir()
     for data in (below, above):
         layers.apply_onto(io.BytesIO(data), tmp_path / "flat", flat=True)
-    with storage.mounted(lowers, None, None, tmp_path / "merged"):
+    with roots.mounted(lowers, None, None, tmp_path / "merged"):
         merged = snapshot(tmp_path / "merged", times=False, ignore=("trusted.overlay.opaque",))
     flat = snapshot(tmp_path / "flat", times=False)
     assert differences(merged, flat) == []
@@ -269,7 +270,7 @@ def test_what_a_container_did_becomes_a_layer_that_does_it_again(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     for name in ("d/a", "d/b", "e/c", "f"):
         (tmp_path / "lower" / name).write_text(name)
-    with storage.mounted(
+    with roots.mounted(
         tmp_path / "lower", tmp_path / "upper", tmp_path / "work", tmp_path / "merged"
     ) as merged:
         (merged / "f").unlink()
@@ -291,7 +292,7 @@ def test_what_a_container_did_becomes_a_layer_that_does_it_again(tmp_path):
         "A /linked",
     ]
     layer = unpack(tmp_path, pack(tmp_path / "upper")[0])
-    with storage.mounted([tmp_path / "lower", layer], None, None, tmp_path / "again") as again:
+    with roots.mounted([tmp_path / "lower", layer], None, None, tmp_path / "again") as again:
         assert differences(before, snapshot(again, ignore=("trusted.overlay.opaque",))) == []
 
 
@@ -301,7 +302,7 @@ def test_upperdir_whose_data_is_elsewhere_is_no_layer(tmp_path):
     (tmp_path / "lower/f").write_bytes(b"x" * 100_000)
     options = ("metacopy=on", "redirect_dir=on")
     folders = (tmp_path / "lower", tmp_path / "upper", tmp_path / "work", tmp_path / "merged")
-    with storage.mounted(*folders, options=options) as merged:
+    with roots.mounted(*folders, options=options) as merged:
         (merged / "f").chmod(0o600)
     with pytest.raises(Unsupported, match="metacopy"):
         pack(tmp_path / "upper")
@@ -518,7 +519,7 @@ def test_unpacked_as_umoci_unpacks(tmp_path):
     for data in tars:
         layers.apply_onto(io.BytesIO(data), tmp_path / "flat", flat=True, devices=True)
     (tmp_path / "merged").mkdir()
-    with storage.mounted(lowers, None, None, tmp_path / "merged"):
+    with roots.mounted(lowers, None, None, tmp_path / "merged"):
         merged = snapshot(tmp_path / "merged", times=False, ignore=("trusted.overlay.opaque",))
     assert len(theirs) == 14
     assert differences(theirs, snapshot(tmp_path / "flat", times=False)) == []

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
-from labkit import hierarchies, in_child, ledger, proc, state, syscalls
-from labkit.errors import LabError
+from labkit import in_child
+from labkit.cgroups import hierarchies
+from labkit.ground import ledger, proc, state, syscalls
+from labkit.ground.errors import LabError
 
 
 @pytest.fixture
@@ -72,7 +74,7 @@ def test_a_folder_with_a_mount_in_it_is_not_removed(folder, needs_root):
 
 DIES = """
 import os, signal, sys
-from labkit import ledger
+from labkit.ground import ledger
 path = sys.argv[1]
 ledger.write("folder", path=path)
 os.mkdir(path)
@@ -131,7 +133,7 @@ def test_a_chapter_gives_back_its_own_earlier_run_and_no_others(folder):
 
 def test_what_a_command_of_a_chapter_left_is_given_back_by_the_chapters_next_run(folder):
     ledger.begin("02")
-    code = f"from labkit import ledger; ledger.write('folder', path={str(folder / 'left')!r})"
+    code = f"from labkit.ground import ledger; ledger.write('folder', path={str(folder / 'left')!r})"
     subprocess.run([sys.executable, "-c", code], check=True)
     (folder / "left").mkdir()
     assert [entry.scope for entry in ledger.entries()] == ["02"]

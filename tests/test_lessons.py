@@ -8,8 +8,9 @@ import threading
 import nbformat
 import pytest
 
-from labkit import checks, gaps, lessons, room
-from labkit.errors import BadValue, NotFound
+from labkit.app import room
+from labkit.ground.errors import BadValue, NotFound
+from labkit.lessons import checks, coursework, gaps
 
 MARKED = '''\
 def name_it():
@@ -24,7 +25,7 @@ def name_it():
 def lab(tmp_path, monkeypatch):
     """A repo with two chapters, and a participant who has no copies yet."""
     (tmp_path / "notebooks").mkdir()
-    monkeypatch.setattr(lessons, "CHAPTERS", tmp_path / "notebooks")
+    monkeypatch.setattr(coursework, "CHAPTERS", tmp_path / "notebooks")
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "root"))
     write("02-two.ipynb", MARKED, title="# 02 · The second")
     write("04-four.ipynb", "answer = 4", gap="answer = ...")
@@ -37,11 +38,11 @@ def write(name, source, title="# Title", gap=None):
     if gap is not None:
         cell.metadata["gap"] = gap
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(title), cell])
-    nbformat.write(notebook, lessons.CHAPTERS / name)
+    nbformat.write(notebook, coursework.CHAPTERS / name)
 
 
 def copy_of(name):
-    return nbformat.read(lessons.folder() / name, 4)
+    return nbformat.read(coursework.folder() / name, 4)
 
 
 # ---- gaps ----
@@ -67,11 +68,11 @@ def test_half_a_mark_is_refused(source):
 def test_an_exercise_without_a_gap_is_refused(lab):
     write("05-five.ipynb", "x = 1")
     with pytest.raises(BadValue, match="05-five.ipynb.*no gap"):
-        lessons.copy_all()
+        coursework.copy_all()
 
 
 def test_a_copy_has_no_output_and_folds_the_solution_into_a_text_cell(lab):
-    lessons.copy_all()
+    coursework.copy_all()
     two, four = copy_of("02-two.ipynb"), copy_of("04-four.ipynb")
     nbformat.validate(two)
     _, exercise, folded, last = two.cells
@@ -84,7 +85,7 @@ def test_a_copy_has_no_output_and_folds_the_solution_into_a_text_cell(lab):
 
 def test_chapter_00_lists_all_chapters_and_what_was_passed(lab):
     write("00-start.ipynb", "x = 1", gap="x = ...")
-    lessons.copy_all()
+    coursework.copy_all()
     cells = copy_of("00-start.ipynb").cells
     listed = next(cell for cell in cells if "## The chapters" in cell.source)
     assert "- 02 · [The second](02-two.ipynb)" in listed.source
@@ -96,9 +97,9 @@ def test_chapter_00_lists_all_chapters_and_what_was_passed(lab):
 
 
 def test_every_real_chapter_opens_and_its_gaps_are_still_python():
-    for chapter in lessons.chapters():
+    for chapter in coursework.chapters():
         solved = json.loads(chapter.read_text())
-        opened = lessons.with_progress(gaps.participants(solved), chapter.name[:2])
+        opened = coursework.with_progress(gaps.participants(solved), chapter.name[:2])
         nbformat.validate(nbformat.reads(json.dumps(opened), 4))
         for cell in opened["cells"]:
             if cell["cell_type"] == "code" and "exercise" in cell["metadata"].get("tags", []):
@@ -125,34 +126,34 @@ def test_a_hole_in_a_call_is_found_and_an_open_answer_is_none():
 
 
 def test_a_participants_work_is_never_written_over(lab):
-    lessons.copy_all()
-    copy = lessons.folder() / "04-four.ipynb"
+    coursework.copy_all()
+    copy = coursework.folder() / "04-four.ipynb"
     copy.write_text(copy.read_text().replace("answer = ...", "answer = 5"))
     mine = copy.read_bytes()
-    assert lessons.copy_all() == []
+    assert coursework.copy_all() == []
     write("04-four.ipynb", "answer = 44", gap="answer = ...")
-    (told,) = lessons.copy_all()
+    (told,) = coursework.copy_all()
     assert "04" in told and "lab reset 04" in told
     assert copy.read_bytes() == mine
 
 
 def test_a_copy_that_nobody_touched_follows_the_repo(lab):
-    lessons.copy_all()
+    coursework.copy_all()
     copy = copy_of("04-four.ipynb")
     copy.metadata["kernelspec"] = {"name": "python3", "display_name": "as JupyterLab writes it on opening"}
-    nbformat.write(copy, lessons.folder() / "04-four.ipynb")
+    nbformat.write(copy, coursework.folder() / "04-four.ipynb")
     write("04-four.ipynb", "answer = 44", gap="answer = 'new edition'")
-    assert lessons.copy_all() == []
+    assert coursework.copy_all() == []
     assert copy_of("04-four.ipynb").cells[1].source == "answer = 'new edition'"
 
 
 def test_reset_gives_a_fresh_copy_and_keeps_each_old_one(lab):
-    assert lessons.reset("04") is None
-    copy = lessons.folder() / "04-four.ipynb"
+    assert coursework.reset("04") is None
+    copy = coursework.folder() / "04-four.ipynb"
     olds = []
     for text in ("first try", "second try"):
         copy.write_text(text)
-        olds.append(lessons.reset(4))
+        olds.append(coursework.reset(4))
         assert olds[-1].read_text() == text
         assert copy_of("04-four.ipynb").cells[1].source == "answer = ..."
     assert [old.name for old in olds] == ["04-four.before-1.ipynb", "04-four.before-2.ipynb"]
@@ -161,46 +162,46 @@ def test_reset_gives_a_fresh_copy_and_keeps_each_old_one(lab):
 
 @pytest.mark.parametrize("number", ["99", "", "x", "../02", "0"])
 def test_reset_of_no_chapter_changes_nothing(lab, number):
-    lessons.copy_all()
-    before = sorted(os.listdir(lessons.folder()))
+    coursework.copy_all()
+    before = sorted(os.listdir(coursework.folder()))
     with pytest.raises(NotFound, match="02, 04"):
-        lessons.reset(number)
-    assert sorted(os.listdir(lessons.folder())) == before
+        coursework.reset(number)
+    assert sorted(os.listdir(coursework.folder())) == before
 
 
 # ---- progress ----
 
 
 def test_progress_counts_what_was_passed_and_once_passed_stays_passed(lab):
-    write("12-mine.ipynb", "from labkit.checks import build as b\nb.hostname(1)\nb.root(2)\nb.promises.ALL", gap="...")
-    (chapter,) = [chapter for chapter in lessons.contents() if chapter.number == "12"]
+    write("12-mine.ipynb", "from labkit.lessons.checks import build as b\nb.hostname(1)\nb.root(2)\nb.promises.ALL", gap="...")
+    (chapter,) = [chapter for chapter in coursework.contents() if chapter.number == "12"]
     assert chapter.checks == ("build.hostname", "build.root")
     for passed in (False, True, False):
-        lessons.note("build.hostname", passed)
-    assert lessons.read_progress()["checks"]["build.hostname"]["tries"] == 2
-    text = repr(lessons.progress("12"))
+        coursework.note("build.hostname", passed)
+    assert coursework.read_progress()["checks"]["build.hostname"]["tries"] == 2
+    text = repr(coursework.progress("12"))
     assert "1 of 2" in text and "[x] The box is named" in text and "[ ] An overlay" in text
-    assert "12   1 of  2  Title" in repr(lessons.progress())
-    assert 'value="1" max="2"' in lessons.progress()._repr_html_()
+    assert "12   1 of  2  Title" in repr(coursework.progress())
+    assert 'value="1" max="2"' in coursework.progress()._repr_html_()
 
 
 def test_progress_of_no_chapter_is_told(lab):
     with pytest.raises(NotFound, match="no chapter 99"):
-        lessons.progress("99")
+        coursework.progress("99")
 
 
 def test_many_kernels_note_at_once_and_nothing_is_lost(lab):
-    threads = [threading.Thread(target=lessons.note, args=(f"a.b{n}", True)) for n in range(12)]
+    threads = [threading.Thread(target=coursework.note, args=(f"a.b{n}", True)) for n in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(lessons.read_progress()["checks"]) == 12
+    assert len(coursework.read_progress()["checks"]) == 12
 
 
 def test_progress_that_can_not_be_saved_breaks_no_exercise(lab, monkeypatch):
-    (lessons.folder() / "progress.json").write_text("{ half")
-    lessons.note("build.hostname", True)
+    (coursework.folder() / "progress.json").write_text("{ half")
+    coursework.note("build.hostname", True)
 
 
 def test_a_check_outside_a_notebook_counts_for_nobody(lab):
@@ -210,7 +211,7 @@ def test_a_check_outside_a_notebook_counts_for_nobody(lab):
         yield True, "it holds"
 
     assert always()
-    assert lessons.read_progress()["checks"] == {}
+    assert coursework.read_progress()["checks"] == {}
 
 
 # ---- a room ----
@@ -219,15 +220,15 @@ def test_a_check_outside_a_notebook_counts_for_nobody(lab):
 @pytest.fixture
 def a_room(lab, tmp_path, monkeypatch):
     """A shared folder that two seats write into."""
-    write("12-mine.ipynb", "from labkit.checks import build\nbuild.hostname(1)\nbuild.root(2)", gap="...")
+    write("12-mine.ipynb", "from labkit.lessons.checks import build\nbuild.hostname(1)\nbuild.root(2)", gap="...")
     shared = tmp_path / "room"
     shared.mkdir()
     monkeypatch.setenv("LAB_ROOM", str(shared))
     for seat in ("one", "two"):
         monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / seat))
-        lessons.note("build.hostname", True)
+        coursework.note("build.hostname", True)
         for _ in range(room.STUCK):
-            lessons.note("build.root", seat == "two")
+            coursework.note("build.root", seat == "two")
     return shared
 
 

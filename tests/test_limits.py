@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.errors import BadValue
-from labkit.limits import DEFAULT_PERIOD, MAX_BYTES, UNLIMITED, IoLimit, Limits, parse_list, parse_size
+from labkit.cgroups.limits import (
+    DEFAULT_PERIOD,
+    MAX_BYTES,
+    UNLIMITED,
+    IoLimit,
+    Limits,
+    parse_list,
+    parse_size,
+)
+from labkit.ground.errors import BadValue
 
 CPUS = os.cpu_count()
 

@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from labkit import Limits, hierarchies, ledger, namespaces, panels, proc, storage, workloads
-from labkit.cgroups import Cgroup
-from labkit.container import Container
-from labkit.errors import BadValue, Unsupported
-from labkit.panels import layers, trees
+from labkit import Limits
+from labkit.cgroups import hierarchies
+from labkit.cgroups.cgroup import Cgroup
+from labkit.container.life import Container
+from labkit.ground import ledger, proc
+from labkit.ground.errors import BadValue, Unsupported
+from labkit.isolation import namespaces
+from labkit.lessons import panels
+from labkit.lessons.panels import layers, trees
+from labkit.lessons.watch import workloads
+from labkit.storage import roots
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +213,7 @@ def test_who_wins_is_who_wins_in_the_kernels_own_overlay(needs_root, stack):
             lay(folder, tree)
         for name in ("work", "merged"):
             (place / name).mkdir()
-        with storage.mounted(folders[:-1], folders[-1], place / "work", place / "merged"):
+        with roots.mounted(folders[:-1], folders[-1], place / "work", place / "merged"):
             for below in (".", "d", "f"):
                 merged = place / "merged" / below
                 real = {one: _read(merged / one) for one in os.listdir(merged)} if merged.is_dir() else {}

@@ -9,12 +9,13 @@ import time
 import hosts
 import pytest
 
-from labkit import namespaces, proc
-from labkit import syscalls as sc
-from labkit.child import in_child
-from labkit.cli import main
-from labkit.container import Container
-from labkit.errors import BadValue, LabError, NotFound
+from labkit.app.cli import main
+from labkit.container.life import Container
+from labkit.ground import proc
+from labkit.ground import syscalls as sc
+from labkit.ground.child import in_child
+from labkit.ground.errors import BadValue, LabError, NotFound
+from labkit.isolation import namespaces
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 

@@ -4,9 +4,13 @@ import os
 
 import pytest
 
-from labkit import engine, images, ledger, neighbours, proc, security, storage
-from labkit.container import Container
-from labkit.errors import LabError
+from labkit.container.life import Container
+from labkit.ground import ledger, proc
+from labkit.ground.errors import LabError
+from labkit.images import catalog
+from labkit.isolation import security
+from labkit.lessons.beside import engine, neighbours
+from labkit.storage import roots
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 COMMAND = ["/bin/sleep", "60"]
@@ -16,7 +20,7 @@ COMMAND = ["/bin/sleep", "60"]
 def root(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
-    storage.copy_tree(images.get("busybox").layers[0], root)
+    roots.copy_tree(catalog.get("busybox").layers[0], root)
     return root
 
 
@@ -70,8 +74,9 @@ def test_the_table_has_a_line_for_each_question(capsys):
 def test_a_private_docker_leaves_the_machines_own_bridge_alone():
     import subprocess
 
-    from labkit import engine, in_child
-    from labkit import syscalls as sc
+    from labkit import in_child
+    from labkit.ground import syscalls as sc
+    from labkit.lessons.beside import engine
 
     if reason := engine.missing():
         pytest.skip(f"no real Docker: {reason}")

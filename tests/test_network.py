@@ -14,11 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import worlds
 
-from labkit import docker_user, ledger, network, state, wires
-from labkit.checks import network as check
-from labkit.container import Container, run
-from labkit.errors import BadValue, InUse, LabError, Unsupported
-from labkit.spec import Spec
+from labkit.container.life import Container, run
+from labkit.container.spec import Spec
+from labkit.ground import ledger, state
+from labkit.ground.errors import BadValue, InUse, LabError, Unsupported
+from labkit.lessons.checks import network as check
+from labkit.lessons.scenes import netrooms
+from labkit.network import beside_docker, bridge
 
 pytestmark = [pytest.mark.usefixtures("needs_root"), pytest.mark.requires("bridge", "veth", "nftables NAT")]
 
@@ -26,7 +28,7 @@ pytestmark = [pytest.mark.usefixtures("needs_root"), pytest.mark.requires("bridg
 @pytest.fixture(autouse=True)
 def nothing_is_left():
     yield
-    assert network.all_networks() == []
+    assert bridge.all_networks() == []
     assert not [entry for entry in ledger.entries() if entry.kind == "plug"]
 
 
@@ -62,7 +64,7 @@ def test_a_container_on_a_bridge_has_an_address_and_reaches_the_host():
             gateway = route.split()[2]
             assert route.startswith(f"default via {gateway} dev eth0")
             assert box.exec(f"ping -c 1 -W 2 {gateway}").code == 0
-            record = network.record("bridge")
+            record = bridge.record("bridge")
             assert box.record()["address"] == record["users"][box.id]["address"]
             return box.exec(f"cat /etc/hosts").output, box.record()["address"], box.id  # noqa: F541
 
@@ -77,7 +79,7 @@ def test_none_has_only_loopback_and_host_shares_the_hosts():
 
 
 def test_ipv6_addresses_reach_each_other_where_the_kernel_has_it():
-    if not network._has_ipv6():
+    if not bridge._has_ipv6():
         pytest.skip("IPv6 is switched off here: net.ipv6.conf.default.disable_ipv6")
 
     def work(world):
@@ -85,7 +87,7 @@ def test_ipv6_addresses_reach_each_other_where_the_kernel_has_it():
             Container("busybox", "sleep 30", network="bridge", name="six").start(),
             Container("busybox", "sleep 30", network="bridge").start() as other,
         ):
-            known = network.record("bridge")
+            known = bridge.record("bridge")
             done = other.exec(f"ping -6 -c 1 -W 2 {known['subnet6']}2")
             return done.code, done.output
 
@@ -121,7 +123,7 @@ def test_two_bridges_do_not_see_each_other_and_it_is_our_rule_that_parts_them():
             assert "blue1" not in red.exec("cat /etc/hosts").output
             held = red.exec(f"ping -c 1 -W 1 {address}").code
             for name in ("red", "blue"):
-                subprocess.run(["nft", "flush", "chain", "inet", network._table(name), "forward"], check=True)
+                subprocess.run(["nft", "flush", "chain", "inet", bridge._table(name), "forward"], check=True)
             return held, red.exec(f"ping -c 1 -W 2 {address}").code
 
     assert worlds.inside(work) == (1, 0)
@@ -179,11 +181,11 @@ def test_beside_docker_its_own_bridges_are_not_opened_to_ours():
     def work(world):
         _docker_was_here()
         with Container("busybox", "sleep 30", network="bridge").start():
-            bridge = network.record("bridge")["bridge"]
-            return bridge, _rules_of_docker()[0].splitlines()
+            device = bridge.record("bridge")["bridge"]
+            return device, _rules_of_docker()[0].splitlines()
 
-    bridge, rules = worlds.inside(work)
-    ours = f"-A LABKIT-{bridge} -i {bridge}"
+    device, rules = worlds.inside(work)
+    ours = f"-A LABKIT-{device} -i {device}"
     allowed = rules.index(f"{ours} -j ACCEPT")
     for theirs in ("docker+", "br-+"):
         assert rules.index(f"{ours} -o {theirs} -j RETURN") < allowed
@@ -193,11 +195,11 @@ def test_beside_docker_a_bridge_is_not_taken_for_one_whose_name_begins_the_same(
     def work(world):
         _docker_was_here()
         before = _rules_of_docker()
-        for bridge in ("lab-long", "lab"):
-            docker_user.let_pass(bridge)
+        for device in ("lab-long", "lab"):
+            beside_docker.let_pass(device)
         jumps = [line for line in _rules_of_docker()[0].splitlines() if line.startswith("-A DOCKER-USER")]
-        for bridge in ("lab-long", "lab"):
-            docker_user.take_back(bridge)
+        for device in ("lab-long", "lab"):
+            beside_docker.take_back(device)
         return sorted(jumps), before == _rules_of_docker()
 
     jumps = ["-A DOCKER-USER -j LABKIT-lab", "-A DOCKER-USER -j LABKIT-lab-long"]
@@ -206,10 +208,10 @@ def test_beside_docker_a_bridge_is_not_taken_for_one_whose_name_begins_the_same(
 
 def test_without_forwarding_the_host_is_reached_and_the_world_is_not():
     def work(world):
-        assert not network.can_reach_the_world()
+        assert not bridge.can_reach_the_world()
         with Container("busybox", "sleep 30", network="bridge").start() as box:
             found = [box.exec(f"ping -c 1 -W 1 {address}").code for address in (worlds.HOST, worlds.OUTSIDE)]
-            assert not network.can_reach_the_world(), "the host's own switch was changed"
+            assert not bridge.can_reach_the_world(), "the host's own switch was changed"
             return found
 
     assert worlds.inside(work, forwarding=False) == [0, 1]
@@ -266,7 +268,7 @@ def test_a_container_does_not_reach_the_hosts_loopback():
                     door.wait()
 
             held = secret()
-            subprocess.run(["nft", "flush", "chain", "inet", network._table("bridge"), "guard"], check=True)
+            subprocess.run(["nft", "flush", "chain", "inet", bridge._table("bridge"), "guard"], check=True)
             return held, secret()
 
     held, open_ = worlds.inside(work)
@@ -288,7 +290,7 @@ for _ in range(20):
 
 
 def test_a_container_can_not_become_the_hosts_router():
-    if not network._has_ipv6():
+    if not bridge._has_ipv6():
         pytest.skip("IPv6 is switched off here: net.ipv6.conf.default.disable_ipv6")
 
     def work(world):
@@ -336,7 +338,7 @@ def test_a_port_that_is_taken_is_refused_and_nothing_is_left():
         with Container("busybox", "sleep 30", network="bridge", publish=["8080:80"]).start() as box:
             with pytest.raises(InUse, match="8080"):
                 Container("busybox", "true", network="bridge", publish=["8080:81"]).start()
-            assert list(network.record("bridge")["users"]) == [box.id]
+            assert list(bridge.record("bridge")["users"]) == [box.id]
         with socket.create_server(("127.0.0.1", 8081)), pytest.raises(InUse, match="8081"):
             Container("busybox", "true", network="bridge", publish=["8081:80"]).start()
         return links(), tables()
@@ -365,7 +367,7 @@ def test_many_at_once_get_different_addresses_and_all_come_back():
         words = [
             sys.executable,
             "-c",
-            "import sys; from labkit import network, ledger\nwith ledger.group(sys.argv[1]): print(network.join('bridge', sys.argv[1]).address)",
+            "import sys; from labkit.network import bridge as network; from labkit.ground import ledger\nwith ledger.group(sys.argv[1]): print(network.join('bridge', sys.argv[1]).address)",
         ]
         with ThreadPoolExecutor(8) as pool:
             numbers = [f"{number:012x}" for number in range(24)]
@@ -386,7 +388,7 @@ def test_many_at_once_get_different_addresses_and_all_come_back():
 def test_a_killed_keeper_leaves_a_plug_that_clean_gives_back():
     def work(world):
         code = (
-            "import time; from labkit.container import Container\n"
+            "import time; from labkit.container.life import Container\n"
             "box = Container('busybox', 'sleep 60', network='bridge', publish=['8080:80']).start()\n"
             "print('up', flush=True); time.sleep(60)"
         )
@@ -403,7 +405,7 @@ def test_a_killed_keeper_leaves_a_plug_that_clean_gives_back():
 
 def test_a_bridge_left_by_a_crash_is_made_anew():
     def work(world):
-        known = network._new_record("bridge")
+        known = bridge._new_record("bridge")
         subprocess.run(["ip", "link", "add", known["bridge"], "type", "bridge"], check=True)
         return run("busybox", "ip -4 addr show eth0", network="bridge", show=False).output
 
@@ -454,7 +456,7 @@ def test_nobody_elses_rules_and_switches_change():
 
 def test_a_failure_while_plugging_in_leaves_nothing(monkeypatch):
     def work(world):
-        real = network._ip
+        real = bridge._ip
         for step in range(4):
             calls = iter(range(100))
 
@@ -463,10 +465,10 @@ def test_a_failure_while_plugging_in_leaves_nothing(monkeypatch):
                     raise LabError("injected")
                 return real(lines, pid)
 
-            network._ip = failing
+            bridge._ip = failing
             with pytest.raises(LabError):
                 Container("busybox", "true", network="bridge").start()
-            network._ip = real
+            bridge._ip = real
             assert (links(), tables()) == (["lo", "world"], "")
         return True
 
@@ -500,8 +502,8 @@ def test_a_port_that_can_not_be_meant_is_refused(text):
 
 
 def test_ports_in_dockers_words():
-    assert network.Port.parse("8080:80") == network.Port(8080, 80, "tcp", "127.0.0.1")
-    assert network.Port.parse("0.0.0.0:53:5353/udp") == network.Port(53, 5353, "udp", "0.0.0.0")
+    assert bridge.Port.parse("8080:80") == bridge.Port(8080, 80, "tcp", "127.0.0.1")
+    assert bridge.Port.parse("0.0.0.0:53:5353/udp") == bridge.Port(53, 5353, "udp", "0.0.0.0")
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "a b", "", "x;y", 'x"', "-p"])
@@ -521,30 +523,30 @@ def test_all_addresses_given_out_is_said():
         "users": {str(n): {"address": f"10.200.0.{n}"} for n in range(2, 255)},
     }
     with pytest.raises(InUse, match="253 addresses"):
-        network._free_address(known)
+        bridge._free_address(known)
     del known["users"]["77"]
-    assert network._free_address(known) == "10.200.0.77"
+    assert bridge._free_address(known) == "10.200.0.77"
 
 
 def test_a_subnet_that_the_host_uses_is_not_taken(monkeypatch):
     import ipaddress
 
-    first = network._new_record("x")["subnet"]
-    monkeypatch.setattr(network, "_host_subnets", lambda: [ipaddress.ip_network(first)])
-    assert network._new_record("x")["subnet"] != first
+    first = bridge._new_record("x")["subnet"]
+    monkeypatch.setattr(bridge, "_host_subnets", lambda: [ipaddress.ip_network(first)])
+    assert bridge._new_record("x")["subnet"] != first
 
 
 def test_name_servers_on_the_hosts_loopback_are_left_out(monkeypatch, tmp_path):
     (tmp_path / "resolv.conf").write_text(
         "search lan\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver\t127.0.0.1\n"
     )
-    real = network.Path
+    real = bridge.Path
     monkeypatch.setattr(
-        network,
+        bridge,
         "Path",
         lambda path: real(tmp_path / "resolv.conf") if path == "/etc/resolv.conf" else real("/none"),
     )
-    assert network.resolv_conf() == "search lan\nnameserver 192.0.2.1\n"
+    assert bridge.resolv_conf() == "search lan\nnameserver 192.0.2.1\n"
 
 
 # ---- where it can't be ----
@@ -561,15 +563,15 @@ def test_where_the_kernel_refuses_the_bridge_nothing_of_it_is_left(monkeypatch, 
     def refuse(known):
         raise Unsupported("this machine can't have a bridge: injected")
 
-    monkeypatch.setattr(network, "_make_bridge", refuse)
+    monkeypatch.setattr(bridge, "_make_bridge", refuse)
     with Container("busybox", "true", network="auto").start() as box:
-        assert network.all_networks() == [] and box.wait(30) == 0
+        assert bridge.all_networks() == [] and box.wait(30) == 0
     assert "injected" in capsys.readouterr().err
 
 
 def test_where_no_bridge_can_be_made_asking_for_one_fails():
     code = (
-        "import os, sys; from labkit import security\n"
+        "import os, sys; from labkit.isolation import security\n"
         "security.limit_bounding_set(set(security.CAPABILITIES) - {'NET_ADMIN'})\n"
         "os.execv(sys.executable, [sys.executable, '-m', 'labkit', 'run', '--network', 'bridge', 'busybox', 'true'])"
     )
@@ -580,7 +582,7 @@ def test_where_no_bridge_can_be_made_asking_for_one_fails():
 def test_without_its_tool_the_network_says_which_package(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "nft" else name)
     with pytest.raises(Unsupported, match="nft") as caught:
-        network.join("bridge", "0" * 12)
+        bridge.join("bridge", "0" * 12)
     assert "apt-get install nftables" in str(caught.value)
 
 
@@ -597,9 +599,9 @@ def test_the_record_is_plain_json():
 
 @pytest.fixture
 def rooms():
-    opened = [wires.open_room(name) for name in "abcd"]
+    opened = [netrooms.open_room(name) for name in "abcd"]
     yield opened
-    wires.close_all()
+    netrooms.close_all()
     assert not [entry for entry in ledger.entries() if entry.kind == "process"]
 
 
@@ -690,7 +692,7 @@ def test_three_containers_apart(networks, missing):
 
 def test_a_frame_that_is_cut_short_or_nonsense_does_not_break_the_listener(rooms):
     cable(*rooms[:2])
-    with wires.listening(rooms[0], "cable") as seen:
+    with netrooms.listening(rooms[0], "cable") as seen:
         code = (
             "import socket; s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind(('cable', 0))\n"
             "for kind in (b'\\x08\\x00', b'\\x08\\x06', b'\\xff\\xff'): s.send(b'\\xff' * 12 + kind + b'\\x4f')"

@@ -10,7 +10,7 @@ import ipywidgets
 import nbval.plugin
 import pytest
 
-from labkit import figures, panels
+from labkit.lessons import figures, panels
 
 HOSTILE = """CPU < "limit" & it's
 full"""

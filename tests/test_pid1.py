@@ -6,11 +6,12 @@ import time
 
 import pytest
 
-from labkit import engine, proc
-from labkit.checks import pid1 as check
-from labkit.cli import main
-from labkit.container import Container, run
-from labkit.errors import LabError, NotFound
+from labkit.app.cli import main
+from labkit.container.life import Container, run
+from labkit.ground import proc
+from labkit.ground.errors import LabError, NotFound
+from labkit.lessons.beside import engine
+from labkit.lessons.checks import pid1 as check
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 TWO = ["sh", "-c", "sleep 60 & sleep 60 & wait"]

@@ -2,8 +2,10 @@
 
 import pytest
 
-from labkit import cgroupfs, hierarchies, ledger, reclaiming, state
-from labkit.figures import memory, png
+from labkit.cgroups import cgroupfs, hierarchies
+from labkit.ground import ledger, state
+from labkit.lessons.figures import memory, png
+from labkit.lessons.watch import reclaiming
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 MIB = 1 << 20

@@ -15,8 +15,10 @@ from test_images import add_image
 from test_store_crash import assert_sound, kill_in_the_middle, time_of
 from trees import differences, snapshot
 
-from labkit import digests, garbage, images, ledger, registry, state
-from labkit.errors import BadValue, LabError, NotFound
+from labkit.ground import ledger, state
+from labkit.ground.errors import BadValue, LabError, NotFound
+from labkit.images import catalog, digests, registry
+from labkit.storage import garbage
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -60,7 +62,7 @@ def second(tmp_path, monkeypatch):
 
 def test_pushed_image_is_the_same_when_it_is_pulled(host, second):
     second("first")
-    before = images.get("busybox")
+    before = catalog.get("busybox")
     pushed = registry.push("busybox", f"{host}/box:1")
     second()
     after = registry.pull(f"{host}/box:1")
@@ -85,9 +87,9 @@ def served(name):
 def test_digest_that_push_returns_is_the_one_the_registry_serves(host, second):
     """A plain layer is sent as gzip: the manifest there is another than ours. A gzip layer stays as it is."""
     second("first")
-    add_image(images.store(), f"{host}/plain:1", tar(folder("."), entry("f", data=b"x" * 50_000)))
+    add_image(catalog.store(), f"{host}/plain:1", tar(folder("."), entry("f", data=b"x" * 50_000)))
     pushed = registry.push(f"{host}/plain:1")
-    assert pushed == served(f"{host}/plain:1") != images.find(f"{host}/plain:1")[1]
+    assert pushed == served(f"{host}/plain:1") != catalog.find(f"{host}/plain:1")[1]
     second()
     packed = registry.pull(f"{host}/plain:1")
     assert packed.digest == pushed
@@ -99,12 +101,12 @@ def test_layers_that_are_here_are_not_fetched_again(host, second):
     shared = tar(folder("."), entry("shared", data=os.urandom(500_000)))
     for name in ("a", "b"):
         add_image(
-            images.store(), f"{host}/{name}:1", shared, tar(folder("."), entry(name, data=name.encode()))
+            catalog.store(), f"{host}/{name}:1", shared, tar(folder("."), entry(name, data=name.encode()))
         )
         registry.push(f"{host}/{name}:1")
     second()
     a = registry.pull(f"{host}/a:1")
-    blob = images.store().path(images.read(images.store(), a.digest)[0]["layers"][0]["digest"])
+    blob = catalog.store().path(catalog.read(catalog.store(), a.digest)[0]["layers"][0]["digest"])
     written = blob.stat().st_mtime_ns
     seen = []
     b = registry.pull(f"{host}/b:1", progress=lambda done, total: seen.append((done, total)))
@@ -114,7 +116,7 @@ def test_layers_that_are_here_are_not_fetched_again(host, second):
 
 def test_progress_grows_to_the_whole(host, second):
     second("first")
-    add_image(images.store(), f"{host}/big:1", tar(folder("."), entry("big", data=os.urandom(30 << 20))))
+    add_image(catalog.store(), f"{host}/big:1", tar(folder("."), entry("big", data=os.urandom(30 << 20))))
     registry.push(f"{host}/big:1")
     second()
     seen = []
@@ -127,7 +129,7 @@ def test_registry_says_what_it_has_not(host, second):
     second()
     with pytest.raises(NotFound, match="pulling"):
         registry.pull(f"{host}/nope:1")
-    assert images.store().names() == {} and ledger.entries() == []
+    assert catalog.store().names() == {} and ledger.entries() == []
 
 
 def test_registry_that_is_not_there_is_told(second):
@@ -147,7 +149,7 @@ def test_layer_that_was_exchanged_in_the_registry_is_refused(host, second, tmp_p
     """The registry serves other bytes under the digest that the manifest promises."""
     second("first")
     data = tar(folder("."), entry("mine", data=os.urandom(3000)))
-    add_image(images.store(), f"{host}/evil:1", data)
+    add_image(catalog.store(), f"{host}/evil:1", data)
     registry.push(f"{host}/evil:1")
     request = urllib.request.Request(
         f"http://{host}/v2/evil/manifests/1", headers={"Accept": "application/vnd.oci.image.manifest.v1+json"}
@@ -160,8 +162,8 @@ def test_layer_that_was_exchanged_in_the_registry_is_refused(host, second, tmp_p
     second()
     with pytest.raises(LabError):
         registry.pull(f"{host}/evil:1")
-    assert images.store().names() == {} and ledger.entries() == []
-    assert not images.store().has(stored)
+    assert catalog.store().names() == {} and ledger.entries() == []
+    assert not catalog.store().has(stored)
 
 
 @pytest.mark.slow
@@ -170,11 +172,11 @@ def test_pull_killed_at_20_moments_leaves_a_sound_store(host, second):
     second("first")
     files = (entry(f"f{number}", data=os.urandom(20_000)) for number in range(600))
     layers = [tar(folder("."), *files), tar(folder("."), entry("big", data=os.urandom(12 << 20)))]
-    add_image(images.store(), f"{host}/slow:1", *layers)
+    add_image(catalog.store(), f"{host}/slow:1", *layers)
     registry.push(f"{host}/slow:1")
     second()
-    nothing = min(time_of("from labkit import registry") for _ in range(3))
-    code = f"from labkit import registry; registry.pull('{host}/slow:1')"
+    nothing = min(time_of("from labkit.images import registry") for _ in range(3))
+    code = f"from labkit.images import registry; registry.pull('{host}/slow:1')"
     whole = time_of(code) - nothing
     garbage.remove(f"{host}/slow:1")
     chance, killed, fetching, unpacking = random.Random("pull"), 0, 0, 0
@@ -183,7 +185,7 @@ def test_pull_killed_at_20_moments_leaves_a_sound_store(host, second):
         fetching += any(state.lib_dir("images").rglob("oci-put-blob*"))
         unpacking += any(state.lib_dir("layers").rglob("*.tmp"))
         assert_sound()
-        if images.store().names():
+        if catalog.store().names():
             garbage.remove(f"{host}/slow:1")
         garbage.collect()
     assert killed >= 12 and fetching >= 1 and unpacking >= 3, (killed, fetching, unpacking)

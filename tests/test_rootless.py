@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from labkit import nobody, proc
-from labkit.child import in_child
+from labkit.ground import proc
+from labkit.ground.child import in_child
+from labkit.lessons.beside import ordinary_user
 
 pytestmark = [pytest.mark.usefixtures("needs_root"), pytest.mark.requires("unprivileged user namespace")]
 
@@ -14,7 +15,7 @@ pytestmark = [pytest.mark.usefixtures("needs_root"), pytest.mark.requires("unpri
 @pytest.fixture(scope="module")
 def user():
     assert shutil.which("setpriv")
-    with nobody.at_home() as user:
+    with ordinary_user.at_home() as user:
         yield user
 
 
@@ -31,7 +32,7 @@ def test_the_user_has_no_privileges(user):
 
 def test_sh_is_one_and_root_inside(user):
     said = ok(user.lab("run", "--rm", "busybox", "sh", "-c", "echo $$; id -u; cat /proc/self/uid_map"))
-    assert said.split() == ["1", "0", "0", str(nobody.UID), "1"]
+    assert said.split() == ["1", "0", "0", str(ordinary_user.UID), "1"]
 
 
 def test_it_has_all_the_namespaces_that_roots_has(user):
@@ -39,7 +40,7 @@ def test_it_has_all_the_namespaces_that_roots_has(user):
     pid = int(ok(user.lab("ps")).splitlines()[1].split()[-2])
     ours, its = proc.namespaces(), proc.namespaces(pid)
     assert {kind for kind in ours if ours[kind] != its[kind]} == {"mnt", "uts", "ipc", "pid", "net", "cgroup", "user"}
-    assert proc.process(pid).uid == nobody.UID
+    assert proc.process(pid).uid == ordinary_user.UID
     assert number in ok(user.lab("ps"))
     ok(user.lab("rm", "-f", "kinds"))
 
@@ -87,7 +88,7 @@ def test_it_gets_no_power_over_the_host(user, tmp_path):
 
 
 def test_a_tmp_folder_of_somebody_else_is_not_used(user):
-    folder = f"/tmp/labkit-{nobody.UID}"
+    folder = f"/tmp/labkit-{ordinary_user.UID}"
     assert not os.path.exists(folder)
     os.mkdir(folder, 0o777)
     try:
@@ -99,6 +100,6 @@ def test_a_tmp_folder_of_somebody_else_is_not_used(user):
 
 
 def test_the_ordinary_root_is_not_taken_for_rootless():
-    from labkit import rootless
+    from labkit.container import rootless
 
     assert not rootless.active() and in_child(rootless.active) is False

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from labkit import bundle, cgroups, errors, hooks, ledger, limits, mount_options, oci, proc, resources, settings, state, systemd
+from labkit.cgroups import cgroup, limits
+from labkit.container import hooks
+from labkit.ground import errors, ledger, proc, state
+from labkit.isolation import mount_options, settings
+from labkit.oci import bundle, lifecycle, resources, systemd
 from tests.bundles import RUNTIME, Bundle, make_rootfs
 
 pytestmark = pytest.mark.usefixtures("needs_root")
@@ -151,7 +155,7 @@ def test_run_hands_on_signals(box):
 
 def test_a_container_outlives_its_maker_and_is_its_subreapers_child(box):
     script = (
-        "import os, subprocess, sys; from labkit import syscalls; syscalls.prctl(36, 1); subprocess.run(sys.argv[1:], check=True);"
+        "import os, subprocess, sys; from labkit.ground import syscalls; syscalls.prctl(36, 1); subprocess.run(sys.argv[1:], check=True);"
         f"p = int(open('{box.folder}/pid').read()); os.kill(p, 9); print(os.waitpid(p, 0)[0] == p)"
     )
     box.shell("sleep 100").write()
@@ -326,7 +330,7 @@ def test_systemd_makes_the_scope_where_it_rules(box):
     assert code == 0, (box.folder / "err").read_text()
     places = proc.cgroups(box.state()["pid"])
     assert "/machine.slice/lab-scoped.scope" in places.values()
-    assert oci.Box(box.root, box.id).cgroup().read("pids.max").strip() == "33"
+    assert lifecycle.Box(box.root, box.id).cgroup().read("pids.max").strip() == "33"
     box.delete()
     listed = subprocess.run(["systemctl", "is-active", "lab-scoped.scope"], capture_output=True, text=True).stdout
     assert listed.strip() != "active"
@@ -776,7 +780,7 @@ def test_resources_are_what_the_cgroup_says(box):
     box.set("linux.resources.memory", {"limit": 32 << 20}).set("linux.resources.pids", {"limit": 77})
     box.set("linux.resources.cpu", {"quota": 25_000, "period": 50_000, "shares": 512, "cpus": "0"})
     box.shell("sleep 100").create()
-    group = oci.Box(box.root, box.id).cgroup()
+    group = lifecycle.Box(box.root, box.id).cgroup()
     assert int(group.read("memory.max")) == 32 << 20
     assert group.read("pids.max").strip() == "77"
     quota = group.read("cpu.max") if group.version("cpu") == 2 else group.read("cpu.cfs_quota_us") + group.read("cpu.cfs_period_us")
@@ -795,12 +799,12 @@ def test_cgroups_path_is_where_the_processes_are_and_goes_with_the_container(box
     pid = box.state()["pid"]
     paths = [path for path in proc.cgroups(pid).values() if path.endswith(name)]
     assert paths
-    group = oci.Box(box.root, box.id).cgroup()
+    group = lifecycle.Box(box.root, box.id).cgroup()
     folders = [folder.path for folder in group.folders]
     box.delete()
     assert not any(folder.exists() for folder in folders)
     for folder in folders:  # what is above it is its caller's
-        cgroups.cgroupfs.remove_tree(str(folder.parent))
+        cgroup.cgroupfs.remove_tree(str(folder.parent))
 
 
 def test_resources_are_translated_word_by_word():
@@ -828,7 +832,7 @@ def test_resources_are_translated_word_by_word():
 def test_lab_clean_takes_away_what_was_forgotten(tmp_path, rootfs, monkeypatch):
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "labkit-root"))
     box = Bundle(tmp_path / "bundle", rootfs)
-    box.root = oci.default_root()
+    box.root = lifecycle.default_root()
     box.shell("sleep 100").create()
     pid = box.state()["pid"]
     assert [entry.kind for entry in ledger.entries()] == ["oci"]

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit import engine, hierarchies, state
+from labkit.cgroups import hierarchies
+from labkit.ground import state
+from labkit.lessons.beside import engine
 from tests.bundles import RUNTIME, make_rootfs
 
 pytestmark = pytest.mark.usefixtures("needs_root")

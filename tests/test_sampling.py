@@ -10,10 +10,11 @@ import numpy
 import pytest
 from timing import emulated
 
-from labkit import ledger, proc, sampling, workloads
-from labkit.cgroups import Cgroup, Limits
-from labkit.errors import BadValue, Unsupported
-from labkit.sampling import SOURCES, Sampler
+from labkit.cgroups.cgroup import Cgroup, Limits
+from labkit.ground import ledger, proc
+from labkit.ground.errors import BadValue, Unsupported
+from labkit.lessons.watch import sampling, workloads
+from labkit.lessons.watch.sampling import SOURCES, Sampler
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -168,7 +169,7 @@ def test_its_process_is_in_the_ledger_and_struck_out_after(group):
 
 def test_its_process_dies_with_its_parent(group):
     code = (
-        "import os, signal\nfrom labkit.cgroups import Cgroup\nfrom labkit.sampling import Sampler\n"
+        "import os, signal\nfrom labkit.cgroups.cgroup import Cgroup\nfrom labkit.lessons.watch.sampling import Sampler\n"
         "sampler = Sampler(Cgroup.open('sampled')); sampler.start()\n"
         "print(sampler._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -10,12 +10,17 @@ import time
 
 import pytest
 
-from labkit import engine, errors, handover, in_child, inspection, proc, seccomp, security, spawner, state
-from labkit import syscalls as sc
-from labkit.checks import locks as check
-from labkit.container import Container, run
-from labkit.errors import BadValue, CommandError, KernelError, LabError, NotFound, Unsupported
-from labkit.spec import Spec
+from labkit import in_child
+from labkit.container import spawner
+from labkit.container.life import Container, run
+from labkit.container.spec import Spec
+from labkit.ground import errors, proc, state
+from labkit.ground import syscalls as sc
+from labkit.ground.errors import BadValue, CommandError, KernelError, LabError, NotFound, Unsupported
+from labkit.isolation import last_exec, seccomp, security
+from labkit.lessons.beside import engine
+from labkit.lessons.checks import locks as check
+from labkit.lessons.scenes import inspection
 
 
 @pytest.fixture(autouse=True)
@@ -262,7 +267,7 @@ def test_without_libseccomp_the_message_says_what_to_do(monkeypatch):
 
 
 def test_the_sealed_program_can_not_be_written_to_by_anyone():
-    with os.fdopen(handover.program(), "rb") as file:
+    with os.fdopen(last_exec.program(), "rb") as file:
         for change in (lambda: os.pwrite(file.fileno(), b"x", 0), lambda: os.ftruncate(file.fileno(), 0)):
             with pytest.raises(PermissionError):
                 change()
@@ -274,9 +279,9 @@ def _handed_over(*argv, program=None):
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        program = program or os.dup2(handover.program(), 50)
-        os.dup2(write_end, handover.CHANNEL)
-        os.set_inheritable(handover.CHANNEL, True)
+        program = program or os.dup2(last_exec.program(), 50)
+        os.dup2(write_end, last_exec.CHANNEL)
+        os.set_inheritable(last_exec.CHANNEL, True)
         os.execve(program, list(argv), {"WORD": "handed on"})
     os.close(write_end)
     with os.fdopen(read_end, "rb") as pipe:
@@ -301,7 +306,7 @@ def test_the_program_for_the_other_processor_is_what_the_listing_says():
     with_file = "/var/tmp/labkit-laststep-arm64"
     try:
         with open(with_file, "wb") as file:
-            file.write(handover.elf("aarch64"))
+            file.write(last_exec.elf("aarch64"))
         qemu = shutil.which("qemu-aarch64-static")
         os.chmod(with_file, 0o755)
         assert _handed_over("qemu", "-0", "/no/such", with_file, "x", program=qemu) == (
@@ -326,7 +331,7 @@ def test_the_children_words_are_read_as_a_strangers():
 
     import socket
 
-    from labkit.launch import Job
+    from labkit.container.launch import Job
 
     pidfd = os.pidfd_open(os.getpid())
     # The number of a process that is none of our children: taken for the container, it would be killed with it.
@@ -360,7 +365,7 @@ def test_an_error_comes_back_over_the_channel_as_the_same_kind():
 
 def test_the_process_that_joins_has_no_more_power_than_the_container(monkeypatch):
     """With CAP_SYS_PTRACE a container could take over what enters it: full power must stay outside."""
-    from labkit import launch
+    from labkit.container import launch
 
     read_end, write_end = os.pipe()
     real = launch.find_user
@@ -384,8 +389,8 @@ def test_the_sealed_step_costs_little_beside_the_exec_itself():
         pid = os.fork()
         if pid == 0:
             if through_it:
-                program = os.dup2(handover.program(), 50)
-                os.dup2(write_end, handover.CHANNEL)
+                program = os.dup2(last_exec.program(), 50)
+                os.dup2(write_end, last_exec.CHANNEL)
                 os.execve(program, ["/bin/busybox", "true"], {})
             os.execve("/bin/busybox", ["true"], {})
         used = os.wait4(pid, 0)[2]

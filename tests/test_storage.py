@@ -10,9 +10,12 @@ import hosts
 import pytest
 from trees import differences, snapshot
 
-from labkit import child, images, layers, ledger, mounts, state, storage
-from labkit.drivers import btrfs, flat, loop
-from labkit.errors import BadValue, InUse, KernelError, LabError, NotFound, Unsupported
+from labkit.ground import child, ledger, state
+from labkit.ground.errors import BadValue, InUse, KernelError, LabError, NotFound, Unsupported
+from labkit.images import catalog, layers
+from labkit.isolation import mounts
+from labkit.storage import roots
+from labkit.storage.drivers import btrfs, flat, loop
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -24,17 +27,17 @@ MARKS = ("trusted.overlay.opaque", "trusted.overlay.origin", "trusted.overlay.im
 HELD = (r"^loop\d+ .*\(deleted\)$",)
 
 
-@pytest.fixture(params=storage.NAMES)
+@pytest.fixture(params=roots.NAMES)
 def driver(request):
     try:
-        return storage.driver(request.param)
+        return roots.driver(request.param)
     except Unsupported as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture
 def image():
-    return images.get("busybox")
+    return catalog.get("busybox")
 
 
 @pytest.fixture
@@ -121,7 +124,7 @@ def test_layer_taken_of_a_container_makes_the_same_root_again(rootfs, image, tmp
     out.seek(0)
     layers.apply(out, tmp_path / "layer", digest=digest, diff_id=diff_id)
     (tmp_path / "merged").mkdir()
-    with storage.mounted([*image.layers, tmp_path / "layer"], None, None, tmp_path / "merged") as merged:
+    with roots.mounted([*image.layers, tmp_path / "layer"], None, None, tmp_path / "merged") as merged:
         found = differences(after, snapshot(merged, times=False, ignore=MARKS))
     if rootfs.driver == "fuse-overlayfs":
         # As above: one name of busybox that was copied up has become a file of its own.
@@ -209,7 +212,7 @@ def test_container_id_that_is_no_name_never_becomes_a_path(driver, image, name):
 
 def test_driver_that_does_not_exist_is_told_with_those_that_do():
     with pytest.raises(BadValue, match="overlay, vfs, btrfs, fuse-overlayfs"):
-        storage.driver("zfs")
+        roots.driver("zfs")
 
 
 # The kernel's overlay
@@ -234,7 +237,7 @@ def test_upper_wins_over_lower_and_later_layers_over_earlier(folders):
     for folder, names in ((lowers[0], "abc"), (lowers[1], "bc"), (upper, "c")):
         for name in names:
             (folder / name).write_text(folder.name)
-    with storage.mounted(lowers, upper, work, merged):
+    with roots.mounted(lowers, upper, work, merged):
         assert [(merged / name).read_text() for name in "abc"] == ["lower1", "lower2", "upper"]
 
 
@@ -244,11 +247,11 @@ def test_one_byte_written_copies_the_whole_file_up(folders):
     with open(lowers[0] / "big", "wb") as file:
         for _ in range(64):
             file.write(os.urandom(1 << 20))
-    with storage.mounted(lowers, upper, work, merged):
-        assert storage.usage(upper).files == 0
+    with roots.mounted(lowers, upper, work, merged):
+        assert roots.usage(upper).files == 0
         with open(merged / "big", "r+b") as file:
             file.write(b"x")
-    used = storage.usage(upper)
+    used = roots.usage(upper)
     assert (used.files, used.apparent) == (1, size)
     assert size <= used.allocated <= size * 1.01
 
@@ -256,10 +259,10 @@ def test_one_byte_written_copies_the_whole_file_up(folders):
 def test_mode_alone_copies_no_data_up_with_metacopy(folders):
     lowers, upper, work, merged = folders(lowers=1)
     (lowers[0] / "big").write_bytes(os.urandom(4 << 20))
-    with storage.mounted(lowers, upper, work, merged, options=("metacopy=on",)):
+    with roots.mounted(lowers, upper, work, merged, options=("metacopy=on",)):
         (merged / "big").chmod(0o600)
-        assert storage.usage(upper).apparent == 4 << 20
-        assert storage.usage(upper).allocated < 64 << 10
+        assert roots.usage(upper).apparent == 4 << 20
+        assert roots.usage(upper).allocated < 64 << 10
         assert (merged / "big").stat().st_mode & 0o777 == 0o600
 
 
@@ -269,7 +272,7 @@ def test_mode_alone_copies_no_data_up_with_metacopy(folders):
 def test_paths_with_signs_that_mount_options_use(folders, tmp_path, odd):
     lowers, upper, work, merged = folders(tmp_path / odd)
     (lowers[0] / "f").write_text("lower")
-    with hosts.unchanged(HELD), storage.mounted(lowers, upper, work, merged):
+    with hosts.unchanged(HELD), roots.mounted(lowers, upper, work, merged):
         assert (merged / "f").read_text() == "lower"
         (merged / "f").write_text("upper")
     assert (upper / "f").read_text() == "upper"
@@ -284,7 +287,7 @@ def test_more_layers_than_a_page_of_options_can_name(folders, tmp_path, monkeypa
     for number, lower in enumerate(lowers):
         (lower / f"f{number}").write_text("")
         (lower / "who").write_text(str(number))
-    with hosts.unchanged(HELD), storage.mounted(lowers, upper, work, merged):
+    with hosts.unchanged(HELD), roots.mounted(lowers, upper, work, merged):
         assert len(os.listdir(merged)) == 201
         assert (merged / "who").read_text() == "199"
 
@@ -293,20 +296,20 @@ def test_folder_given_twice_counts_where_it_is_uppermost(folders):
     lowers, upper, work, merged = folders()
     (lowers[0] / "f").write_text("1")
     (lowers[1] / "f").write_text("2")
-    with storage.mounted([lowers[0], lowers[1], lowers[0]], upper, work, merged):
+    with roots.mounted([lowers[0], lowers[1], lowers[0]], upper, work, merged):
         assert (merged / "f").read_text() == "1"
 
 
 def test_overlay_without_upperdir_is_read_only(folders):
     lowers, _, _, merged = folders()
-    with storage.mounted(lowers, None, None, merged), pytest.raises(OSError, match="Read-only"):
+    with roots.mounted(lowers, None, None, merged), pytest.raises(OSError, match="Read-only"):
         (merged / "f").write_text("x")
 
 
 def test_missing_folder_is_named(folders):
     lowers, upper, work, merged = folders()
     work.rmdir()
-    with pytest.raises(NotFound, match="work"), storage.mounted(lowers, upper, work, merged):
+    with pytest.raises(NotFound, match="work"), roots.mounted(lowers, upper, work, merged):
         pass
     assert not any(entry.what.get("target") == str(merged) for entry in ledger.entries())
 
@@ -316,7 +319,7 @@ def test_notebook_process_itself_mounts_nothing_and_the_mount_goes_with_the_bloc
     with (
         pytest.raises(ZeroDivisionError),
         hosts.unchanged(HELD),
-        storage.mounted(lowers, upper, work, merged),
+        roots.mounted(lowers, upper, work, merged),
     ):
         raise ZeroDivisionError
 
@@ -336,7 +339,7 @@ def test_usage_counts_a_hard_link_once_and_a_hole_not_at_all(tmp_path):
     os.link(tmp_path / "a", tmp_path / "b")
     with open(tmp_path / "hole", "wb") as file:
         file.truncate(1 << 30)
-    used = storage.usage(tmp_path)
+    used = roots.usage(tmp_path)
     assert (used.files, used.apparent) == (2, 8192 + (1 << 30))
     assert used.allocated == 8192
 
@@ -344,9 +347,9 @@ def test_usage_counts_a_hard_link_once_and_a_hole_not_at_all(tmp_path):
 def test_vfs_pays_at_the_start_and_overlay_at_the_first_write(image):
     used = {}
     for name in ("overlay", "vfs"):
-        made = storage.driver(name).prepare(image, f"test-{name}")
+        made = roots.driver(name).prepare(image, f"test-{name}")
         used[name] = made.usage().allocated
-        storage.driver(name).remove(f"test-{name}")
+        roots.driver(name).remove(f"test-{name}")
     assert used["overlay"] == 0
     assert used["vfs"] >= 1_500_000
 
@@ -364,13 +367,13 @@ def test_tree_says_which_folder_is_what(rootfs, image):
 @pytest.fixture
 def needs_btrfs():
     try:
-        storage.driver("btrfs")
+        roots.driver("btrfs")
     except Unsupported as error:
         pytest.skip(str(error))
 
 
 def test_pool_goes_with_its_last_container(needs_btrfs, image):
-    driver = storage.driver("btrfs")
+    driver = roots.driver("btrfs")
     with hosts.unchanged(HELD):
         driver.prepare(image, "test-one")
         driver.prepare(image, "test-two")
@@ -383,7 +386,7 @@ def test_pool_goes_with_its_last_container(needs_btrfs, image):
 
 
 def test_pool_that_someone_is_in_survives_a_clean(needs_btrfs, image):
-    driver = storage.driver("btrfs")
+    driver = roots.driver("btrfs")
     made = driver.prepare(image, "test-stays")
     try:
         for entry in ledger.entries():
@@ -433,7 +436,7 @@ def test_loop_device_is_given_back_by_the_ledger_alone(tmp_path):
 def test_pool_is_made_anew_while_somebodys_namespace_still_holds_the_old_one(needs_btrfs, image):
     import subprocess
 
-    driver = storage.driver("btrfs")
+    driver = roots.driver("btrfs")
     driver.prepare(image, "test-old")
     # A mount namespace made now has a copy of every mount, the pool's too.
     holder = subprocess.Popen(
@@ -466,7 +469,7 @@ def test_lab_errors_only(driver, image):
     for bad in (
         lambda: driver.get("nope"),
         lambda: driver.prepare(image, "a b"),
-        lambda: storage.driver("x"),
+        lambda: roots.driver("x"),
     ):
         with pytest.raises(LabError) as caught:
             bad()

@@ -13,7 +13,10 @@ from tars import entry, folder, tar
 from test_images import add_image
 from trees import differences, snapshot
 
-from labkit import archives, build, garbage, images, layers, ledger, state
+from labkit.build import builder
+from labkit.ground import ledger, state
+from labkit.images import archives, catalog, layers
+from labkit.storage import garbage
 
 pytestmark = pytest.mark.usefixtures("needs_root", "own_root")
 REPO = Path(__file__).parent.parent
@@ -40,11 +43,11 @@ def assert_sound():
     """Every name leads to a whole image, each layer is what its blob says, nothing half-made stays."""
     ledger.clean()
     assert [str(one) for one in ledger.entries()] == []
-    store = images.store()
+    store = catalog.store()
     for name, digest in store.names().items():
-        images.read(store, digest)
-        image = images.get(name)
-        parts = images.read(store, digest)[0]["layers"]
+        catalog.read(store, digest)
+        image = catalog.get(name)
+        parts = catalog.read(store, digest)[0]["layers"]
         for path, diff_id, part in zip(image.layers, image.diff_ids, parts, strict=True):
             again = state.lib_dir("chapters") / state.new_id()
             layers.apply(store.path(part["digest"]), again, diff_id=diff_id)
@@ -82,17 +85,17 @@ def time_of(code):
 @pytest.mark.slow
 def test_load_killed_at_20_moments(tmp_path):
     big = tar(folder("."), *(entry(f"f{number}", data=os.urandom(20_000)) for number in range(400)))
-    add_image(images.store(), "big:1", big, tar(folder("."), entry("small", data=b"x")))
+    add_image(catalog.store(), "big:1", big, tar(folder("."), entry("small", data=b"x")))
     archives.save("big:1", tmp_path / "big.tar")
     garbage.remove("big:1")
     killed = 0
-    code = f"from labkit import archives; archives.load({str(tmp_path / 'big.tar')!r})"
+    code = f"from labkit.images import archives; archives.load({str(tmp_path / 'big.tar')!r})"
     whole = time_of(code)
     garbage.remove("big:1")
     for after in moments("load", 20, whole):
         killed += kill_in_the_middle(code, after)
         assert_sound()
-        if images.store().names():
+        if catalog.store().names():
             garbage.remove("big:1")
         garbage.collect()
     assert killed >= 5, "too quick to be killed: make the image bigger"
@@ -109,13 +112,13 @@ def test_build_killed_at_20_moments(tmp_path):
         "FROM busybox\nCOPY f /f\nRUN cp /f /g && rm /bin/ls\nWORKDIR /w\nRUN echo x > x\n"
     )
     killed = 0
-    code = f"from labkit import build; build.build({str(context)!r}, 'killed:1', cache=False)"
+    code = f"from labkit.build import builder as build; build.build({str(context)!r}, 'killed:1', cache=False)"
     for after in moments("build", 20, time_of(code)):
         killed += kill_in_the_middle(code, after)
         time.sleep(0.3)  # the spawner notices that its client is gone
         assert_sound()
     assert killed >= 5
-    image = build.build(context, "killed:1", say=lambda line: None)
+    image = builder.build(context, "killed:1", say=lambda line: None)
     assert len(image.layers) == 5
     assert_sound()
 
@@ -124,19 +127,19 @@ def test_build_killed_at_20_moments(tmp_path):
 def test_removing_killed_at_20_moments(tmp_path):
     data = tar(folder("."), *(entry(f"f{number}", data=b"x" * 100) for number in range(400)))
     keep = tar(folder("."), entry("kept", data=b"kept"))
-    add_image(images.store(), "keep:1", keep)
-    images.get("keep:1")
-    code, killed = "from labkit import garbage; garbage.remove('gone:1')", 0
-    add_image(images.store(), "gone:1", keep, data)
-    images.get("gone:1")
+    add_image(catalog.store(), "keep:1", keep)
+    catalog.get("keep:1")
+    code, killed = "from labkit.storage import garbage; garbage.remove('gone:1')", 0
+    add_image(catalog.store(), "gone:1", keep, data)
+    catalog.get("gone:1")
     for after in moments("remove", 20, time_of(code)):
-        add_image(images.store(), "gone:1", keep, data)
-        images.get("gone:1")
+        add_image(catalog.store(), "gone:1", keep, data)
+        catalog.get("gone:1")
         killed += kill_in_the_middle(code, after)
         assert_sound()
-        assert Path(images.get("keep:1").layers[0], "kept").read_text() == "kept"
+        assert Path(catalog.get("keep:1").layers[0], "kept").read_text() == "kept"
     assert killed >= 5
-    if "gone:1" in images.store().names():
+    if "gone:1" in catalog.store().names():
         garbage.remove("gone:1")
     garbage.collect()
     assert len(os.listdir(state.lib_dir("layers"))) == 1

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from labkit import idmap, images, mounts, proc, state
-from labkit.child import in_child
-from labkit.cli import main
-from labkit.container import Container, run
-from labkit.errors import BadValue, Unsupported
-from labkit.spec import Spec
+from labkit.app.cli import main
+from labkit.container.life import Container, run
+from labkit.container.spec import Spec
+from labkit.ground import proc, state
+from labkit.ground.child import in_child
+from labkit.ground.errors import BadValue, Unsupported
+from labkit.images import catalog
+from labkit.isolation import idmap, mounts
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 FIRST = idmap.FIRST
@@ -44,7 +46,7 @@ def test_what_it_writes_lies_outside_under_the_outer_ids():
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert os.stat(upper / "mine").st_uid == FIRST
-        assert os.stat(Path(images.get("busybox").layers[0], "etc/passwd")).st_uid == 0
+        assert os.stat(Path(catalog.get("busybox").layers[0], "etc/passwd")).st_uid == 0
 
 
 def test_it_cannot_write_what_belongs_to_the_hosts_root(tmp_path):

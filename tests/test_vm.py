@@ -9,10 +9,11 @@ import time
 import hosts
 import pytest
 
-from labkit import ledger, proc, state, vm
-from labkit.checks import start as check
-from labkit.container import Container
-from labkit.errors import LabError, Unsupported
+from labkit.container.life import Container
+from labkit.ground import ledger, proc, state
+from labkit.ground.errors import LabError, Unsupported
+from labkit.lessons.beside import vm
+from labkit.lessons.checks import start as check
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -42,7 +43,7 @@ def test_a_guest_has_a_kernel_of_its_own_and_leaves_nothing(needs_qemu):
 
 @pytest.mark.slow
 def test_clean_ends_a_guest_whose_starter_was_killed(needs_qemu):
-    code = "from labkit import vm, child\nwith vm.start('tcg', 240) as guest:\n print(guest.pid, flush=True)\n import time; time.sleep(100)"
+    code = "from labkit.lessons.beside import vm; from labkit.ground import child\nwith vm.start('tcg', 240) as guest:\n print(guest.pid, flush=True)\n import time; time.sleep(100)"
     starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     pid = int(starter.stdout.readline())
     starter.send_signal(signal.SIGKILL)

@@ -7,8 +7,10 @@ import threading
 import pytest
 from trees import differences, snapshot
 
-from labkit import images, state, storage, volumes
-from labkit.errors import BadValue, InUse, NotFound
+from labkit.ground import state
+from labkit.ground.errors import BadValue, InUse, NotFound
+from labkit.images import catalog
+from labkit.storage import roots, volumes
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -88,7 +90,7 @@ def test_volume_that_is_mounted_somewhere_is_not_removed(tmp_path):
 
 
 def test_empty_volume_is_filled_from_the_image_and_a_full_one_is_not():
-    rootfs = storage.driver().prepare(images.get("busybox"), "test-fill")
+    rootfs = roots.driver().prepare(catalog.get("busybox"), "test-fill")
     fd = os.open(rootfs.lowerdirs[0], os.O_PATH | os.O_DIRECTORY)
     try:
         assert volumes.fill("data", fd, "/etc")
@@ -100,7 +102,7 @@ def test_empty_volume_is_filled_from_the_image_and_a_full_one_is_not():
         assert not volumes.fill("other", fd, "/not/there")
     finally:
         os.close(fd)
-        storage.driver().remove("test-fill")
+        roots.driver().remove("test-fill")
 
 
 def test_link_in_the_image_can_not_fill_a_volume_from_the_host(tmp_path):

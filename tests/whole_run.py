@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit import spawner
+from labkit.container import spawner
 from tests import hosts
 
 _before = pytest.StashKey()

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import time
 
-from labkit import in_child, spawner
-from labkit import syscalls as sc
+from labkit import in_child
+from labkit.container import spawner
+from labkit.ground import syscalls as sc
 
 HOST, OUTSIDE = "203.0.113.1", "203.0.113.2"
 

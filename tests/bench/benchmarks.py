@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import peers
 import report
 
-from labkit import ledger, spawner, state
-from labkit.errors import LabError
+from labkit.container import spawner
+from labkit.ground import ledger, state
+from labkit.ground.errors import LabError
 
 THEMES = {
     "start": "start to exit of `true`, against crun, runc, bwrap and C",
@@ -70,7 +71,7 @@ def main(argv):
     if options.json:
         Path(options.json).write_text(json.dumps({one.title: one.raw for one in reports}))
     if options.figure and reports:
-        from labkit import figures
+        from labkit.lessons import figures
 
         Path(options.figure).write_bytes(figures.png(report.figure(reports, head)))
         print(f"\nfigure: {options.figure}")

@@ -14,8 +14,9 @@ import peers
 from contestants import command_succeeds, notebook, ratio
 from report import Report
 
-from labkit import images, state
-from labkit.build import build
+from labkit.build.builder import build
+from labkit.ground import state
+from labkit.images import catalog
 
 DOCKERFILE = """\
 FROM busybox
@@ -89,7 +90,7 @@ def _race(folder, area, cache, rounds, full):
 def measure(options):
     """Yield the Reports."""
     peers.need("buildah")
-    images.get("busybox")
+    catalog.get("busybox")
     with peers.scratch() as folder:
         area = folder / "area"
         area.mkdir()

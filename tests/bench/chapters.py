@@ -13,7 +13,7 @@ from pathlib import Path
 
 from report import Report
 
-from labkit.errors import BadArchive, BadValue
+from labkit.ground.errors import BadArchive, BadValue
 
 _LINE = re.compile(
     r"^\s*(\d+\.\d+)s (setup|call|teardown)\s+(\S*?)([^/\s]+)\.ipynb::+(Cell \d+)", re.MULTILINE

@@ -18,8 +18,8 @@ from contestants import command_succeeds, ratio
 from report import Report
 from start import runtime
 
-from labkit import images
-from labkit.errors import LabError
+from labkit.ground.errors import LabError
+from labkit.images import catalog
 
 PYTHON = [sys.executable, "-P"]
 # Unasked, labkit plugs a container into its bridge; crun's has a network namespace and no cable.
@@ -30,7 +30,7 @@ ACCOUNT = """
 import time
 told = [time.monotonic()]
 import importlib, os, sys
-from labkit import cli
+from labkit.app import cli
 told.append(time.monotonic())
 split = sys.argv.index("--")
 for name in sys.argv[2:split]:
@@ -48,12 +48,12 @@ IMPORT = "import time; began = time.perf_counter(); {}; print((time.perf_counter
 SEEN = """
 import importlib, sys
 importlib.import_module = lambda name: __import__(name) and sys.modules[name]
-from labkit import cli
+from labkit.app import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
 LINES = (
     "Python starts, to the first line",
-    "import labkit.cli",
+    "import labkit.app.cli",
     "import what `run` needs",
     "the container, start to exit and gone",
     "Python ends",
@@ -93,7 +93,7 @@ def import_times(words):
 
 def measure(options):
     """Yield the Reports."""
-    images.get("busybox")
+    catalog.get("busybox")
     with peers.scene() as scene:
         times = contestants.race(
             {

@@ -16,8 +16,8 @@ import time
 
 import peers
 
-from labkit import spawner
-from labkit.errors import LabError
+from labkit.container import spawner
+from labkit.ground.errors import LabError
 
 WARM_UP = 2  # rounds that don't count
 

@@ -17,8 +17,10 @@ from contestants import notebook, ratio
 from report import Report
 from start import whole_container
 
-from labkit import commit, garbage, images, mounts, storage
-from labkit.errors import LabError, NotFound
+from labkit.ground.errors import LabError, NotFound
+from labkit.images import catalog, commit
+from labkit.isolation import mounts
+from labkit.storage import garbage, roots
 
 LAYERS = (1, 10, 40, 80, 120)
 MEGABYTES = (1, 50, 200)
@@ -28,9 +30,9 @@ BLOCK = 1 << 20
 @contextlib.contextmanager
 def made(name, layers):
     """Name an image of busybox and these layers, tars; it is gone afterwards."""
-    base = images.get("busybox")
+    base = catalog.get("busybox")
     try:
-        with images.locked(shared=True) as store:
+        with catalog.locked(shared=True) as store:
             for tar in layers or [None]:
                 layer = None
                 if tar is not None:
@@ -66,11 +68,11 @@ def mount_alone(name, folder):
     """Prepare the overlay of an image, mounted and given up again, and nothing else. Linux 6.8 or later."""
 
     def make():
-        options = [f"lowerdir+={folder}" for folder in reversed(images.get(name).layers)]
+        options = [f"lowerdir+={folder}" for folder in reversed(catalog.get(name).layers)]
         upper, work = (f"{folder}/{part}-{name}" for part in ("upper", "work"))
         os.mkdir(upper)
         os.mkdir(work)
-        options += (f"upperdir={upper}", f"workdir={work}", *storage.DEFAULT_OPTIONS)
+        options += (f"upperdir={upper}", f"workdir={work}", *roots.DEFAULT_OPTIONS)
         return lambda _: os.close(mounts.new_filesystem("overlay", "overlay", options))
 
     return make
@@ -111,7 +113,7 @@ def _middle(spent):
 
 
 def _draw(axes, times, alone, unit):
-    from labkit import figures
+    from labkit.lessons import figures
 
     for size, spent in times.items():
         axes.plot([size] * len(spent), spent, "o", color=figures.BLUE, alpha=0.25, markeredgewidth=0)

@@ -21,9 +21,9 @@ from contestants import notebook, ratio
 from report import Report
 from start import LIMITS, floor, runtime, whole_container
 
-from labkit import roster, spawner
-from labkit.container import Container
-from labkit.errors import LabError
+from labkit.container import records, spawner
+from labkit.container.life import Container
+from labkit.ground.errors import LabError
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -182,14 +182,14 @@ def _pss(pid):
 
 def measure(options):
     """Yield the Reports."""
-    before, there = hosts.Host.snapshot(), set(roster.ids())
+    before, there = hosts.Host.snapshot(), set(records.ids())
     with peers.scene() as scene:
         count, together = _together(scene, options)
         total, (batches, single) = _in_a_row(scene, options)
     with contestants.lined_up({"labkit": notebook(60, memory)}) as line:
         (own, each, sleep) = line["labkit"].ask(SLEEPERS)[1]
     left = hosts.settled_difference(before, patience=5)
-    left += [f"left: the container {number}" for number in set(roster.ids()) - there]
+    left += [f"left: the container {number}" for number in set(records.ids()) - there]
 
     yield Report(
         f"{count} at once",

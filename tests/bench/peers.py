@@ -16,9 +16,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from labkit import cgroups, images, ledger, rootfs, seccomp, security, state, storage, syscalls
-from labkit.errors import Unsupported
-from labkit.mounts import NODEV, NOEXEC, NOSUID, RDONLY, Filesystem
+from labkit.cgroups import cgroup
+from labkit.container import standard_mounts
+from labkit.ground import ledger, state, syscalls
+from labkit.ground.errors import Unsupported
+from labkit.images import catalog
+from labkit.isolation import seccomp, security
+from labkit.isolation.mounts import NODEV, NOEXEC, NOSUID, RDONLY, Filesystem
+from labkit.storage import roots
 
 MEMORY, PIDS, QUOTA = 64 << 20, 50, 100_000
 HERE = Path(__file__).parent
@@ -63,13 +68,13 @@ def scratch():
 def scene():
     """Make a folder with all that the peers need; yield it as a dict; take everything away again."""
     folder = Path(state.run_dir()) / f"bench-{state.new_id()}"
-    image = images.get("busybox")
+    image = catalog.get("busybox")
     capabilities = security.choose()
     with contextlib.ExitStack() as stack:
         stack.enter_context(ledger.made("folder", path=str(folder)))
         folder.mkdir()
         # The folder in which all cgroups of this state are made stays while it has one in it.
-        group = stack.enter_context(cgroups.Cgroup.create(f"{folder.name}-holds-it"))
+        group = stack.enter_context(cgroup.Cgroup.create(f"{folder.name}-holds-it"))
         bases = [str(part.path.parent) for part in group.folders]
         (folder / "bases").write_text("".join(f"{base}\n" for base in bases))
         (folder / "filter").write_bytes(seccomp.program("default", capabilities))
@@ -78,7 +83,7 @@ def scene():
             (folder / name).mkdir(parents=True)
         # Made by us, for them: crun and runc want a root that is there.
         places = (folder / "upper", folder / "work", folder / "rootfs")
-        stack.enter_context(storage.mounted(image.layers, *places))
+        stack.enter_context(roots.mounted(image.layers, *places))
         found = {
             "folder": folder,
             "lowerdir": str(image.layers[-1]),
@@ -112,7 +117,7 @@ def own_overlay(scene, bundle, number):
     os.mkdir(upper)
     os.mkdir(work)
     options = ",".join(
-        (f"lowerdir={scene['lowerdir']}", f"upperdir={upper}", f"workdir={work}", *storage.DEFAULT_OPTIONS)
+        (f"lowerdir={scene['lowerdir']}", f"upperdir={upper}", f"workdir={work}", *roots.DEFAULT_OPTIONS)
     )
     syscalls.mount("overlay", f"{bundle}/rootfs", "overlay", NODEV, options)
     try:
@@ -140,7 +145,7 @@ def _config(capabilities):
         "root": {"path": "rootfs"},
         "hostname": "bench",
         "mounts": [
-            *(_mount(step) for step in rootfs.kernel_filesystems() if isinstance(step, Filesystem)),
+            *(_mount(step) for step in standard_mounts.kernel_filesystems() if isinstance(step, Filesystem)),
             {
                 "destination": "/sys/fs/cgroup",
                 "type": "cgroup",
@@ -157,8 +162,8 @@ def _config(capabilities):
                 "pids": {"limit": PIDS},
             },
             "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
-            "maskedPaths": list(rootfs.MASKED),
-            "readonlyPaths": list(rootfs.READ_ONLY),
+            "maskedPaths": list(standard_mounts.MASKED),
+            "readonlyPaths": list(standard_mounts.READ_ONLY),
             "seccomp": _seccomp(capabilities),
         },
     }

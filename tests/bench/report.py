@@ -50,7 +50,7 @@ def _cell(value):
 
 def figure(reports, head):
     """Return all reports in one picture, a panel each."""
-    from labkit import figures
+    from labkit.lessons import figures
 
     columns = next(number for number, most in ((1, 1), (2, 6), (3, len(reports))) if len(reports) <= most)
     lines = -(-len(reports) // columns)
@@ -73,7 +73,7 @@ def figure(reports, head):
 
 def colour(label):
     """Return labkit's colour, the C yardstick's, or that of all others."""
-    from labkit import figures
+    from labkit.lessons import figures
 
     if label.startswith(("labkit", "lab ")):
         return figures.BLUE
@@ -81,7 +81,7 @@ def colour(label):
 
 
 def _bars(axes, report):
-    from labkit import figures
+    from labkit.lessons import figures
 
     column, axis = report.shown
     rows = [(row[0], row[column + 1]) for row in report.rows if isinstance(row[column + 1], int | float)][:14]

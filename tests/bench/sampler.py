@@ -16,10 +16,11 @@ import peers
 from contestants import command_succeeds
 from report import Report
 
-from labkit import engine, proc
-from labkit.container import Container
-from labkit.errors import LabError
-from labkit.sampling import Sampler, _source
+from labkit.container.life import Container
+from labkit.ground import proc
+from labkit.ground.errors import LabError
+from labkit.lessons.beside import engine
+from labkit.lessons.watch.sampling import Sampler, _source
 
 RATES = (100, 250, 1000)
 NAMES = ("usage_usec", "nr_throttled", "throttled_usec")

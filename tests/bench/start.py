@@ -8,10 +8,11 @@ import peers
 from contestants import notebook, ratio, shell
 from report import Report
 
-from labkit import mounts, rootfs, security, spawner
-from labkit.container import Container
-from labkit.errors import LabError
-from labkit.launch import Job
+from labkit.container import spawner, standard_mounts
+from labkit.container.launch import Job
+from labkit.container.life import Container
+from labkit.ground.errors import LabError
+from labkit.isolation import mounts, security
 
 LIMITS = {"memory": peers.MEMORY, "cpu_quota": peers.QUOTA, "cpu_period": 100_000, "pids_limit": peers.PIDS}
 
@@ -44,7 +45,7 @@ def namespaces_only(scene):
     def prepare():
         steps = [
             one
-            for one in rootfs.kernel_filesystems()
+            for one in standard_mounts.kernel_filesystems()
             if getattr(one, "target", "").startswith(("/proc", "/dev"))
         ]
         job = Job(

@@ -21,11 +21,11 @@ import contestants
 import peers
 from report import Report
 
-from labkit import digests, layout
-from labkit.errors import LabError
+from labkit.ground.errors import LabError
+from labkit.images import digests, layout
 
 FILES_PER_MB = 10
-CODE = "import sys; from labkit import layers; layers.apply(sys.argv[1], sys.argv[2], devices=True{more})"
+CODE = "import sys; from labkit.images import layers; layers.apply(sys.argv[1], sys.argv[2], devices=True{more})"
 
 
 def generate(path, megabytes):

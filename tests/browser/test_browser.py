@@ -11,7 +11,9 @@ import numpy
 import pytest
 from seats import Notebook, served
 
-from labkit import hierarchies, ledger, lessons, proc, state
+from labkit.cgroups import hierarchies
+from labkit.ground import ledger, proc, state
+from labkit.lessons import coursework
 
 pytestmark = [pytest.mark.usefixtures("needs_root"), pytest.mark.slow]
 
@@ -35,7 +37,7 @@ def test_the_address_opens_the_first_chapter_with_the_chapter_list_and_no_pop_up
     page.wait_for_timeout(3000)  # time for something to pop up
     assert not page.locator(".jp-Dialog, .jp-toast-button, .Toastify__toast").count()
     names = page.locator(".jp-DirListing-itemText").all_inner_texts()
-    assert [name for name in names if name.endswith(".ipynb")] == [path.name for path in lessons.chapters()]
+    assert [name for name in names if name.endswith(".ipynb")] == [path.name for path in coursework.chapters()]
     letters = page.locator(".jp-MarkdownCell p").first.evaluate("text => getComputedStyle(text).fontSize")
     assert letters == "16px", "too small for the last row"
     assert not [url for url in asked if not url.startswith((host, "data:", "blob:"))], "it asks the internet"
@@ -91,7 +93,7 @@ def test_a_gap_left_open_fails_its_own_check_and_breaks_no_later_cell_than_its_o
 
 def solve(seat, name):
     """Put the solved chapter in the seat's folder, under a name of its own."""
-    solved = json.loads(next(path for path in lessons.chapters() if path.name == name).read_text())
+    solved = json.loads(next(path for path in coursework.chapters() if path.name == name).read_text())
     for cell in solved["cells"]:
         if cell["cell_type"] == "code":
             cell |= {"outputs": [], "execution_count": None}
@@ -142,7 +144,7 @@ def panel_in(chapter, seat, monkeypatch):
     return cell
 
 
-PANEL = "from labkit.panels import cpu as panels\npanels.quota_panel()"
+PANEL = "from labkit.lessons.panels import cpu as panels\npanels.quota_panel()"
 SHOWS = """([image, name]) => image.naturalHeight > 100 && image.title.includes(name)"""
 
 
@@ -236,7 +238,7 @@ def test_a_picture_of_layers_is_pressed_by_keys_and_follows_the_folders(notebook
     chapter = notebook(solve(seat, "06-layers.ipynb"))
     page, cell = chapter.page, chapter.page.locator(".jp-CodeCell").first
     lower, upper = str(tmp_path / "lower"), str(tmp_path / "upper")
-    chapter.write(cell, f"from labkit.panels.layers import stack\nstack([{lower!r}], {upper!r})")
+    chapter.write(cell, f"from labkit.lessons.panels.layers import stack\nstack([{lower!r}], {upper!r})")
     chapter.run(cell)
     page.keyboard.press("Escape")
     chapter.tab_to("button.widget-toggle-button")

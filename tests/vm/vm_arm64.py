@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from vm.machine import debian, die_with_parent, make_tree
 
-from labkit import vm
+from labkit.lessons.beside import vm
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("needs_root")]
 

@@ -1,0 +1,149 @@
+"""The lab's two long commands: `lab up`, which serves the chapters, and `lab test`.
+
+`lab up` gives the participant copies of the chapters (see `lessons`) and starts one
+JupyterLab for them, on the loopback and behind a token. It waits until that really
+answers, prints its URL, and stays in front of it until Ctrl-C. Whoever calls it a
+second time gets the URL of the one that runs.
+"""
+
+import argparse
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+from labkit.app import server
+from labkit.ground import state
+from labkit.lessons import coursework
+from labkit.lessons.coursework import REPO, chapters
+
+# ---- lab up ------------------------------------------------------------------
+
+
+def up(argv):
+    """Serve the chapters in JupyterLab until Ctrl-C; return the exit status."""
+    options = _up_options(argv)
+    with state.lock("jupyter"):
+        record = server.running()
+        if record:
+            print("the lab is up already:", *_addresses(record), sep="\n", flush=True)
+            return 0
+        for line in coursework.copy_all():
+            print(line, flush=True)
+        process, record = server.start(options.ip, options.port)
+    print("the lab is up, until you press Ctrl-C here:", *_addresses(record), sep="\n", flush=True)
+    return _stay(process)
+
+
+def _up_options(argv):
+    parser = argparse.ArgumentParser("lab up", description="Serve the chapters in JupyterLab until Ctrl-C.")
+    parser.add_argument("--port", type=int, default=8888, help="on which port (8888)")
+    parser.add_argument(
+        "--ip",
+        default="127.0.0.1",
+        help="on which address; others than this machine's loopback let the network in (127.0.0.1)",
+    )
+    return parser.parse_args(argv)
+
+
+def _addresses(record):
+    """Return the lines to print: the URL of the first chapter, and that of it beside a terminal."""
+    first = next(iter(chapters()), None)
+    page = f"/tree/{first.name}" if first else ""
+    lab, token = f"http://{record['host']}:{record['port']}/lab", f"?token={record['token']}"
+    return f"{lab}{page}{token}", "with a terminal beside it:", f"{lab}/workspaces/{server.BESIDE}{page}{token}"
+
+
+def _stay(process):
+    """Wait for the server to end, or for a signal to end it; return the exit status."""
+
+    def asked_to_stop(number, _frame):
+        raise KeyboardInterrupt(number)
+
+    signal.signal(signal.SIGTERM, asked_to_stop)
+    try:
+        process.wait()
+        print(f"JupyterLab ended by itself; what it said is in {server.log()}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopping the lab", flush=True)
+        return 0
+    finally:
+        server.stop(process)
+
+
+# ---- lab test ----------------------------------------------------------------
+
+
+def test(argv):
+    """Run the tests, then the chapters, in one pytest; return the exit status.
+
+    Arguments narrow it: a file, a chapter's number, any of pytest's own.
+    """
+    import pytest
+
+    # Tests make a LABKIT_ROOT of their own, never the user's: see tests/whole_run.py.
+    os.environ.pop("LABKIT_ROOT", None)
+    os.chdir(REPO)
+    counts = _Counts()
+    started = time.monotonic()
+    status = pytest.main(_pytest_arguments(argv), plugins=[counts])
+    print(counts.sentence(status, time.monotonic() - started), flush=True)
+    return int(status)
+
+
+def _pytest_arguments(argv):
+    flags = ["-rs", "--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval-sanitize.cfg"]
+    words = [str(place) for word in argv for place in _places_named(word)]
+    places = [word for word in words if Path(word.partition("::")[0]).exists()]
+    return flags + words + ([] if places else _everything())
+
+
+def _everything():
+    """Return all that is tested, in order. Not the folder `tests`: pytest takes nothing of a folder by name as well."""
+    tests = [place for place in Path("tests").iterdir() if place.name.startswith("test_") or place.name == "browser"]
+    return [*sorted(map(str, tests)), "notebooks", *_in_a_vm(os.environ.get("LAB_TEST_VM", ""))]
+
+
+def _places_named(word):
+    """Return the chapters that a number means, what `vm` means, or the word itself."""
+    if word == "vm":
+        return _in_a_vm("all")
+    if re.fullmatch("[0-9]{2}", word):
+        return [path.relative_to(REPO) for path in chapters() if path.name.startswith(word)] or [word]
+    return [word]
+
+
+def _in_a_vm(which):
+    """Return the tests that make virtual machines: all, or with any other word the suite on cgroup v2, or none.
+
+    pytest finds them only by name, since they take long.
+    """
+    pattern = {"": "none", "all": "vm_*.py"}.get(which, "vm_suite.py")
+    return sorted(str(path.relative_to(REPO)) for path in (REPO / "tests" / "vm").glob(pattern))
+
+
+class _Counts:
+    """A pytest plugin that counts, for a last line without pytest's vocabulary."""
+
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+
+    def pytest_runtest_logreport(self, report):
+        self.failed += report.failed
+        self.skipped += report.skipped
+        self.passed += report.passed and report.when == "call"
+
+    def pytest_collectreport(self, report):
+        self.failed += report.failed
+
+    def sentence(self, status, seconds):
+        if status == 5:
+            return "lab test: nothing was tested"
+        verdict = "all is well" if status == 0 else "NOT all is well, see above"
+        return (
+            f"lab test: {verdict}: {self.passed} passed, {self.failed} failed, "
+            f"{self.skipped} skipped, in {seconds:.0f} s"
+        )

@@ -1,0 +1,169 @@
+"""How a build makes a layer, or finds that it was made before.
+
+A layer's key is the hash of all that it was made of: the layers below it, the
+instruction, the variables that it sees, the contents that it copies. Whoever changes
+one of these gets another key, for this layer and for all that follow.
+
+The cache holds no layers, only which key made which: a cached layer lives as long as
+some image has it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from labkit.container.life import Container
+from labkit.ground import ledger, state
+from labkit.ground.errors import LabError
+from labkit.images import commit
+from labkit.images.catalog import Image, ImageConfig
+from labkit.storage import roots
+
+SHELL = ("/bin/sh", "-c")
+# What the engine puts into a container's root to mount on: no part of what RUN changed.
+_MOUNT_POINTS = ("etc/hosts", "etc/hostname", "etc/resolv.conf", "dev/console", "dev", "proc", "sys", "etc")
+
+
+@dataclass
+class Stage:
+    """One FROM and what follows it, as far as it has come."""
+
+    image: Image | None
+    config: ImageConfig
+    variables: dict = field(default_factory=dict)  # ARGs, seen by what follows and by RUN, kept nowhere
+    shell: tuple = SHELL
+
+    def seen(self):
+        """Return the variables an instruction may use: ENV wins over ARG."""
+        return self.variables | dict(pair.split("=", 1) for pair in self.config.env)
+
+    def lowest(self):
+        return self.image.diff_ids if self.image else ()
+
+
+class Layers:
+    """The part of a build that makes layers; `stage` is what it works on."""
+
+    def __init__(self, store, cache, network, say):
+        self.store, self.cache, self.network, self.say = store, cache, network, say
+        self.stage = None
+
+    @contextlib.contextmanager
+    def layer(self, instruction, *made_of, mounted=True):
+        """Yield a root to change, mounted, whose changes become the layer; None if the cache has it."""
+        config = self.stage.config
+        key = json.dumps(
+            [
+                self.stage.lowest(),
+                instruction.word,
+                instruction.flags.get("chown"),
+                instruction.flags.get("chmod"),
+                made_of,
+            ]
+            + ([config.env, config.workdir, config.user] if instruction.word == "RUN" else [])
+        )
+        key = hashlib.sha256(key.encode()).hexdigest()
+        known = self._cached(key)
+        if known is not None:
+            self.say(" ---> in the cache")
+            yield None
+            self.commit(instruction, known[0])
+            return
+        layer = None
+        if mounted:
+            with self._root() as root:
+                yield root
+                layer = self._take(root)
+        else:
+            yield True
+            layer = self._run_container(instruction, made_of[0])
+        self._remember(key, layer)
+        self.commit(instruction, layer)
+
+    def commit(self, instruction, layer):
+        image = commit.add(self.store, self.stage.image, layer, None, self.stage.config, str(instruction))
+        self.stage.image = image
+
+    @contextlib.contextmanager
+    def _root(self):
+        driver, name = roots.driver(), f"build-{state.new_id()}"
+        with ledger.group(name):
+            try:
+                root = driver.prepare(self.stage.image, name)
+                roots.mount(root.lowerdirs, root.upperdir, root.workdir, root.merged, root.options)
+                yield root
+            finally:
+                ledger.undo_group(name)
+
+    def _run_container(self, instruction, command):
+        if not self.stage.image.layers:
+            raise instruction.refuse("there is nothing in the image yet to run", "COPY a program first")
+        base = self.stage.image
+        words = {
+            "env": [f"{name}={value}" for name, value in self.stage.variables.items()],
+            "network": self.network,
+        }
+        # An entrypoint is for who runs the image, not for its build.
+        plain = commit.add(self.store, base, None, None, replace(self.stage.config, entrypoint=()), "for RUN")
+        with Container(plain.digest, command, **words).start() as box:
+            code = box.wait()
+            output = box.logs()
+            if output:
+                self.say(output.rstrip("\n"))
+            if code:
+                raise LabError(
+                    f"Dockerfile, line {instruction.line}: {instruction} ended with status {code}", _last_word(output)
+                )
+            _drop_mount_points(box.rootfs)
+            return self._take(box.rootfs)
+
+    def _take(self, root):
+        """Store what is in an upperdir as a layer; return (diff_id, digest, size), or None if it is empty."""
+        roots.unmount(root.merged)
+        if not root.changes():
+            return None
+        with self.store.adding() as (out, keep):
+            diff_id, digest, size = root.diff(out)
+            keep(digest)
+        return diff_id, digest, size
+
+    # The cache
+
+    def _cached(self, key):
+        """Return (layer or None,) if the cache has this key and the store the layer, else None."""
+        if not self.cache:
+            return None
+        note = state.read_json(state.lib_dir("build-cache") / f"{key}.json")
+        if note is None:
+            return None
+        layer = note["layer"]
+        if layer is None:
+            return (None,)
+        return (tuple(layer),) if self.store.has(layer[1]) else None
+
+    def _remember(self, key, layer):
+        state.write_json(state.lib_dir("build-cache") / f"{key}.json", {"layer": layer})
+
+
+def _drop_mount_points(rootfs):
+    """Take out of an upperdir the empty files and folders that were only there to be mounted on."""
+    for name in _MOUNT_POINTS:
+        path = Path(rootfs.upperdir, name)
+        if any(os.path.lexists(Path(lower, name)) for lower in rootfs.lowerdirs) or path.is_symlink():
+            continue
+        with contextlib.suppress(OSError):
+            if path.is_dir():
+                path.rmdir()  # fails if something is in it
+            elif path.stat().st_size == 0:
+                path.unlink()
+
+
+def _last_word(output):
+    """Return what a command that failed said last; on a full disk it could not even say that."""
+    disk = os.statvfs(state.lib_dir())
+    if disk.f_bavail * disk.f_frsize < 64 << 10:
+        return f"no space left on the disk of {state.lib_dir()} (ENOSPC): make room, then build again"
+    return (output.strip().splitlines() or ["it printed nothing"])[-1]

@@ -1,0 +1,482 @@
+"""A container's life: created, running, exited, gone.
+
+Nothing new happens here. An image gives files, storage makes them a root, a
+cgroup limits, the spawner clones into both, and the rest is bookkeeping: who is
+its parent, what is written down, and that each way out, the good and the bad,
+takes everything away again.
+
+    with Container("busybox", "sleep 60", memory="32m").start() as box:
+        print(box.top())
+        box.exec("ps")
+
+What other processes need to know of it is in files: see `records`.
+"""
+
+import contextlib
+import functools
+import os
+import select
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+from labkit.cgroups import cgroup, devices
+from labkit.container import records, rootless, spawner
+from labkit.container.launch import Job
+from labkit.container.spec import Spec, describe
+from labkit.ground import ledger, proc, state, syscalls
+from labkit.ground.errors import InUse, KernelError, LabError, NotFound, Unsupported
+from labkit.images import catalog
+from labkit.storage import roots
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a container, or a command in one, ended."""
+
+    code: int  # its exit status; 128+n if signal n killed it
+    output: str = ""
+    oom_killed: bool = False
+
+    def __repr__(self):
+        killed = ", killed because its memory limit was reached" if self.oom_killed else ""
+        return f"<exit status {self.code}{killed}>"
+
+
+class Container:
+    """One container. Takes the words of `Spec.make`; a context manager that leaves nothing behind."""
+
+    def __init__(self, image="busybox", command=(), **words):
+        self._adopt(Spec.make(image, command, **words), state.new_id())
+
+    @classmethod
+    def of(cls, spec, number=None):
+        """Return the Container of a Spec, a new one or the one with that id."""
+        return cls.__new__(cls)._adopt(spec, number or state.new_id())
+
+    def _adopt(self, spec, number):
+        self.spec = spec
+        self.id = number
+        self.spawned = None
+        self.cgroup = None
+        self.rootfs = None
+        self._status = None
+        self._written = None  # what is on disk about it, if this process is its keeper
+        return self
+
+    @property
+    def name(self):
+        """Its name, or its id if it was given none."""
+        return self.spec.name or self.id
+
+    def __repr__(self):
+        return f"<container {self.name} of {self.spec.image}, {self.status}>"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.delete()
+
+    # ---- created, running ----
+
+    def describe(self):
+        """Return what `start` will do, one line a step. Nothing is made."""
+        image = catalog.get(self.spec.image)
+        names = ("UPPERDIR", "WORKDIR", "MERGED")
+        root = roots.Rootfs(self.spec.storage, self.id, image.layers, *names)
+        plug = None
+        if self.spec.network not in ("none", "host"):
+            from labkit.network import bridge
+
+            plug = bridge.preview("bridge" if self.spec.network == "auto" else self.spec.network, self.id)
+        return describe(self.spec, self.spec.job(image.config, root.step(), self._hostname(), network=plug))
+
+    def _hostname(self):
+        return self.spec.hostname or self.id
+
+    def start(self, stdio=None):
+        """Make everything and start the command; return self.
+
+        `stdio` are three fds; without it stdin is empty and the rest goes to the log.
+        Raises CommandError if the command can't be executed, InUse if the name is
+        taken. Whatever it raises, nothing of it is left.
+        """
+        if self.spawned:
+            raise InUse(f"{self.name} is started already")
+        image = catalog.get(self.spec.image)
+        self.spec.argv(image.config)
+        with ledger.group(self.id):
+            records.claim_id(self.id)  # only who gets it may clean up after it
+        try:
+            with ledger.group(self.id):
+                if self.spec.name:
+                    records.claim_name(self.spec.name, self.id)
+                self._written = {"id": self.id, "spec": asdict(self.spec), "created": time.time(), "keeper": ledger.me()}
+                self._write(status="created")
+                self.rootfs = roots.driver(self.spec.storage).prepare(image, self.id, userxattr=rootless.active())
+                self.cgroup = self._govern()
+                if self.cgroup.folders and "devices" not in self.spec.unlocked:
+                    # Where no cgroup can do it, nodev on every mount still does.
+                    with contextlib.suppress(Unsupported):
+                        devices.allow_only(self.cgroup)
+                self._fill_volumes()
+                # The process needs no line of its own in the ledger: it is born in the cgroup.
+                self._spawn(image.config, stdio)
+        except BaseException:
+            self.delete()
+            raise
+        self._write(status="running", pid=self.pid, start_ticks=proc.start_ticks(self.pid))
+        return self
+
+    def _fill_volumes(self):
+        """Give new named volumes what the image has at their place, as docker does: a mount would hide it."""
+        named = [(one.source, one.target) for one in self.spec.volumes if not one.source.startswith("/")]
+        # With mapped ids the files would come out under others; without root there is no mount to read from.
+        if named and "user" not in self.spec.namespaces and not rootless.active():
+            from labkit.storage import volumes
+
+            volumes.fill_from(self.rootfs.step(), named)
+
+    def _govern(self):
+        if not rootless.active():
+            return cgroup.Cgroup.create(self.id, self.spec.limits)
+        rootless.check(self.spec)
+        return rootless.Ungoverned(self)
+
+    @functools.cached_property
+    def folder(self):
+        """Its folder in /run."""
+        return records.folder(self.id)
+
+    def _spawn(self, config, stdio):
+        hostname = self._hostname()
+        files = self._files(hostname)
+        plug = self._connect(hostname)
+        job = self.spec.job(config, self.rootfs.step(), hostname, files, network=plug, **self._where())
+        with contextlib.ExitStack() as stack:
+            if stdio is None:
+                stdio = (_opened(stack, os.devnull, os.O_RDONLY), *[self.open_log(stack)] * 2)
+            self.spawner = spawner.current()
+            self.spawned = self.spawner.spawn(job, stdio)
+
+    def _files(self, hostname):
+        """Write the three files that tell a container names, its own first; return where they go."""
+        texts = {
+            "hostname": f"{hostname}\n",
+            "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{hostname}\n",
+            "resolv.conf": "",
+        }
+        if self.spec.network != "none" and not rootless.active():
+            from labkit.network import bridge
+
+            texts["resolv.conf"] = bridge.resolv_conf()
+        for name, text in texts.items():
+            with open(self.folder / name, "w") as file:
+                file.write(text)
+                os.fchmod(file.fileno(), 0o644)
+        return [(self.folder / name, f"/etc/{name}") for name in texts]
+
+    def _connect(self, hostname):
+        """Put it on its network; return the Plug, or None if it has no cable."""
+        if self.spec.network in ("none", "host") or rootless.active():
+            return None
+        from labkit.network import bridge
+
+        name = "bridge" if self.spec.network == "auto" else self.spec.network
+        try:
+            plug = bridge.join(name, self.id, (self.spec.name, hostname, self.id), self.spec.ports)
+        except Unsupported as error:
+            if self.spec.network != "auto" or self.spec.ports:
+                raise
+            bridge.unplug(name, self.id)
+            # Asked for by nobody: a container without it is still one, if that is said.
+            print(f"no network but the container's own loopback: {error}", file=sys.stderr)
+            return None
+        self._write(network=name, address=plug.address)
+        return plug
+
+    def _unplug(self):
+        name = self._written.get("network")
+        if name:
+            from labkit.network import bridge
+
+            bridge.unplug(name, self.id)
+
+    def _where(self):
+        """Return how a process gets into the cgroup: born in the v2 folder, by its own hand into v1's."""
+        into = next((str(folder.path) for folder in self.cgroup.folders if folder.version == 2), None)
+        tasks = tuple(str(folder.path / "tasks") for folder in self.cgroup.folders if folder.version == 1)
+        return {"cgroup_into": into, "cgroup_tasks": tasks}
+
+    def open_log(self, stack):
+        """Open its log for adding; `stack` closes it."""
+        return _opened(stack, self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    # ---- what it is now ----
+
+    def _write(self, **news):
+        record = (self._written or self.record()) | news
+        records.write(self.id, record)
+        if self._written:
+            self._written = record
+
+    def record(self):
+        """Return what is on disk about it. Raise NotFound if it is gone."""
+        return records.read(self.id)
+
+    @property
+    def pid(self):
+        """The host's number of its first process, which is 1 inside."""
+        return self.spawned.pid if self.spawned else self.record().get("pid")
+
+    @property
+    def status(self):
+        """One of created, running, paused, exited, dead (its keeper was killed), gone."""
+        with contextlib.suppress(NotFound):
+            record = self.record()
+            if record["status"] != "running":
+                return record["status"]
+            if proc.is_running(record["pid"], record["start_ticks"]):
+                return "paused" if record.get("paused") else "running"
+            pid, ticks, boot = record["keeper"]
+            if self.spawned:
+                self.wait()
+                return "exited"
+            return "exited" if boot == proc.boot_id() and proc.is_running(pid, ticks) else "dead"
+        return "gone"
+
+    def top(self):
+        """Return its processes as the host numbers them, with the number inside last in `nspid`."""
+        found = []
+        for pid in self._cgroup().procs():
+            with contextlib.suppress(NotFound):
+                found.append(proc.process(pid))
+        return found
+
+    def stats(self):
+        """Return what its cgroup has counted so far. See `cgroups.Stats`."""
+        return self._cgroup().stats()
+
+    def _cgroup(self):
+        if self.cgroup is None:
+            self.record()
+            self.cgroup = rootless.Ungoverned(self) if rootless.active() else cgroup.Cgroup.open(self.id)
+        return self.cgroup
+
+    def logs(self):
+        """Return what it has printed so far."""
+        try:
+            return (self.folder / "log").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def changes(self):
+        """Return what it has changed in its root: its upperdir, read. See overlayfs(5)."""
+        rootfs = self.rootfs or roots.driver(self.spec.storage).get(self.id)
+        return rootfs.changes()
+
+    # ---- done to it ----
+
+    def exec(self, command, *, env=(), workdir=None, user=None, tty=False, stdio=None):
+        """Run a further command in it and wait; return Finished. See setns(2).
+
+        With `stdio` the output goes there and the Spawned is returned at once.
+        """
+        self._must_run()
+        spec = Spec.make(self.spec.image, command, env=env, workdir=workdir, tty=tty)
+        config = catalog.get(self.spec.image).config
+        self._cgroup()
+        job = Job(
+            argv=spec.command or ("sh",),
+            env=self.spec.environment(config, tty, first=(f"HOSTNAME={self._hostname()}",), last=spec.env),
+            cwd=workdir or self.spec.workdir or config.workdir or "/",
+            user=user or self.spec.user or config.user or "0",
+            # An unshared kind is the keeper's own, and one can't join a user namespace one is in.
+            namespaces=self.spec.namespaces,
+            capabilities=tuple(self.spec.capabilities),
+            terminal=tty,
+            join=self.pid,
+            **self.spec.locks(),
+            **self._where(),
+        )
+        keeper = spawner.current()
+        if stdio is not None:
+            return keeper.spawn(job, stdio)
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        with contextlib.ExitStack() as stack:
+            null = _opened(stack, os.devnull, os.O_RDONLY)
+            output = stack.enter_context(os.fdopen(read_end, "rb"))
+            try:
+                spawned = keeper.spawn(job, (null, write_end, write_end))
+            finally:
+                os.close(write_end)
+            text = _read_until_end(spawned.pidfd, output.fileno())
+            code = keeper.status(spawned)
+            os.close(spawned.pidfd)
+        return Finished(code, text.decode(errors="replace"))
+
+    def _must_run(self):
+        if self.status != "running":
+            raise NotFound(f"{self.name} is not running: {self.status}", "`lab ps -a` shows all containers")
+
+    def kill(self, number=signal.SIGKILL):
+        """Send a signal to its first process; SIGKILL goes to all of it at once, frozen or not."""
+        if number == signal.SIGKILL:
+            self._cgroup().kill()
+            return
+        self._must_run()
+        with self._pidfd() as pidfd:
+            syscalls.pidfd_send_signal(pidfd, number)
+
+    @contextlib.contextmanager
+    def _pidfd(self):
+        """Open a pidfd of its first process and make sure that it is that one."""
+        if self.spawned:
+            yield self.spawned.pidfd
+            return
+        record = self.record()
+        try:
+            pidfd = os.pidfd_open(record["pid"])
+        except ProcessLookupError:
+            raise NotFound(f"{self.name} is not running") from None
+        try:
+            if proc.start_ticks(record["pid"]) != record["start_ticks"]:
+                raise NotFound(f"{self.name} is not running")
+            yield pidfd
+        finally:
+            os.close(pidfd)
+
+    def pause(self):
+        """Stop all its processes where they are. See "freezer" in cgroups(7)."""
+        self._must_run()
+        self._cgroup().freeze()
+        self._write(paused=True)
+
+    def unpause(self):
+        """Let its processes go on."""
+        self._cgroup().thaw()
+        self._write(paused=False)
+
+    def stop(self, timeout=10):
+        """Ask it to end with SIGTERM; after `timeout` seconds kill it. Wait until it has."""
+        if self.status == "paused":
+            self.unpause()
+        if self.status == "running":
+            with contextlib.suppress(NotFound, KernelError), self._pidfd() as pidfd:
+                # PID 1 gets no signal it has no handler for: a shell script, for one, goes on.
+                syscalls.pidfd_send_signal(pidfd, signal.SIGTERM)
+                if not select.select([pidfd], [], [], timeout)[0]:
+                    self.kill()
+        return self.wait()
+
+    def wait(self, timeout=None):
+        """Wait until it ends; return its exit status, or None after `timeout` seconds."""
+        if self._status is None and self.spawned:
+            if not select.select([self.spawned.pidfd], [], [], timeout)[0]:
+                return None
+            self._finish()
+        if self._status is not None:
+            return self._status
+        with contextlib.suppress(NotFound), self._pidfd() as pidfd:
+            if not select.select([pidfd], [], [], timeout)[0]:
+                return None
+        return self._status_from_keeper()
+
+    def _status_from_keeper(self, seconds=5):
+        """Wait for the keeper to write down the exit status of a process that has ended."""
+        deadline = time.monotonic() + seconds
+        while (record := self.record()).get("status") == "running":
+            if time.monotonic() > deadline or not proc.is_running(*record["keeper"][:2]):
+                raise LabError(f"nobody knows how {self.name} ended: its keeper is gone", "`lab clean` removes it")
+            time.sleep(0.01)
+        return record.get("code")
+
+    def _finish(self):
+        """Write down how it ended and give back its cgroup; its files stay until `delete`."""
+        try:
+            self._status = self.spawner.status(self.spawned)
+        except LabError:  # the spawner was killed, and the kernel killed its children: PR_SET_PDEATHSIG
+            self._status = 128 + signal.SIGKILL
+        os.close(self.spawned.pidfd)
+        if self.spawned.terminal is not None:
+            os.close(self.spawned.terminal)
+        self.spawned = None
+        self.oom_killed = bool(self.cgroup.oom_kills())
+        if not self.cgroup.remove_if_empty():
+            self.cgroup.kill()  # what `exec` started without a pid namespace's end to kill it
+            self.cgroup.remove()
+        self._unplug()
+        self._write(status="exited", code=self._status, oom_killed=self.oom_killed, ended=time.time())
+
+    def delete(self):
+        """Kill it if it runs, and take away everything of it."""
+        if self.spawned:
+            self.cgroup.kill()
+            self.wait()
+        ledger.undo_group(self.id)
+
+
+def run(image, *command, show=True, **words):
+    """Run a command in a new container until it ends; print its output, return Finished.
+
+    Takes the words of `Spec.make`. The container is gone afterwards.
+    """
+    command = command[0] if len(command) == 1 and isinstance(command[0], list | tuple | str) else command
+    with Container(image, command, **words).start() as box:
+        box.wait()
+        output = box.logs()
+        if show:
+            print(output, end="")
+        return Finished(box.wait(), output, box.oom_killed)
+
+
+def find(reference):
+    """Return the container of a name, an id or the beginning of one. Raise NotFound."""
+    return _load(records.find(reference))
+
+
+def all_containers():
+    """Return every container that there is, the newest first."""
+    found = []
+    for number in records.ids():
+        with contextlib.suppress(NotFound):  # another process removes it just now
+            found.append(_load(number))
+    return sorted(found, key=lambda box: box.record()["created"], reverse=True)
+
+
+def _load(number):
+    record = records.read(number)
+    # JSON has no tuples; and limits and volumes are in force already, nobody makes them from this again.
+    words = {key: tuple(value) if isinstance(value, list) else value for key, value in record["spec"].items()}
+    words |= {"limits": cgroup.Limits(), "volumes": ()}
+    return Container.of(Spec(**words), number)
+
+
+def begin(chapter):
+    """Begin a chapter: give back what an earlier run of it left, and mark what it makes as its own."""
+    ledger.begin(chapter)
+
+
+def _opened(stack, path, flags):
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _read_until_end(pidfd, fd):
+    """Read a pipe until the process ends and what it wrote is read; others may hold the pipe open."""
+    os.set_blocking(fd, False)
+    text = bytearray()
+    ended = False
+    while not ended:
+        ready, _, _ = select.select([pidfd, fd], [], [])
+        ended = pidfd in ready
+        with contextlib.suppress(BlockingIOError):
+            while block := os.read(fd, 65536):
+                text += block
+            if not ended:
+                select.select([pidfd], [], [])
+                ended = True
+    return bytes(text)

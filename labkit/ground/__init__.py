@@ -1,0 +1,12 @@
+"""The ground: what is there, what we made, how the kernel is asked.
+
+Read in this order:
+
+    errors      what a participant reads when something fails
+    state       where things are kept, so that a crash leaves them readable
+    syscalls    the kernel's doors, by their man pages' names
+    proc        what the kernel says of a process
+    ledger      what we made and must give back, written down first
+    child       kernel work in a process of its own
+    synced      what is there after a power cut
+"""

@@ -1,0 +1,298 @@
+"""What labkit made and must give back, written down before it is made.
+
+A notebook kernel can be killed at any moment, and then no `finally` runs. So the
+intent goes to disk first:
+
+    entry = ledger.write("mount", target="/x")    1. on disk
+    syscalls.mount(…)                             2. made
+    …                                             3. used
+    ledger.undo(entry)                            4. taken away, then struck out
+
+A crash between any two steps leaves an entry whose thing may or may not exist.
+Undoing copes with both: each kind below looks before it takes, and what is
+already gone counts as given back. `lab clean` undoes the entries whose owner is
+dead, the newest first: a mount goes before the folder it is on.
+
+An owner is a process named by (pid, start time, boot id); a process id alone
+comes back. After a reboot every kernel object is gone with the kernel, and
+only folders are left to remove.
+"""
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import os
+import shutil
+import signal
+import stat
+import time
+from dataclasses import dataclass, field
+
+from labkit.ground import proc, state, syscalls
+from labkit.ground.errors import BadValue, KernelError, LabError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that labkit made: its kind, what names it, who answers for it."""
+
+    number: int
+    kind: str
+    what: dict
+    owner: tuple  # pid, start ticks, boot id
+    group: str = ""  # the container it belongs to
+    scope: str = ""  # the chapter or panel that made it
+    file: str = field(default="", compare=False)
+
+    def __str__(self):
+        return f"{self.kind} " + " ".join(str(value) for value in self.what.values())
+
+    def owner_lives(self):
+        """Tell whether the process that answers for this still runs."""
+        pid, ticks, boot = self.owner
+        return boot == proc.boot_id() and proc.is_running(pid, ticks)
+
+
+_group = contextvars.ContextVar("group", default="")
+_scope = contextvars.ContextVar("scope", default="")
+# A notebook's cells don't share a context: this is for all of them, and for the commands they start.
+_CHAPTER = "LABKIT_CHAPTER"
+_chapter = os.environ.get(_CHAPTER, "")
+
+
+def _folder():
+    return state.run_dir("ledger")
+
+
+def me():
+    """Return this process as an owner."""
+    return _owner(os.getpid())
+
+
+@functools.cache
+def _owner(pid):
+    return (pid, proc.start_ticks(pid), proc.boot_id())
+
+
+def write(kind, owner=None, **what):
+    """Write down that a `kind` named by `what` is about to be made; return the Entry."""
+    number = _next_number()
+    group = _group.get()
+    path = f"{_folder()}/{number:020d}-{os.urandom(4).hex()}.{group}.json"
+    entry = Entry(number, kind, what, tuple(owner or me()), group, _scope.get() or _chapter, path)
+    record = dict(vars(entry))
+    del record["file"]
+    # No sync: the entry must outlive this process, not the kernel that holds the thing.
+    state.write_json(path, record, sync=False)
+    return entry
+
+
+_last = 0
+
+
+def _next_number():
+    """Return the time in ns, but never twice the same: what is newer is taken away first."""
+    global _last
+    _last = max(time.time_ns(), _last + 1)
+    return _last
+
+
+def entries(group=""):
+    """Return every Entry on disk, oldest first; with `group` those that are parts of it."""
+    found = []
+    folder = str(_folder())
+    for name in sorted(os.listdir(folder)):
+        told = name.removesuffix(".json").partition(".")[2]
+        # A name that tells another group need not be read; not every name tells one.
+        if not name.endswith(".json") or (group and told not in ("", group)):
+            continue
+        try:
+            record = state.read_json(f"{folder}/{name}")
+        except BadValue:  # of before a power cut, and so is what it stood for
+            os.unlink(f"{folder}/{name}")
+            continue
+        if record is not None:  # struck out since it was listed
+            record["owner"] = tuple(record["owner"])
+            found.append(Entry(**record, file=f"{folder}/{name}"))
+    return [entry for entry in found if not group or entry.group == group]
+
+
+def strike(entry):
+    """Cross an entry out: the thing is gone, or someone else answers for it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(entry.file)
+
+
+def undo(entry):
+    """Take the thing away if it is there, then strike the entry. Raises LabError if it can't be."""
+    _UNDO[entry.kind](**entry.what) if entry.kind in _UNDO else _borrowed(entry.kind)(**entry.what)
+    strike(entry)
+
+
+# Kinds whose undoing belongs to a higher floor: module and function, loaded on need.
+_ELSEWHERE = {
+    "cgroup": "labkit.cgroups.cgroup:remove_folder",
+    "container": "labkit.container.life:forget",
+    "oci": "labkit.oci.lifecycle:forget",
+    "hierarchy": "labkit.lessons.scenes.exhibits:remove_hierarchy",
+    "link": "labkit.network.bridge:remove_link",
+    "loop": "labkit.storage.drivers.loop:detach",
+    "nft": "labkit.network.bridge:remove_rules",
+    "plug": "labkit.network.bridge:unplug",
+    "pool": "labkit.storage.drivers.btrfs:give_back",
+    "subvolume": "labkit.storage.drivers.btrfs:remove_subvolume",
+}
+
+
+def _borrowed(kind):
+    if kind not in _ELSEWHERE:
+        raise LabError(f"the ledger has an entry of the unknown kind {kind!r}", "a newer labkit wrote it")
+    module, function = _ELSEWHERE[kind].split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+@contextlib.contextmanager
+def made(kind, **what):
+    """Answer for a thing while the block runs: written before, undone after, whatever happens."""
+    entry = write(kind, **what)
+    try:
+        yield entry
+    finally:
+        undo(entry)
+
+
+@contextlib.contextmanager
+def group(name):
+    """Mark what is made in this block as parts of one thing, the container `name`."""
+    token = _group.set(name)
+    try:
+        yield
+    finally:
+        _group.reset(token)
+
+
+def undo_group(name):
+    """Take away all parts of `name`, the newest first. Raises the first LabError, after trying all."""
+    errors = []
+    for entry in reversed(entries(name)):
+        try:
+            undo(entry)
+        except LabError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+@contextlib.contextmanager
+def scope(name):
+    """Mark what is made in this block as made by the chapter or panel `name`, for `clean(scope=name)`."""
+    token = _scope.set(name)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+def begin(chapter):
+    """Give back what an earlier run of `chapter` left; mark what this process, and those it starts, make from now on as its own."""
+    global _chapter
+    _, _, failed = clean(scope=chapter)
+    if failed:
+        raise failed[0][1]
+    _chapter = os.environ[_CHAPTER] = chapter
+
+
+def clean(everything=False, scope=None):
+    """Give back what dead owners left; return (undone, kept, failed).
+
+    `everything` takes also what a living process still answers for. With `scope`
+    only what that chapter or panel made is looked at, and what this process made
+    of it counts as left behind too. `failed` is a list of (Entry, LabError): those
+    stay in the ledger for the next call.
+    """
+    undone, kept, failed = [], [], []
+    mine = me()
+    with state.lock("ledger"):
+        for entry in reversed(entries()):
+            if scope is not None and entry.scope != scope:
+                continue
+            left = not entry.owner_lives() or (scope is not None and entry.owner == mine)
+            if not (everything or left):
+                kept.append(entry)
+                continue
+            try:
+                undo(entry)
+                undone.append(entry)
+            except LabError as error:
+                failed.append((entry, error))
+    return undone, kept, failed
+
+
+# Each function below takes away one kind of thing, and returns quietly if it is gone.
+
+
+def _undo_process(pid, ticks):
+    if not proc.is_running(pid, ticks):
+        return
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        # The number was checked before the pidfd was taken; check again now that
+        # the pidfd pins it, or a stranger with the same number would be killed.
+        if proc.is_running(pid, ticks):
+            with contextlib.suppress(KernelError):
+                syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+            _wait_until(lambda: not proc.is_running(pid, ticks), f"process {pid} to end")
+    finally:
+        os.close(pidfd)
+
+
+def _undo_mount(target):
+    while any(mount.target == target for mount in proc.mounts()):
+        syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+
+
+def _undo_folder(path):
+    remove_tree(path)
+
+
+def _undo_file(path):
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _wait_until(condition, what, seconds=5):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"waited {seconds} s for {what}", "it may hang in the kernel: `ps -eo pid,stat,wchan,comm`")
+        time.sleep(0.01)
+
+
+def remove_tree(path):
+    """Remove a folder and all in it, but refuse to go through a mount.
+
+    A mount left inside would have its contents deleted, and they may be the host's.
+    """
+    path = str(path)
+    inside = [mount.target for mount in proc.mounts() if (mount.target + "/").startswith(path + "/")]
+    if inside:
+        raise LabError(f"{path} still has a mount at {inside[0]}", f"umount {inside[0]}")
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(mode):
+        raise LabError(f"{path} is not a folder", "labkit did not make it; look at it, then remove it by hand")
+    shutil.rmtree(path)
+
+
+_UNDO = {
+    "process": _undo_process,
+    "mount": _undo_mount,
+    "folder": _undo_folder,
+    "file": _undo_file,
+}

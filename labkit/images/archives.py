@@ -1,0 +1,273 @@
+"""An image in one file: `save` and `load`.
+
+Two formats are in use. Docker's own has a `manifest.json` that names a config and
+layer tars; the OCI's is an image layout in a tar. Since Docker 25 its `save` writes
+both at once, into the same files, and so do we: whoever reads one of the two finds
+what it needs. `load` reads either, from any tool.
+
+An archive comes from a stranger like any layer. Its files go under names of our own
+into a scratch folder; what it calls them is only looked up, never used as a path.
+See the OCI image specification, image-layout.md, and docker-save(1).
+"""
+
+import contextlib
+import io
+import json
+import os
+import posixpath
+import shutil
+import tarfile
+from pathlib import Path
+
+from labkit.ground import ledger, state, synced
+from labkit.ground.errors import BadArchive, BadValue, LabError, NotFound, from_oserror
+from labkit.images import catalog, digests, layout, rootdir, tarread
+
+
+def save(refs, path):
+    """Write images with all their layers into the tar file `path`, whole or not at all. Reproducible."""
+    refs = [refs] if isinstance(refs, (str, catalog.Image)) else list(refs)
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.{state.new_id()}.tmp")
+    with catalog.locked(shared=True) as store:
+        found = dict(catalog.find_in(store, getattr(ref, "name", ref)) for ref in refs)
+        try:
+            with ledger.made("file", path=str(scratch)):
+                with (
+                    open(scratch, "xb") as file,
+                    tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
+                ):
+                    _write(tar, store, found)
+                    tar.close()
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.rename(scratch, path)
+                synced.folder(path.parent)
+        except OSError as error:
+            raise from_oserror(error, f"saving {', '.join(found)} to {path}") from None
+
+
+def _write(tar, store, found):
+    index, docker = [], []
+    for name, digest in sorted(found.items()):
+        manifest, _ = catalog.read(store, digest)
+        entry = {"mediaType": layout.MANIFEST, "digest": digest, "size": store.path(digest).stat().st_size}
+        # ref.name is the OCI's, and by its letter only a tag; containerd and Docker look for the other.
+        index.append(
+            entry | {"annotations": {layout.REF_NAME: name, "io.containerd.image.name": _full(name)}}
+        )
+        config, parts = manifest["config"]["digest"], [part["digest"] for part in manifest["layers"]]
+        docker.append(
+            {"Config": _blob(config), "RepoTags": [name], "Layers": [_blob(part) for part in parts]}
+        )
+    for digest in sorted(store.reachable(found.values())):
+        with open(store.path(digest), "rb") as blob:
+            _add(tar, _blob(digest), os.fstat(blob.fileno()).st_size, blob)
+    whole = {"schemaVersion": 2, "mediaType": layout.INDEX, "manifests": index}
+    for name, value in (
+        ("index.json", whole),
+        ("manifest.json", docker),
+        ("oci-layout", {"imageLayoutVersion": "1.0.0"}),
+    ):
+        data = json.dumps(value, sort_keys=True).encode()
+        _add(tar, name, len(data), io.BytesIO(data))
+
+
+def _blob(digest):
+    return f"blobs/sha256/{digests.hex_of(digest)}"
+
+
+def _full(name):
+    """Return an image's name with the registry that docker means when none is said."""
+    first, slash, _ = name.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return name
+    return f"docker.io/{name}" if slash else f"docker.io/library/{name}"
+
+
+def _add(tar, name, size, stream):
+    entry = tarfile.TarInfo(name)  # owner 0, time 0: the same images make the same bytes
+    entry.size, entry.mode = size, 0o644
+    tar.addfile(entry, stream)
+
+
+def load(path, name=None, progress=None):
+    """Read every image in an archive file into the store; return them as a list of Image.
+
+    `name` is for an archive that has none. `progress` is called with (bytes read, bytes
+    in all). Raises BadArchive: then no name means anything it did not before.
+    """
+    name = layout.normal(name) if name else None
+    try:
+        total = os.path.getsize(path)
+    except OSError as error:
+        raise NotFound(f"there is no archive {path}", f"{error.strerror}: check the path") from None
+    step = (lambda done: progress(done, total)) if progress else None
+    with catalog.locked(shared=True) as store, _Archive(path, step) as archive:
+        if archive.has("index.json"):
+            found = archive.from_oci(store)
+        elif archive.has("manifest.json"):
+            found = archive.from_docker(store)
+        else:
+            raise BadArchive(
+                f"{path} holds no image", "it has neither index.json nor manifest.json: is it a layer?"
+            )
+        names = [(known or name, digest) for known, digest in found]
+        if not names or any(known is None for known, _ in names):
+            raise BadValue(f"{path} does not say what its image is called", "load(path, name=…) does")
+        checked = [(_named(known), digest) for known, digest in names]
+        for _, digest in checked:  # all are looked through before the first gets its name
+            catalog.adopt_unnamed(store, digest)
+        return [catalog.adopt(store, known, digest) for known, digest in checked]
+
+
+def _named(name):
+    try:
+        return layout.normal(str(name).removeprefix("docker.io/library/").removeprefix("docker.io/"))
+    except BadValue as error:
+        raise BadArchive(
+            f"the archive names an image {error.message}", "load(path, name=…) names it otherwise"
+        ) from None
+
+
+class _Archive:
+    """The files of an archive in a scratch folder, by the names the archive gives them."""
+
+    def __init__(self, path, progress):
+        self.path, self._progress = path, progress
+        self._files, self._links = {}, {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self):
+        folder = state.lib_dir("images") / f".load-{state.new_id()}"
+        self._stack.enter_context(ledger.made("folder", path=str(folder)))
+        try:
+            folder.mkdir(0o700)
+            self._read(folder)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self._stack.close()
+
+    def _read(self, folder):
+        try:
+            with open(self.path, "rb") as file:
+                stream = digests.TarStream(file, progress=self._progress)
+                reader = tarread.Reader(stream, digests.Limits())
+                for entry in reader:
+                    inside = "/".join(rootdir.normal(entry.name))
+                    if entry.isreg():
+                        self._files[inside] = folder / str(len(self._files))
+                        with open(self._files[inside], "wb") as out:
+                            shutil.copyfileobj(reader.data(entry), out, digests.BLOCK)
+                    elif entry.issym() or entry.islnk():
+                        # Older dockers write a layer that two images share once, and links to it.
+                        base = posixpath.dirname(inside) if entry.issym() else ""
+                        self._links[inside] = posixpath.normpath(posixpath.join(base, entry.linkname))
+                stream.finish()
+        except LabError:
+            raise
+        except tarread.DAMAGE as error:
+            raise BadArchive(
+                f"{self.path} is not a sound tar: {error}", "it is damaged: fetch it again"
+            ) from None
+        except OSError as error:
+            raise from_oserror(error, f"reading {self.path}") from None
+
+    def has(self, name):
+        return name in self._files
+
+    def file(self, name):
+        """Return where the file of this name is, through the archive's own links."""
+        seen = name = posixpath.normpath(str(name))
+        for _ in range(8):
+            if seen in self._files:
+                return self._files[seen]
+            seen = self._links.get(seen, seen)
+        raise BadArchive(
+            f"{self.path} names {rootdir.shown(name)} and does not have it", "it is damaged: fetch it again"
+        )
+
+    def json(self, name):
+        with open(self.file(name), "rb") as file:
+            data = file.read(8 << 20)
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError):
+            raise BadArchive(
+                f"{rootdir.shown(name)} in {self.path} is not JSON", "it is damaged: fetch it again"
+            ) from None
+
+    # The OCI's format
+
+    def from_oci(self, store):
+        """Take in what index.json lists; return [(name or None, manifest digest)]."""
+        index = self.json("index.json")
+        found = []
+        for entry in index.get("manifests") or () if isinstance(index, dict) else ():
+            if not isinstance(entry, dict):
+                raise BadArchive(f"the index of {self.path} is broken", "it is damaged: fetch it again")
+            digest = digests.check_archived(entry.get("digest"))
+            said = entry.get("annotations") if isinstance(entry.get("annotations"), dict) else {}
+            name = said.get("io.containerd.image.name") or said.get(layout.REF_NAME)
+            found.append((name, self._take_manifest(store, digest)))
+        return found
+
+    def _take_manifest(self, store, digest, depth=0):
+        manifest = self.json(_blob(digest))
+        if not isinstance(manifest, dict) or depth > 3:
+            raise BadArchive(f"{digest} in {self.path} is no manifest", "it is damaged: fetch it again")
+        if "manifests" in manifest:  # one image for each processor
+            return self._take_manifest(store, layout.choose(manifest, catalog.wanted_platform()), depth + 1)
+        parts = manifest.get("layers")
+        for part in [manifest.get("config"), *(parts if isinstance(parts, list) else [None])]:
+            part = part if isinstance(part, dict) else {}
+            self._take(store, digests.check_archived(part.get("digest")))
+        self._take(store, digest)
+        return digest
+
+    def _take(self, store, digest):
+        if not store.has(digest):
+            with open(self.file(_blob(digest)), "rb") as blob:
+                store.add_stream(blob, digest)
+
+    # Docker's format
+
+    def from_docker(self, store):
+        """Take in what manifest.json lists; return [(name or None, manifest digest)]."""
+        found = []
+        listed = self.json("manifest.json")
+        for entry in listed if isinstance(listed, list) else [None]:
+            if (
+                not isinstance(entry, dict)
+                or not isinstance(entry.get("Layers"), list)
+                or not entry.get("Config")
+            ):
+                raise BadArchive(
+                    f"the manifest.json of {self.path} is broken", "it is damaged: fetch it again"
+                )
+            with open(self.file(entry["Config"]), "rb") as file:
+                config, config_size = store.add_stream(file)
+            manifest, _ = store.add_json(
+                {
+                    "schemaVersion": 2,
+                    "mediaType": layout.MANIFEST,
+                    # The config is docker's own, to the byte: so the image's id stays what docker calls it.
+                    "config": {"mediaType": layout.CONFIG, "digest": config, "size": config_size},
+                    "layers": [self._take_layer(store, name) for name in entry["Layers"]],
+                }
+            )
+            tags = entry.get("RepoTags") or [None]
+            found += [(tag, manifest) for tag in tags]
+        return found
+
+    def _take_layer(self, store, name):
+        with open(self.file(name), "rb") as file:
+            start = file.read(4)
+            file.seek(0)
+            digest, size = store.add_stream(file)
+        kind = {b"\x1f\x8b": "+gzip", b"\x28\xb5": "+zstd"}.get(start[:2], "")
+        return {"mediaType": layout.LAYER + kind, "digest": digest, "size": size}

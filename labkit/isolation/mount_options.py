@@ -1,0 +1,217 @@
+"""The words of fstab, as the kernel's bits: `rbind,ro,nosuid,rslave,size=64m`.
+
+One comma-separated list holds four different things, and the kernel takes each by a
+different door:
+
+    nosuid ro noatime …     of this mount only: mount_setattr(2), fsmount(2)
+    rro rnosuid …           the same, of every mount below it too
+    private rslave …        whether later mounts come through: mount_namespaces(7)
+    size=64m mode=755 …     of the filesystem itself: fsconfig(2)
+
+A word that takes back (`rw`, `suid`) undoes an earlier word of the same list; it
+never takes a lock off what is bound. A word that means nothing where it stands is
+refused. See mount(8), and "Mounts" in the runtime specification.
+"""
+
+import os
+import stat
+from dataclasses import dataclass, field
+
+from labkit.ground import syscalls as sc
+from labkit.ground.errors import BadValue, KernelError, Unsupported, from_oserror
+from labkit.isolation import inroot, mounts
+
+# linux/mount.h; RELATIME is 0: the kernel's default
+_ATIME_MASK, _NOATIME, _STRICTATIME, _NODIRATIME, _NOSYMFOLLOW = 0x70, 0x10, 0x20, 0x80, 0x200000
+
+_SET = {
+    "ro": mounts.RDONLY, "nosuid": mounts.NOSUID, "nodev": mounts.NODEV, "noexec": mounts.NOEXEC,
+    "nodiratime": _NODIRATIME, "nosymfollow": _NOSYMFOLLOW,
+}  # fmt: skip
+_CLEAR = {
+    "rw": mounts.RDONLY, "suid": mounts.NOSUID, "dev": mounts.NODEV, "exec": mounts.NOEXEC,
+    "diratime": _NODIRATIME, "symfollow": _NOSYMFOLLOW,
+}  # fmt: skip
+_ATIME = {"noatime": _NOATIME, "strictatime": _STRICTATIME, "relatime": 0, "atime": 0, "norelatime": 0, "nostrictatime": 0}
+_SPREAD = {"private": sc.MS_PRIVATE, "slave": sc.MS_SLAVE, "shared": sc.MS_SHARED, "unbindable": sc.MS_UNBINDABLE}
+_OF_FILESYSTEM = {"sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime"}
+_NOTHING = {"defaults", "loud", "silent"}  # they only say how much the kernel logs
+_NOT_HERE = {"remount": "a new mount has nothing to change", "idmap": "mounts with other ids", "ridmap": "mounts with other ids"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """A list of words, read. Made by `parse`."""
+
+    attrs: int = 0
+    below: int = 0  # attributes for every mount of the tree
+    atime: int | None = None
+    spread: tuple | None = None  # (MS_…, whether the whole tree)
+    bind: bool = False
+    recursive: bool = False
+    copy_up: bool = False
+    data: tuple = field(default=())  # for the filesystem itself
+
+
+def parse(words):
+    """Return the Options that a list of words means. Raises BadValue or Unsupported, and names the word."""
+    attrs = below = 0
+    atime = spread = None
+    seen, data = set(), []
+    for word in words:
+        short = word[1:] if word.startswith("r") and word not in ("ro", "rw", "relatime") else None
+        if word in _NOT_HERE:
+            raise Unsupported(f"mount option {word!r}: labkit does not make {_NOT_HERE[word]}")
+        if word in _SET:
+            attrs |= _SET[word]
+        elif word in _CLEAR:
+            attrs &= ~_CLEAR[word]
+        elif short in _SET:
+            below |= _SET[short]
+        elif short in _CLEAR:
+            below &= ~_CLEAR[short]
+        elif word in _ATIME:
+            atime = _ATIME[word]
+        elif short in _ATIME:
+            raise Unsupported(f"mount option {word!r}: labkit sets access times on one mount at a time", f"use {short!r}")
+        elif word in _SPREAD or short in _SPREAD:
+            spread = (_SPREAD[word if word in _SPREAD else short], short in _SPREAD)
+        elif word in ("bind", "rbind", "tmpcopyup", *_NOTHING):
+            seen.add(word)
+        else:
+            data.append(word)
+    bind = bool(seen & {"bind", "rbind"})
+    if bind and data:
+        raise BadValue(f"mount option {data[0]!r} means nothing for a bind mount", "it is the filesystem's, and that is there already")
+    return Options(attrs, below, atime, spread, bind, "rbind" in seen, "tmpcopyup" in seen, tuple(data))
+
+
+def words():
+    """Return every word that a mount may have, the filesystem's own aside."""
+    plain = {*_SET, *_CLEAR, *_ATIME, *_SPREAD, *_OF_FILESYSTEM, *_NOTHING, "bind", "tmpcopyup"}
+    return sorted(plain | {f"r{word}" for word in (*_SET, *_CLEAR, *_SPREAD, "bind")})
+
+
+def propagation(word):
+    """Return the (MS_…, whether the whole tree) of a word like `rslave`. Raises BadValue."""
+    options = parse([word])
+    if options.spread is None:
+        raise BadValue(f"propagation {word!r} is unknown", "one of " + ", ".join(_SPREAD) + ", perhaps with an r in front")
+    return options.spread
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A mount in fstab's words: a filesystem of a kind, or with bind a piece of the host's tree."""
+
+    kind: str
+    source: str
+    target: str
+    options: Options = Options()
+    words: tuple = ()
+
+    def describe(self):
+        what = f"bind {self.source}" if self.options.bind else f"mount {self.kind}"
+        return f"{what} on {self.target} ({','.join(self.words) or 'defaults'})"
+
+    def execute(self, root):
+        options = self.options
+        tree = self._bound() if options.bind else self._new()
+        try:
+            _set(tree, options.attrs, options.atime, 0)
+            _set(tree, options.below, None, sc.AT_RECURSIVE)
+            if options.spread:
+                kind, whole = options.spread
+                sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | (sc.AT_RECURSIVE if whole else 0), propagation=kind)
+            folder = stat.S_ISDIR(os.fstat(tree).st_mode)
+            # /proc and /sys must be where they are said to be: what is locked in them
+            # is found by path. Anywhere else the image may have links, inside its root.
+            follow = self.kind not in ("proc", "sysfs")
+            there = self.kind == "tmpfs" and _is_there(root, self.target)
+            target = inroot.make_in_root(root, self.target, folder, follow)
+        except BaseException:
+            os.close(tree)
+            raise
+        try:
+            if there and options.copy_up:
+                _copy_up(target, tree)
+            if there and not any(word.startswith("mode=") for word in options.data):
+                os.chmod(f"/proc/self/fd/{tree}", stat.S_IMODE(os.fstat(target).st_mode))
+            mounts.attach(tree, target)
+        finally:
+            os.close(target)
+            os.close(tree)
+
+    def _bound(self):
+        whole = sc.AT_RECURSIVE if self.options.recursive else 0
+        tree = sc.open_tree(sc.AT_FDCWD, self.source, sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | whole)
+        if not self.options.spread:
+            sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | whole, propagation=sc.MS_PRIVATE)
+        return tree
+
+    def _new(self):
+        return mounts.new_filesystem(self.kind, self.source or self.kind, self.options.data, 0)
+
+
+def _set(tree, attrs, atime, whole):
+    if atime is not None:
+        sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | whole, attr_set=attrs | atime, attr_clr=_ATIME_MASK)
+    elif attrs:
+        sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | whole, attr_set=attrs)
+
+
+def _is_there(root, path):
+    try:
+        os.close(inroot.open_in_root(root, path))
+    except KernelError:
+        return False
+    return True
+
+
+def _copy_up(target, tree):
+    """Copy what the image has at the target into the new, still unattached filesystem."""
+    import shutil
+
+    old, new = f"/proc/self/fd/{target}", f"/proc/self/fd/{tree}"
+    try:
+        # Links are copied as links: nothing in the image leads anywhere else.
+        shutil.copytree(f"{old}/", f"{new}/", symlinks=True, dirs_exist_ok=True)
+        for folder, folders, files in os.walk(f"{new}/"):
+            for path in (folder, *(os.path.join(folder, name) for name in (*folders, *files))):
+                found = os.lstat(old + path.removeprefix(new))
+                os.chown(path, found.st_uid, found.st_gid, follow_symlinks=False)
+    except (OSError, shutil.Error) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise from_oserror(error, "copying the image's files into a tmpfs") from None
+        raise KernelError("copying the image's files into a tmpfs", 5) from None
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device node in the container's /dev, with its own owner and permissions. See mknod(2)."""
+
+    target: str
+    kind: str  # c, b, or p: a pipe
+    major: int = 0
+    minor: int = 0
+    mode: int = 0o666
+    uid: int = 0
+    gid: int = 0
+
+    def describe(self):
+        return f"mknod {self.target} {self.kind} {self.major}:{self.minor}"
+
+    def execute(self, root):
+        kinds = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+        folder, name = os.path.split(self.target)
+        parent = inroot.make_in_root(root, folder)
+        try:
+            os.mknod(name, kinds[self.kind] | self.mode, os.makedev(self.major, self.minor), dir_fd=parent)
+            os.chmod(name, self.mode, dir_fd=parent)  # again: the umask took from it
+            os.chown(name, self.uid, self.gid, dir_fd=parent, follow_symlinks=False)
+        except FileExistsError:
+            pass  # bound from the host, or the image's own /dev
+        except OSError as error:
+            raise from_oserror(error, self.describe()) from None
+        finally:
+            os.close(parent)

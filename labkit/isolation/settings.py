@@ -1,0 +1,130 @@
+"""What is set on a process, or in its namespaces, by a number in a file or a small syscall.
+
+None of these is a wall; together they are what an administrator would have set
+before he started the program by hand:
+
+    rlimits          how much of something one process may use: setrlimit(2)
+    oom_score_adj    who goes first when memory is short: proc(5)
+    sysctls          knobs of the kernel: those that a namespace has for itself
+    umask            which permissions its new files do not get: umask(2)
+    apparmor         the profile that the next exec takes on
+
+A sysctl is only allowed here if the container has the namespace that the kernel
+keeps it in; any other would change the whole machine.
+"""
+
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.ground import proc
+from labkit.ground.errors import BadValue, KernelError, NotFound, Unsupported, from_oserror
+
+RLIMITS = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
+INFINITE = (1 << 64) - 1
+
+# ipc(7): the knobs that an ipc namespace has for itself
+_IPC = {f"kernel.{name}" for name in "msgmax msgmnb msgmni sem shmall shmmax shmmni shm_rmid_forced".split()}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is set before the program runs. Numbers and words of the runtime specification."""
+
+    rlimits: tuple = ()  # (name, soft, hard)
+    oom_score_adj: int | None = None
+    sysctls: tuple = ()  # (name, value)
+    umask: int = 0o022
+    apparmor: str | None = None
+    domainname: str | None = None
+
+
+def check_rlimit(name, soft, hard):
+    """Return the triple; raise BadValue for a limit that there isn't or that is above its own hard limit."""
+    if name not in RLIMITS:
+        raise BadValue(f"there is no resource limit {name!r}", "the limits: " + ", ".join(sorted(RLIMITS)))
+    if not all(isinstance(number, int) and 0 <= number <= INFINITE for number in (soft, hard)) or soft > hard:
+        raise BadValue(f"{name}: soft {soft!r} and hard {hard!r} can't be meant", "0 ≤ soft ≤ hard")
+    return name, soft, hard
+
+
+def check_sysctl(name, value, kinds):
+    """Return the pair; raise BadValue unless one of the container's own namespaces, `kinds`, holds it."""
+    home = "net" if name.startswith("net.") else "ipc" if name in _IPC or name.startswith("fs.mqueue.") else None
+    if name == "kernel.domainname":
+        home = "uts"
+    if home is None or ".." in name or "/" in name:
+        raise BadValue(f"sysctl {name!r} is not the container's own", "no namespace holds it: it would change the whole machine")
+    if home not in kinds:
+        raise BadValue(f"sysctl {name!r} would change the host's: the container has no {home} namespace of its own")
+    return name, str(value)
+
+
+def write_sysctls(sysctls):
+    """Write sysctls, as the namespaces of the calling process have them."""
+    for name, value in sysctls:
+        path = "/proc/sys/" + name.replace(".", "/")
+        try:
+            with open(path, "w") as file:
+                file.write(value)
+        except OSError as error:
+            raise KernelError(f"writing {value!r}", error.errno, path) from None
+
+
+def set_rlimits(pid, rlimits):
+    """Set the resource limits of a process, as its parent. See prlimit(2)."""
+    for name, soft, hard in rlimits:
+        numbers = [-1 if number == INFINITE else number for number in (soft, hard)]
+        try:
+            resource.prlimit(pid, RLIMITS[name], tuple(numbers))
+        except (OSError, ValueError) as error:
+            raise KernelError(
+                f"setting {name} to {soft}:{hard}",
+                getattr(error, "errno", None) or 1,
+                hint="only CAP_SYS_RESOURCE may raise a hard limit: `ulimit -aH` shows those here",
+            ) from None
+
+
+def set_oom_score_adj(pid, number):
+    """Say how soon a process is killed when memory is short: -1000 never, 1000 first. See proc(5)."""
+    path = Path("/proc", str(pid), "oom_score_adj")
+    try:
+        path.write_text(str(number))
+    except OSError as error:
+        raise from_oserror(error, f"writing {number} to {path}", "only CAP_SYS_RESOURCE may lower it") from None
+
+
+APPARMOR = Path("/sys/kernel/security/apparmor")
+
+
+def open_proc(profile):
+    """Open the host's /proc, to take on a profile through it later; return the fd.
+
+    Raises Unsupported if this kernel has no AppArmor, NotFound if the profile is not loaded.
+    """
+    if not APPARMOR.exists():
+        raise Unsupported("this kernel has no AppArmor, and a profile is asked for", "leave process.apparmorProfile out")
+    # It is known here already, though only exec would find out: who creates a container wants to be told then.
+    loaded = [line.rpartition(" (")[0] for line in proc.read(APPARMOR / "profiles").splitlines()]
+    if profile not in ("unconfined", *loaded) and ":" not in profile and "//" not in profile:
+        raise NotFound(f"the AppArmor profile {profile} is not loaded", "`aa-status` lists those that are")
+    return os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def apparmor_on_exec(host_proc, profile):
+    """Take on a profile at the next exec. `host_proc` is an fd of the host's /proc; it is closed. See apparmor(7)."""
+    try:
+        # Opened only now: the kernel takes the word of the very process that opened the file.
+        with open(os.open(_attribute(host_proc), os.O_WRONLY | os.O_CLOEXEC, dir_fd=host_proc), "wb", 0) as file:
+            file.write(f"exec {profile}".encode())
+    except OSError as error:
+        raise from_oserror(error, f"taking on the AppArmor profile {profile}", "`aa-status` lists those loaded") from None
+    finally:
+        os.close(host_proc)
+
+
+def _attribute(host_proc):
+    """Return the name of the file that takes a profile: before Linux 5.1 all security modules shared one."""
+    own = "self/attr/apparmor/exec"
+    return own if os.access(own, os.F_OK, dir_fd=host_proc) else "self/attr/exec"

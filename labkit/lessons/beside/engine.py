@@ -1,0 +1,211 @@
+"""The real Docker, beside ours: an engine of the lab's own, started for a cell and gone after it.
+
+    with engine.private() as docker:
+        print(docker("run", "--rm", "busybox", "ps"))
+
+The chapters end with what Docker does here, and that is asked of Docker itself. A
+`dockerd` gets folders, a socket and a cgroup that are ours, so nothing of it meets a
+Docker that may run on this machine already: no bridge, no firewall rule, and its
+mounts are in a mount namespace that ends with it. All that it starts is in one
+cgroup, so one stroke ends it all. Its `busybox` is made of the same layer as ours.
+
+Docker is not needed for the lab: without it `private` raises Unsupported, which says
+what to install.
+"""
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+from labkit.cgroups import cgroupfs, hierarchies
+from labkit.ground import ledger, proc, state
+from labkit.ground.errors import LabError, Unsupported
+from labkit.images import catalog
+
+# Debian's first: the client and the engine of one version, whatever else is on PATH.
+_PATH = "/usr/bin:/usr/sbin:/bin:/sbin:/usr/local/bin:/usr/local/sbin"
+
+
+def missing():
+    """Return why no engine can be started here, or None."""
+    if os.geteuid() != 0:
+        return "an engine of one's own needs root"
+    gone = [name for name in ("dockerd", "docker", "containerd", "runc") if not shutil.which(name, path=_PATH)]
+    return f"no {', '.join(gone)} on this machine" if gone else None
+
+
+@contextlib.contextmanager
+def private(images=("busybox",), seconds=60, runtimes=None, default="runc", network=False, driver=None):
+    """Start an engine, hand it some of our images, yield it, and take all of it away.
+
+    `runtimes` are {name: path} of OCI runtimes beside its own, `default` the one it uses unasked. With `network`
+    it has a bridge and published ports, in a network namespace that is only its own. `driver` is the storage
+    driver it has to take, in Docker's words ("overlay2", "vfs", …); unasked it chooses itself.
+    Raises Unsupported without Docker, LabError if it doesn't answer in `seconds` or can't run that driver.
+    """
+    if reason := missing():
+        raise Unsupported(f"no real Docker to compare with: {reason}", "apt-get install docker.io")
+    name = f"engine-{state.new_id()}"
+    folder = state.lib_dir("engines") / name
+    docker = Engine(folder)
+    with ledger.made("folder", path=str(folder)):
+        folder.mkdir(0o700)
+        try:
+            with own_cgroup(name) as places:
+                docker.start(places, seconds, runtimes or {}, default, network, driver)
+                for image in images:
+                    docker.give(image)
+                yield docker
+        finally:
+            docker.reap()
+
+
+# containerd leaves orphans: they become children of this one process, outside the
+# engine's cgroup, and not of the machine's PID 1. See PR_SET_CHILD_SUBREAPER in prctl(2).
+REAPER = f"""
+import os, sys
+sys.path.insert(0, {str(state.REPO)!r})
+from labkit.ground import syscalls
+syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
+try:
+    while True:
+        os.wait()
+except ChildProcessError:
+    pass
+"""
+
+
+@contextlib.contextmanager
+def own_cgroup(name):
+    """Make a folder in every cgroup tree, those without a controller of ours too: Docker uses all."""
+    places = [(tree, tree.own / state.label() / name) for tree in hierarchies.hierarchies()]
+    first, *also = (str(path) for _, path in places)
+    with ledger.made("cgroup", path=first, also=also):
+        for tree, path in places:
+            cgroupfs.make_folder(tree, path).prepare()
+        yield places
+
+
+_NO_NETWORK = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false")
+
+
+class Engine:
+    """One dockerd. Called with docker's own words it returns what docker prints."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.socket = folder / "s"
+        self.process = None
+
+    def __call__(self, *words, check=True, stdin=None):
+        """Run one docker command; return its output. Raises LabError with docker's own complaint."""
+        command = [shutil.which("docker", path=_PATH), "-H", f"unix://{self.socket}", *map(str, words)]
+        env = {"PATH": _PATH, "HOME": str(self.folder), "DOCKER_CONFIG": str(self.folder)}
+        source = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", **source)
+        if check and done.returncode:
+            raise LabError(f"docker {words[0]} failed: {done.stderr.strip()[-500:]}")
+        return done.stdout + ("" if check else done.stderr)
+
+    def start(self, places, seconds, runtimes, default, network, driver):
+        """Start dockerd in its cgroup and wait until it answers."""
+        v1 = any(tree.version == 1 and tree.controllers for tree, _ in places)
+        lines = []
+        for tree, path in places:
+            home = path if tree.version == 1 else path / "daemon"
+            home.mkdir(exist_ok=True)  # on v2 a folder with children may hold no process
+            lines.append(f"echo $$ > {shlex.quote(str(home / 'cgroup.procs'))}")
+        lines += [f"umount -l {shlex.quote(mount)}" for mount in _other_trees(v1)]
+        lines += ["ip link set lo up"]
+        # What dockerd makes there without being asked goes with its mount namespace.
+        etc = [self.folder / name for name in ("etc", "etc-work")]
+        for path in etc:
+            path.mkdir()
+        layers = f"lowerdir=/etc,upperdir={etc[0]},workdir={etc[1]}"
+        lines += ["mount -t tmpfs tmpfs /run", "mount -t tmpfs tmpfs /opt"]
+        lines += [f"mount -t overlay -o {shlex.quote(layers)} overlay /etc"]
+        flags = [
+            f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/pid",
+            f"--host=unix://{self.socket}", "--exec-opt=native.cgroupdriver=cgroupfs",
+            *([] if network else _NO_NETWORK), *(f"--add-runtime={name}={path}" for name, path in runtimes.items()),
+            f"--default-runtime={default}", *([f"--storage-driver={driver}"] if driver else ()),
+            # v1: below the folder dockerd is in; v2: from the root of the tree.
+            f"--cgroup-parent={'boxes' if v1 else f'/{state.label()}/{self.folder.name}'}",
+        ]  # fmt: skip
+        dockerd = shutil.which("dockerd", path=_PATH)
+        # --net always: told to have no bridge, dockerd takes away the docker0 that it finds.
+        apart = ["unshare", "--mount", "--propagation=private", "--net"]
+        script = "set -e\n" + "\n".join(lines) + "\nexec " + shlex.join([dockerd, *flags])
+        with open(self.folder / "log", "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-S", "-E", "-c", REAPER, *apart, "sh", "-c", script],
+                env={"PATH": _PATH, "HOME": str(self.folder)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + seconds
+        while "Server Version" not in self("info", check=False):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self._refuse(driver)
+            time.sleep(0.05)
+
+    def _refuse(self, driver):
+        lines = (self.folder / "log").read_text(errors="replace").splitlines()
+        # Its last word has no level; all before it is its diary.
+        said = [line for line in lines if " level=" not in line][-1:] or lines[-3:]
+        flag = f" -s {driver}" if driver else ""
+        raise LabError(f"dockerd{flag} does not answer: {' '.join(said)[-600:]}", "`sudo dockerd --debug` says more")
+
+    def reap(self):
+        """Wait until all of it, which its cgroup's end has killed, is out of the process table."""
+        if self.process:
+            self.process.wait()
+
+    def give(self, name):
+        """Hand it one of our images, as `name`, made of the same layers."""
+        image = catalog.get(name)
+        if len(image.layers) == 1:
+            return self._import(image, name)
+        raise LabError(f"{name} has {len(image.layers)} layers", "`lab save`, then docker load, keeps them apart")
+
+    def _import(self, image, name):
+        archive = self.folder / "layer.tar"
+        with tarfile.open(archive, "w") as tar:
+            tar.add(image.layers[0], arcname=".")
+        config = [f"ENV {pair}" for pair in image.config.env] + [f"CMD {_json(image.config.cmd)}"]
+        changes = [word for line in config for word in ("--change", line)]
+        self("import", *changes, archive, name)
+        archive.unlink()
+
+    def pid(self, container):
+        """Return the host's number of a container's first process."""
+        return int(self("inspect", "--format", "{{.State.Pid}}", container))
+
+    def version(self):
+        """Return the engine's version."""
+        return self("version", "--format", "{{.Server.Version}}").strip()
+
+
+def _json(words):
+    import json
+
+    return json.dumps(list(words))
+
+
+def _other_trees(v1):
+    """Return where cgroup trees are mounted that labkit does not use beside v1's: Docker would make folders in them."""
+    ours = {str(tree.mount) for tree in hierarchies.hierarchies() if tree.version == 1}
+    return [
+        mount.target
+        for mount in proc.mounts()
+        if v1 and mount.type in ("cgroup", "cgroup2") and mount.target not in ours
+    ]

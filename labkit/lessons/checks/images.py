@@ -1,0 +1,96 @@
+"""Checks of chapter 09: a blob under its own name, an image without ballast, a build that remembers."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from labkit.images import catalog
+from labkit.lessons.checks import exercise
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+@exercise
+def stored_by_name(folder, data):
+    """The folder has the bytes under the name that they give themselves, and no file with another's name."""
+    files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
+    yield (
+        data in files.values(),
+        "a file with these bytes is there",
+        "write them: (shelf / NAME).write_bytes(…)",
+        "to the bit: no newline more or less",
+    )
+    yield (
+        all(_HEX.fullmatch(name) for name in files),
+        "each name is a SHA-256 in hexadecimal",
+        "64 digits, without `sha256:` before them: hashlib.sha256(…).hexdigest()",
+    )
+    lies = [name for name, found in files.items() if hashlib.sha256(found).hexdigest() != name]
+    yield (
+        not lies,
+        "hashed again, each file is what its name says",
+        "one is not. What did you hash: the bytes, or something else?",
+        "hashlib.sha256(note).hexdigest(), and the same `note` written; remove what you tried before",
+    )
+
+
+@exercise
+def without_ballast(name, kept, ballast, limit):
+    """The image has the file `kept`, none of its layers has `ballast`, and all layers but the base's are small."""
+    image = catalog.get(name)
+    base = catalog.get("busybox")
+    yield (
+        image.diff_ids[: len(base.diff_ids)] == base.diff_ids and len(image.layers) > len(base.layers),
+        "the image stands on busybox",
+        "begin with FROM busybox, and build it under the same name",
+    )
+    yield (
+        any(_HEX.match(_text(layer, kept)) for layer in image.layers),
+        f"{kept} is in it, with a SHA-256",
+        f"the work must still be done: sha256sum … > {kept}",
+    )
+    yield (
+        not any(Path(layer, ballast.lstrip("/")).is_file() for layer in image.layers),
+        f"no layer has {ballast}",
+        "a later line can't take a file out of an earlier layer: it only adds a whiteout",
+        "what one RUN makes and deletes again is in no layer: join the lines with &&",
+    )
+    added = image.size - base.size
+    yield added < limit, f"the image is less than {limit >> 10} KB larger than busybox", "what else was left behind?"
+
+
+@exercise
+def remembered(before, after, source, made):
+    """Two builds share every layer but the last, which brings a different `source`; one below it has `made`."""
+    old, new = catalog.get(before), catalog.get(after)
+    yield (
+        len(old.layers) == len(new.layers) >= 3,
+        "both have the base, the slow layer and the program",
+        "FROM, RUN and COPY: each is needed",
+    )
+    yield (
+        any(_exists(layer, made) for layer in new.layers[:-1]),
+        f"a layer below the uppermost one has {made}",
+        "the slow RUN must come before what changes often",
+        "FROM, then RUN, then COPY",
+    )
+    yield (
+        _exists(new.layers[-1], source) and _text(new.layers[-1], source) != _text(old.layers[-1], source),
+        f"the uppermost layer brings {source}, and it has changed",
+        "COPY it last; and change the program between the two builds",
+    )
+    yield (
+        old.diff_ids[:-1] == new.diff_ids[:-1],
+        "all other layers are the same in both builds: nothing was made again",
+        "a layer is remembered as long as all before it is the same: what comes before the slow one?",
+    )
+
+
+def _exists(layer, path):
+    return os.path.lexists(Path(layer, path.lstrip("/")))
+
+
+def _text(layer, path):
+    found = Path(layer, path.lstrip("/"))
+    return found.read_text(errors="replace") if found.is_file() else ""

@@ -1,0 +1,94 @@
+"""Checks of chapter 11: what a container may do, asked of the kernel and not of its maker."""
+
+from labkit.container.life import Container
+from labkit.ground import proc
+from labkit.ground.errors import LabError
+from labkit.isolation import security
+from labkit.lessons.checks import exercise
+
+
+@exercise
+def least_power(box):
+    """A web server on port 80 with NET_BIND_SERVICE and nothing else."""
+    yield (
+        box.status == "running",
+        "it runs",
+        "`.start()`; and look at box.logs()",
+        "without the power it needs httpd ends at once",
+    )
+    process = proc.process(box.pid)
+    wanted = security.mask(["NET_BIND_SERVICE"])
+    extra = security.names(process.cap_bnd & ~wanted)
+    yield (
+        not extra, "nothing else is in its bounding set", f"it still has {len(extra)} others: {', '.join(extra[:3])} …",
+        "take all away first: cap_drop=['ALL']",
+    )  # fmt: skip
+    yield (
+        process.cap_eff == wanted, "NET_BIND_SERVICE is in force", "it has nothing at all now",
+        "cap_drop=['ALL'] and cap_add=['NET_BIND_SERVICE']",
+    )  # fmt: skip
+    yield _listens(box.pid, 80), "it listens on port 80", "is httpd told `-p 80`?", "httpd -f -p 80"
+
+
+def _listens(pid, port):
+    listening = "0A"  # include/net/tcp_states.h: TCP_LISTEN
+    for file in ("tcp", "tcp6"):
+        for line in proc.read(f"/proc/{pid}/net/{file}").splitlines()[1:]:
+            words = line.split()
+            if words[3] == listening and int(words[1].rpartition(":")[2], 16) == port:
+                return True
+    return False
+
+
+@exercise
+def forbids_only_mkdir(path):
+    """A seccomp profile under which mkdir fails and everything else works."""
+
+    def under(script):
+        with Container("busybox", ["sh", "-c", script], security_opt=[f"seccomp={path}"]).start() as box:
+            return box.wait(20), box.logs()
+
+    try:
+        code, text = under("grep -c 'Seccomp:.*2' /proc/self/status")
+    except LabError as error:
+        yield (
+            False,
+            "a container starts with it",
+            error.message,
+            "the default action has to be SCMP_ACT_ALLOW",
+        )
+        return
+    yield (
+        code == 0,
+        "a container starts with it, under a filter",
+        "does it forbid too much?",
+        "defaultAction: SCMP_ACT_ALLOW",
+    )
+    yield (
+        under("mkdir /new")[0] != 0, "mkdir fails", "is `mkdir` in the names, with an action that is an error?",
+        "{'names': ['mkdir', 'mkdirat'], 'action': 'SCMP_ACT_ERRNO'}: some processors have only mkdirat",
+    )  # fmt: skip
+    code, text = under("touch /file && ln -s a /link && rm /file && cd /tmp && echo fine")
+    yield (
+        code == 0 and "fine" in text,
+        "other calls work",
+        f"not yet: {text.strip()[:80]}",
+        "name no other call than mkdir and mkdirat",
+    )
+
+
+@exercise
+def lock_left_off(box, answer):
+    """Which of four locks a running container lacks, found out from outside."""
+    process = proc.process(box.pid)
+    off = {
+        "no_new_privs": not process.no_new_privs,
+        "seccomp": process.seccomp == 0,
+        "capabilities": bool(process.cap_bnd & security.mask(["SYS_ADMIN"])),
+        "pid_namespace": len(process.nspid) == len(proc.process("self").nspid),
+    }
+    yield answer in off, "your answer is one of the four", f"it is {answer!r}", "one of " + ", ".join(off)
+    yield (
+        off[answer], "that lock is off", "the kernel says that this one is on",
+        "proc.process(box.pid) has no_new_privs, seccomp, cap_bnd and nspid: compare with proc.process('self')",
+    )  # fmt: skip

@@ -1,0 +1,78 @@
+"""Checks of chapter 03: what is a process's root, and which mounts can it still reach.
+
+Each takes the participant's function, calls it in a half-built container on a
+workbench, and looks at the process that it leaves there.
+"""
+
+import os
+import signal
+
+from labkit.ground import proc
+from labkit.ground import syscalls as sc
+from labkit.lessons.checks import exercise
+from labkit.lessons.scenes import workbench
+
+
+def _in_new_mount_namespace():
+    return sc.clone3(sc.CLONE_NEWNS, signal.SIGCHLD)[0]
+
+
+def _same(one, other):
+    return os.path.samestat(os.stat(one), os.stat(other))
+
+
+@exercise
+def walks_out(function, cage):
+    """Called with a folder, the function ends with the machine's root as its root, though it went through chroot."""
+    with workbench.bench(os.fork, lambda: function(str(cage))) as box:
+        root = f"/proc/{box.pid}/root"
+        yield (
+            not _same(root, cage),
+            "its root is no longer the cage",
+            "after the second chroot the working directory is above the root: go up from there",
+            "os.chdir('..') many times, then os.chroot('.')",
+        )
+        yield (
+            _same(root, "/"),
+            "its root is the root of the machine",
+            "go up further: `..` of the topmost folder is itself, so too often does no harm",
+            "for _ in range(64): os.chdir('..')",
+        )
+
+
+@exercise
+def root_is_alone(function, folder):
+    """Called with a folder, the function makes it the root, and no other mount of the machine is left."""
+    with workbench.bench(_in_new_mount_namespace, lambda: function(str(folder))) as box:
+        root = f"/proc/{box.pid}/root"
+        yield _same(root, folder), "its root is the folder", "pivot_root('.', '.') in the folder, which must be a mount"
+        left = [mount.target for mount in proc.mounts(box.pid) if mount.target != "/"]
+        tops = [mount for mount in proc.mounts(box.pid) if mount.target == "/"]
+        yield (
+            not left and len(tops) == 1,
+            "no other mount can be reached",
+            f"{len(left) + len(tops) - 1} mounts are left, the old root too: it lies on top of the new one, at '.'",
+            "sc.umount2('.', sc.MNT_DETACH), then os.chdir('/')",
+        )
+        yield _same(f"/proc/{box.pid}/cwd", root), "its working directory is the root", "os.chdir('/')"
+
+
+@exercise
+def only_receives(function):
+    """After the function, mounts made on the machine arrive in the process's namespace, and none goes back."""
+    with workbench.bench(_in_new_mount_namespace, function) as box:
+        top = next(mount for mount in proc.mounts(box.pid) if mount.target == "/")
+        yield (
+            any(word.startswith("master:") for word in top.propagation),
+            "its root has a master: it receives",
+            "which of shared, slave, private gets and does not give?",
+            "sc.mount(None, '/', None, sc.MS_REC | sc.MS_SLAVE)",
+        )
+        yield (
+            not any(word.startswith("shared:") for word in top.propagation),
+            "its root is in no peer group: it gives nothing",
+            "it is shared still: what is mounted here shows up there",
+            "MS_SLAVE alone; a slave that is made shared again gives to its own peers",
+        )
+        rest = [mount for mount in proc.mounts(box.pid) if any(word.startswith("shared:") for word in mount.propagation)]
+        yield not rest, "and so have all mounts below", "MS_REC does it for the whole tree"

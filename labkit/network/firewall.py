@@ -1,0 +1,194 @@
+"""Which packets of a bridge go where: one nft table a network, and what its chains are for.
+
+    way_out             what leaves gets the host's own address (masquerade)
+    ways_in             a published port: the target is rewritten to the container (dnat)
+    ways_in_from_here   the same for what the host itself sends, so 127.0.0.1:PORT works
+    forward             bridges don't see each other; from elsewhere only answers and published ports
+    guard               what the host's loopback switch would let in from containers
+
+A table is loaded whole, in one transaction, in place of the one before; nobody
+ever sees half of it. No rule of anybody else's is touched.
+See nft(8), "route_localnet" in the kernel's ip-sysctl.
+"""
+
+import contextlib
+import ipaddress
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.ground import state
+from labkit.ground.errors import BadValue, InUse, LabError, from_oserror
+
+GROUP = 27499  # the link group of all our bridges: rules tell them by it
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port of the host that leads to one of a container."""
+
+    host: int
+    container: int
+    protocol: str = "tcp"
+    address: str = "127.0.0.1"
+
+    @classmethod
+    def parse(cls, text):
+        """Return the Port of docker's `[ADDRESS:]HOST:CONTAINER[/udp]`; without ADDRESS it is the loopback's. Raises BadValue."""
+        ports, slash, protocol = str(text).partition("/")
+        *address, host, container = ports.rsplit(":", 2) if ports.count(":") else ("", "")
+        address = address[0] if address else "127.0.0.1"
+        try:
+            port = cls(
+                int(host), int(container), protocol if slash else "tcp", str(ipaddress.IPv4Address(address))
+            )
+            if not (0 < port.host < 65536 and 0 < port.container < 65536 and port.protocol in ("tcp", "udp")):
+                raise ValueError
+        except ValueError:
+            raise BadValue(
+                f"published port {text!r} can't be read",
+                "write HOST:CONTAINER, ADDRESS:HOST:CONTAINER or HOST:CONTAINER/udp",
+            ) from None
+        return port
+
+    def __str__(self):
+        return f"{self.address}:{self.host}->{self.container}/{self.protocol}"
+
+
+def rules(table, known):
+    """Return the lines of a network's nft table."""
+    bridge, subnet = known["bridge"], known["subnet"]
+    dnat = {"output": [], "prerouting": []}
+    for user in known["users"].values():
+        for address, host, protocol, container in user["ports"]:
+            to = f"{protocol} dport {host} dnat ip to {user['address']}:{container}"
+            match = "fib daddr type local" if address == "0.0.0.0" else f"ip daddr {address}"
+            dnat["output"].append(f"{match} {to}")
+            if not address.startswith("127."):
+                dnat["prerouting"].append(f"{match} {to}")
+    chains = {
+        # With route_localnet the host takes 127.x from its bridge: from containers it must not.
+        "guard": ("filter hook prerouting priority raw", [f'iifname "{bridge}" ip daddr 127.0.0.0/8 drop']),
+        "ways_in": ("nat hook prerouting priority dstnat", dnat["prerouting"]),
+        "ways_in_from_here": ("nat hook output priority -100", dnat["output"]),
+        "way_out": (
+            "nat hook postrouting priority srcnat",
+            [
+                f'ip saddr {subnet} oifname != "{bridge}" masquerade',
+                f'ip saddr 127.0.0.0/8 oifname "{bridge}" masquerade',
+                *(
+                    [f'ip6 saddr {known["subnet6"]}/64 oifname != "{bridge}" masquerade']
+                    if known["subnet6"]
+                    else []
+                ),
+            ],
+        ),
+        "forward": (
+            "filter hook forward priority filter",
+            [
+                f'iifname "{bridge}" oifname "{bridge}" accept',
+                # Bridges don't see each other; from elsewhere only answers and published ports come in.
+                f'iifgroup {GROUP} oifname "{bridge}" drop',
+                f'oifname "{bridge}" ct state established,related accept',
+                f'oifname "{bridge}" ct status dnat accept',
+                f'oifname "{bridge}" drop',
+            ],
+        ),
+    }
+    body = [
+        line
+        for chain, (hook, rules) in chains.items()
+        for line in (f"chain {chain} {{", f"type {hook}; policy accept;", *rules, "}")
+    ]
+    # Named before it is deleted, or the first time there would be nothing to delete.
+    return [f"table inet {table}", f"delete table inet {table}", f"table inet {table} {{", *body, "}"]
+
+
+def load(table, known):
+    """Put the rules of a network in force, in place of those before."""
+    tool(["nft", "-f", "-"], rules(table, known))
+    if any(user["ports"] for user in known["users"].values()):
+        _let_loopback_in(known["bridge"])
+
+
+def remove_rules(table):
+    """Remove one of our nft tables if it is there. The ledger's kind `nft`."""
+    try:
+        tool(["nft", "-f", "-"], [f"table inet {table}", f"delete table inet {table}"])
+    except LabError:
+        if _is_there(table):  # a kernel without nftables has no table to remove
+            raise
+
+
+def _is_there(table):
+    with contextlib.suppress(LabError):
+        tool(["nft", "list", "table", "inet", table], [])
+        return True
+    return False
+
+
+def _let_loopback_in(bridge):
+    """Let 127.0.0.1:PORT lead to the bridge; the switch is that of our own bridge alone."""
+    turn(f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet", "1")
+
+
+def turn(switch, value):
+    """Write a kernel switch, one of a link of our own. Raises KernelError."""
+    try:
+        Path(switch).write_text(value)
+    except OSError as error:
+        raise from_oserror(error, f"writing {switch}") from None
+
+
+def tool(command, lines):
+    """Give some lines to a command. Raises LabError with its first word on it."""
+    text = "\n".join(lines) + "\n"
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = done.stderr.strip().splitlines() or ["it did not say why"]
+        raise LabError(
+            f"`{' '.join(command)}` failed: {why[0]}",
+            "CAP_NET_ADMIN is needed; `lab doctor` shows what this kernel has",
+        )
+
+
+def listing(name):
+    """Return the lines of the nft table of the network `name`, as the kernel has them now."""
+    done = subprocess.run(
+        ["nft", "list", "table", "inet", f"{state.label()}-{name}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [line.strip() for line in done.stdout.splitlines()]
+
+
+def free_port():
+    """Return a TCP port of the loopback that nobody uses just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def check_free(ports, taken):
+    """Raise InUse if one of the ports is among `taken`, (port, protocol), or a program of the host listens there."""
+    taken = set(taken)
+    for port in ports:
+        if (port.host, port.protocol) in taken:
+            raise InUse(
+                f"port {port.host}/{port.protocol} is published by another container",
+                "`lab ps`; choose another port",
+            )
+        taken.add((port.host, port.protocol))
+        kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
+        with socket.socket(socket.AF_INET, kind) as probe:
+            if kind == socket.SOCK_STREAM:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections don't count
+            try:
+                probe.bind((port.address, port.host))
+            except OSError as error:
+                raise InUse(
+                    f"port {port.address}:{port.host} can't be published: {error.strerror}",
+                    "`ss -tlnp` shows who has it",
+                ) from None

@@ -1,0 +1,361 @@
+"""A bundle: a folder with a root filesystem and a config.json, read into what labkit does.
+
+The runtime specification is how Docker, Podman and containerd tell a runtime what a
+container shall be. It says the same as a Spec does, in more words, because its
+readers are programs: every mount, mask, capability and device one by one. So this
+module only translates; the Job that comes out is the one that `lab run` makes too.
+
+    namespaces    clone or join by path          process.capabilities   five sets
+    mounts        a plan, in the order given     linux.resources        limits, devices
+    maskedPaths   steps after the mounts         hooks                  hooks
+
+What labkit can't do is refused, and named by its place in the file: a container that
+silently lacks a lock is worse than none. Words that the specification does not have
+are returned as warnings, for it says that readers must let them pass.
+See https://github.com/opencontainers/runtime-spec.
+"""
+
+import contextlib
+import json
+import os
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from labkit.container import hooks, launch, standard_mounts
+from labkit.ground import proc
+from labkit.ground.errors import BadValue, NotFound, Unsupported, from_oserror
+from labkit.isolation import mount_options, mounts, namespaces, seccomp, security, settings
+from labkit.oci import resources
+
+# the specification's word: ours
+KINDS = {"mount": "mnt", "network": "net", "pid": "pid", "ipc": "ipc", "uts": "uts", "user": "user", "cgroup": "cgroup", "time": "time"}
+
+_KNOWN = {
+    "": "ociVersion root process hostname domainname mounts hooks annotations linux",
+    "root": "path readonly",
+    "process": "terminal consoleSize user args env cwd capabilities rlimits noNewPrivileges apparmorProfile oomScoreAdj",
+    "process.user": "uid gid umask additionalGids",
+    "linux": "uidMappings gidMappings sysctl resources cgroupsPath namespaces devices seccomp rootfsPropagation "
+    "maskedPaths readonlyPaths timeOffsets",
+}
+# What the specification has and labkit has not, with what is lost without it.
+_NOT_HERE = {
+    "process.selinuxLabel": "labkit sets no SELinux labels",
+    "process.commandLine": "that is for Windows",
+    "process.scheduler": "labkit leaves the scheduler's policy as it is",
+    "process.ioPriority": "labkit sets no I/O priority",
+    "process.execCPUAffinity": "labkit binds to CPUs by cpuset only",
+    "linux.mountLabel": "labkit sets no SELinux labels",
+    "linux.intelRdt": "labkit does not part the processor's cache",
+    "linux.personality": "labkit runs programs of this machine's own personality",
+    "linux.memoryPolicy": "labkit binds to memory nodes by cpuset only",
+    "linux.netDevices": "labkit moves no links: a createRuntime hook can",
+    **{name: "that is for another system than Linux" for name in ("windows", "solaris", "vm", "zos", "freebsd")},
+}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A config.json and where it lies. Made by `read`."""
+
+    path: str
+    config: dict
+    warnings: tuple = ()
+    process: dict = field(default_factory=dict)
+
+    @property
+    def linux(self):
+        """Its `linux` part."""
+        return self.config.get("linux") or {}
+
+    @property
+    def rootfs(self):
+        """The absolute path of its root filesystem."""
+        return os.path.realpath(os.path.join(self.path, self.config["root"]["path"]))
+
+    def kinds(self):
+        """Return the kinds of namespace that are the container's own, made or joined."""
+        return tuple(KINDS[entry["type"]] for entry in self.linux.get("namespaces") or ())
+
+    def resources(self, v1_cpu=False):
+        """Return what its cgroup is to be told."""
+        return resources.read(self.linux.get("resources"), v1_cpu)
+
+    def hooks(self):
+        """Return its Hooks."""
+        return hooks.read(self.config.get("hooks"))
+
+    def owner(self):
+        """Return (uid, gid) that the container's user has outside of its user namespace."""
+        user = self.process.get("user") or {}
+        maps = (_maps(self.linux, "uidMappings"), _maps(self.linux, "gidMappings"))
+        return tuple(_outside(user.get(name, 0), table) for name, table in zip(("uid", "gid"), maps, strict=True))
+
+
+def read(path):
+    """Return the Bundle in a folder. Raises NotFound, BadValue or Unsupported, and names the place in the file."""
+    path = os.path.abspath(path)
+    file = Path(path, "config.json")
+    config = read_json(file)
+    version = config.get("ociVersion")
+    if not isinstance(version, str) or not re.match(r"1\.\d+\.\d+", version):
+        raise Unsupported(f"{file}: ociVersion {version!r}", "labkit reads version 1 of the specification, any 1.x.y")
+    warnings = [*_strange("", config), *_strange("root", config.get("root") or {}), *_strange("linux", config.get("linux") or {})]
+    if not (config.get("root") or {}).get("path"):
+        raise BadValue(f"{file}: root.path is missing", "the folder that becomes /")
+    process = config.get("process") or {}
+    warnings += check_process(process)
+    bundle = Bundle(path, config, tuple(warnings), process)
+    if not os.path.isdir(bundle.rootfs):
+        raise NotFound(f"{file}: root.path is {bundle.rootfs}, and there is no such folder", "put the files of the root there")
+    if "mount" not in {entry.get("type") for entry in bundle.linux.get("namespaces") or ()}:
+        raise Unsupported(f"{file}: no mount namespace in linux.namespaces", "without one the mounts would be the host's")
+    return bundle
+
+
+@contextlib.contextmanager
+def shaped(what="config.json"):
+    """Turn what a text in place of a list, or a missing word, leads to into a BadValue."""
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        missing = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise BadValue(f"{what} has another shape than the specification's: {missing}", "config.md of the runtime specification") from None
+
+
+def read_json(file):
+    """Return the object in a JSON file. Raises NotFound or BadValue."""
+    try:
+        value = json.loads(Path(file).read_bytes())
+    except FileNotFoundError:
+        raise NotFound(f"there is no {file}", "`labkit-runtime spec` writes one to begin with") from None
+    except OSError as error:
+        raise from_oserror(error, f"reading {file}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadValue(f"{file} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadValue(f"{file} holds no JSON object")
+    return value
+
+
+def check_process(process):
+    """Return warnings about a `process` object; raise BadValue or Unsupported for what can't be done."""
+    args, cwd = process.get("args"), process.get("cwd")
+    if not isinstance(args, list) or not args or not all(isinstance(word, str) and "\0" not in word for word in args):
+        raise BadValue("process.args must be a list of at least one text")
+    if not isinstance(cwd, str) or not cwd.startswith("/"):
+        raise BadValue(f"process.cwd {cwd!r} is not an absolute path")
+    for pair in process.get("env") or ():
+        if not isinstance(pair, str) or "=" not in pair[1:] or "\0" in pair:
+            raise BadValue(f"process.env: {pair!r} is not NAME=value")
+    return [*_strange("process", process), *_strange("process.user", process.get("user") or {})]
+
+
+def _strange(where, words):
+    """Refuse what is not here; return a warning for each word that the specification does not have."""
+    found = []
+    for name, value in words.items():
+        full = f"{where}.{name}".lstrip(".")
+        if full in _NOT_HERE:
+            if value:
+                raise Unsupported(f"{full}: {_NOT_HERE[full]}", "leave it out of config.json")
+        elif name not in _KNOWN[where].split():
+            found.append(f"{full} is no word of the specification, and is ignored")
+    return found
+
+
+# ---- a process ----
+
+
+def process_words(process, kinds, filter_words=None):
+    """Return the words of a Job that a `process` object means, for the first process or a further one."""
+    user = process.get("user") or {}
+    power = _power(process.get("capabilities"))
+    size = process.get("consoleSize")
+    return {
+        "argv": tuple(process["args"]),
+        "env": tuple(process.get("env") or ()),
+        "cwd": process["cwd"],
+        "ids": (user.get("uid", 0), user.get("gid", 0), tuple(user.get("additionalGids") or ())),
+        "power": power,
+        "capabilities": power.bounding,
+        "terminal": bool(process.get("terminal")),
+        "console_size": (size["height"], size["width"]) if size and size.get("height") else None,
+        "seccomp": _filter(filter_words, power.bounding),
+        # To gain privilege by exec stays possible, as with docker, unless the config forbids it.
+        "unlocked": () if process.get("noNewPrivileges") else ("no_new_privs",),
+        "settings": settings.Settings(
+            rlimits=tuple(settings.check_rlimit(one["type"], one["soft"], one["hard"]) for one in process.get("rlimits") or ()),
+            oom_score_adj=process.get("oomScoreAdj"),
+            umask=user.get("umask", 0o022),
+            apparmor=process.get("apparmorProfile") or None,
+        ),
+    }
+
+
+def _power(words):
+    """Return the capability sets. Raises Unsupported for one that this machine itself does not have."""
+    words = words or {}
+    sets = security.Sets(
+        *(
+            tuple(security.names(security.mask(words.get(name) or ())))
+            for name in ("bounding", "effective", "permitted", "inheritable", "ambient")
+        )
+    )
+    lacking = {name for names in vars(sets).values() for name in names} - set(security.choose(("ALL",)))
+    if lacking:
+        raise Unsupported(
+            f"process.capabilities: this machine's own bounding set lacks {', '.join(sorted(lacking))}",
+            "whoever started this machine took it away; nothing here can give it back",
+        )
+    return sets
+
+
+def _filter(words, capabilities):
+    if not words:
+        return b""
+    for flag in words.get("flags") or ():
+        if flag != "SECCOMP_FILTER_FLAG_TSYNC":  # one thread: nothing to bring in line
+            raise Unsupported(f"linux.seccomp.flags: labkit sets no {flag}", "leave it out")
+    for name in ("listenerPath", "listenerMetadata"):
+        if words.get(name):
+            raise Unsupported(f"linux.seccomp.{name}: labkit hands no syscalls to another program")
+    return seccomp.kept(seccomp.parse(words, capabilities, "linux.seccomp"))
+
+
+# ---- the first process: its namespaces and its root ----
+
+
+def job(bundle, group, state, **more):
+    """Return the Job of a bundle's container in a cgroup; `state` is what hooks in it are told."""
+    linux, config = bundle.linux, bundle.config
+    made, paths = _namespaces(linux.get("namespaces") or ())
+    words = process_words(bundle.process, bundle.kinds(), linux.get("seccomp"))
+    offsets = linux.get("timeOffsets") or {}
+    sysctls = tuple(settings.check_sysctl(name, value, bundle.kinds()) for name, value in (linux.get("sysctl") or {}).items())
+    for name in ("hostname", "domainname"):
+        if not isinstance(config.get(name, ""), str):
+            raise BadValue(f"{name} {config[name]!r} is no text")
+        if config.get(name) and "uts" not in made:
+            raise BadValue(f"{name} is set, and the container has no uts namespace of its own", "it would rename the host")
+    words["settings"] = replace(words["settings"], sysctls=sysctls, domainname=config.get("domainname") or None)
+    return launch.Job(
+        **words,
+        namespaces=made,
+        paths=paths,
+        plan=_plan(bundle, group),
+        hostname=config.get("hostname") or None,
+        uid_map=_maps(linux, "uidMappings"),
+        gid_map=_maps(linux, "gidMappings"),
+        clock_offsets=tuple(_offset(offsets.get(clock)) for clock in ("monotonic", "boottime")) if "time" in made else None,
+        hooks=bundle.hooks(),
+        state=state,
+        **more,
+    )
+
+
+def _namespaces(entries):
+    made, paths = [], []
+    for entry in entries:
+        kind = KINDS.get(entry.get("type"))
+        if kind is None:
+            raise BadValue(f"linux.namespaces: {entry.get('type')!r} is no kind of namespace", ", ".join(KINDS))
+        if kind in made or kind in dict(paths):
+            raise BadValue(f"linux.namespaces: {entry['type']} comes twice")
+        path = entry.get("path")
+        if not path:
+            made.append(kind)
+        elif kind == "mnt":
+            raise Unsupported("linux.namespaces: mount by path", "a new root there would be one for all who are in it")
+        elif not path.startswith("/"):
+            raise BadValue(f"linux.namespaces: path {path!r} must be absolute")
+        else:
+            paths.append((kind, path))
+    return tuple(made), tuple(paths)
+
+
+def _offset(words):
+    words = words or {}
+    if words.get("nanosecs"):
+        raise Unsupported("linux.timeOffsets: labkit shifts clocks by whole seconds", "leave nanosecs out")
+    return words.get("secs", 0)
+
+
+def _maps(linux, name):
+    return tuple((one["containerID"], one["hostID"], one["size"]) for one in linux.get(name) or ())
+
+
+def _outside(number, table):
+    for inside, outside, length in table:
+        if inside <= number < inside + length:
+            return outside + number - inside
+    return number
+
+
+def _plan(bundle, group):
+    linux = bundle.linux
+    steps = []
+    for number, words in enumerate(bundle.config.get("mounts") or ()):
+        steps += _mount(bundle, group, words, f"mounts[{number}]")
+    # A /dev that is bound from the host is not the container's to furnish.
+    if not any(step.target == "/dev" and step.options.bind for step in steps if isinstance(step, mount_options.Mount)):
+        steps += _devices(bundle)
+    steps += [mounts.Mask(path) for path in _paths(linux, "maskedPaths")]
+    steps += [mounts.ReadOnly(path) for path in _paths(linux, "readonlyPaths")]
+    if bundle.config["root"].get("readonly"):
+        steps.append(mounts.Seal("/"))
+    spread = mount_options.propagation(linux["rootfsPropagation"]) if linux.get("rootfsPropagation") else None
+    return mounts.Plan(mounts.BindRoot(bundle.rootfs, bundle.rootfs, 0), tuple(steps), spread=spread)
+
+
+def _mount(bundle, group, words, where):
+    target, kind = words.get("destination"), words.get("type") or "none"
+    if not isinstance(target, str) or not target.startswith("/"):
+        raise BadValue(f"{where}: destination {target!r} must be absolute")
+    if words.get("uidMappings") or words.get("gidMappings"):
+        raise Unsupported(f"{where}: labkit does not make mounts with other ids", "leave uidMappings out of the mount")
+    target, source, options = os.path.normpath(target), words.get("source") or "", list(words.get("options") or ())
+    parsed = mount_options.parse(options)
+    if kind in ("bind", "rbind") and not parsed.bind:
+        parsed = replace(parsed, bind=True, recursive=kind == "rbind")
+    if kind.startswith("cgroup") and not parsed.bind:
+        sealed = replace(parsed, data=())
+        return standard_mounts.cgroup_filesystems(target, group, "cgroup" in bundle.kinds(), sealed.attrs)
+    if parsed.bind:
+        if not source:
+            raise BadValue(f"{where}: a bind mount needs a source")
+        source = os.path.join(bundle.path, source)
+    elif kind == "none":
+        raise BadValue(f"{where}: {target} has neither a type nor the option bind")
+    return [mount_options.Mount(kind, source, target, parsed, tuple(options))]
+
+
+def _paths(linux, name):
+    found = linux.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(path, str) and path.startswith("/") for path in found):
+        raise BadValue(f"linux.{name} must be a list of absolute paths")
+    return found
+
+
+def _devices(bundle):
+    steps = []
+    for number, words in enumerate(bundle.linux.get("devices") or ()):
+        path, kind = words.get("path"), words.get("type")
+        if not isinstance(path, str) or not path.startswith("/") or kind not in ("c", "b", "u", "p"):
+            raise BadValue(f"linux.devices[{number}]: path {path!r} and type {kind!r} can't be meant")
+        path = os.path.normpath(path)
+        if "user" in bundle.kinds():  # a user namespace may not mknod: the host's own node, bound
+            steps.append(mounts.Bind(path, path, recursive=False))
+            continue
+        numbers = [words.get(name, 0) for name in ("major", "minor")]
+        mode = words.get("fileMode", 0o666)
+        steps.append(mount_options.Device(path, kind, *numbers, mode & 0o777, words.get("uid", 0), words.get("gid", 0)))
+    steps += [mounts.Bind(f"/dev/{name}", f"/dev/{name}", recursive=False, follow=True) for name in standard_mounts.DEVICES]
+    return [*steps, *standard_mounts.device_links()]
+
+
+def own_kinds(pid):
+    """Return the kinds of namespace in which a process is not in the caller's."""
+    mine, its = proc.namespaces(), proc.namespaces(pid)
+    return tuple(kind for kind in namespaces.KINDS if its.get(kind) != mine.get(kind))

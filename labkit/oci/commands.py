@@ -1,0 +1,369 @@
+"""labkit-runtime: the command line by which Docker and Podman start their containers.
+
+    dockerd --add-runtime labkit=/…/vagrant/labkit-runtime
+    docker run --runtime labkit busybox ps
+
+Docker does not make containers. It prepares a folder, the bundle, and has a program
+make one of it: runc, usually. What that program is called with is fixed, so any
+other that understands the same words can take its place. This one is labkit's.
+
+    create start state kill delete      the specification's five
+    run exec ps list pause resume       runc's, which Docker, Podman and
+    update features spec                people use as well
+
+Errors go to stderr, and with --log as one JSON line to a file, where Docker's shim
+looks for the sentence that it shows. See runtime.md of the runtime specification.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from labkit.container import attach, spawner
+from labkit.ground import state
+from labkit.ground.errors import BadValue, CommandError, LabError, NotFound, Unsupported, from_oserror
+from labkit.oci import bundle, lifecycle, resources, terms
+
+_COMMANDS = "create start run state kill delete exec ps list pause resume update features spec checkpoint restore events".split()
+# What runc can and labkit can't: refused by name, with why.
+_NOT_HERE = {
+    "checkpoint": "to freeze a container to disk needs CRIU",
+    "restore": "to bring one back from disk needs CRIU",
+    "events": "its numbers are in the files of its cgroup",
+}
+
+
+def main(argv=None):
+    """Run one command; return its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser(argv)
+    options, strange = parser.parse_known_args(argv)
+    if strange and options.command not in _NOT_HERE:
+        parser.error(f"unknown words: {' '.join(strange)}")
+    try:
+        return options.do(options) or 0
+    except CommandError as error:
+        _log(options, "error", error)
+        return error.exit_status if options.command in ("run", "exec") else 1
+    except LabError as error:
+        _log(options, "error", error)
+        return 1
+    except OSError as error:
+        _log(options, "error", from_oserror(error, f"{options.command}"))
+        return 1
+
+
+def _log(options, level, error):
+    """Say it to the person on stderr, and to the program that called in the file it named."""
+    text = str(error)
+    if isinstance(error, CommandError):
+        # Docker and Podman look for these words, as Go writes them, to know 126 from 127.
+        text = f"{error.message}: {os.strerror(error.errno).lower()}"
+    print(f"labkit-runtime: {'warning: ' if level == 'warning' else ''}{text}", file=sys.stderr)
+    if not options.log:
+        return
+    words = {"level": level, "msg": text.replace("\n", " "), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    line = json.dumps(words) if options.log_format == "json" else " ".join(f"{name}={json.dumps(text)}" for name, text in words.items())
+    with contextlib.suppress(OSError), open(options.log, "a") as file:
+        file.write(line + "\n")
+
+
+def _warn(options, warnings):
+    for warning in warnings:
+        _log(options, "warning", warning)
+
+
+# ---- the commands ----
+
+
+def _box(options):
+    return lifecycle.Box(options.root or lifecycle.default_root(), options.id)
+
+
+def _create(options):
+    box = _box(options)
+    spawned = _made(options, box, survives=True)
+    os.close(spawned.pidfd)
+
+
+def _made(options, box, survives):
+    if options.no_pivot:
+        raise Unsupported("--no-pivot: labkit never leaves a container in a chroot", "a root filesystem that is not the initramfs")
+    spawned = box.create(
+        options.bundle,
+        console=options.console_socket,
+        keep_fds=options.preserve_fds,
+        systemd_cgroup=options.systemd_cgroup,
+        survives=survives,
+        new_keyring=not options.no_new_keyring,
+    )
+    _warn(options, box.warnings)
+    _write_pid(options, spawned)
+    return spawned
+
+
+def _write_pid(options, spawned):
+    if options.pid_file:
+        state.write_atomic(options.pid_file, str(spawned.pid), 0o644, sync=False)
+
+
+def _start(options):
+    _warn(options, _box(options).start())
+
+
+def _run(options):
+    box = _box(options)
+    spawned = _made(options, box, survives=options.detach)
+    try:
+        # Before its program runs: a signal that comes then is already for it.
+        with attach.caught() as wakeup:
+            _warn(options, box.start())
+            if options.detach:
+                return 0
+            code = _in_front(spawned, wakeup)
+    except BaseException:
+        box.delete(force=True)
+        raise
+    if not options.keep:
+        _warn(options, box.delete(force=True))
+    return code
+
+
+def _in_front(spawned, wakeup):
+    """Be in front of a process until it ends: its terminal, if it has one, and signals; return its status."""
+    if spawned.terminal is not None:
+        attach.foreground(spawned, None, None, True, lambda: None)
+    else:
+        attach.pump_signals(spawned, wakeup)
+    return spawner.reap(spawned.pidfd)
+
+
+def _exec(options):
+    box = _box(options)
+    spawned = box.exec(
+        _process(options, box), console=options.console_socket, keep_fds=options.preserve_fds, survives=options.detach,
+        paused=options.ignore_paused,
+    )  # fmt: skip
+    _warn(options, box.warnings)
+    _write_pid(options, spawned)
+    if options.detach:
+        return 0
+    with attach.caught() as wakeup:
+        return _in_front(spawned, wakeup)
+
+
+def _process(options, box):
+    """Return the `process` object of an exec: a file's, or the container's own with the words given."""
+    if options.process:
+        if options.args:
+            raise BadValue("exec: --process and a command together", "the command is in the file")
+        return bundle.read_json(options.process)
+    process = dict(box.config()["process"])
+    if not options.args:
+        raise BadValue("exec: no command", "labkit-runtime exec ID COMMAND")
+    process.update(args=options.args, terminal=options.tty, consoleSize=None)
+    process.update(env=[*(process.get("env") or ()), *options.env], cwd=options.cwd or process["cwd"])
+    user = dict(process.get("user") or {})
+    if options.user:
+        numbers = options.user.split(":")
+        if not all(number.isdigit() for number in numbers) or len(numbers) > 2:
+            raise BadValue(f"exec: --user {options.user!r}", "numbers: UID or UID:GID")
+        user.update(zip(("uid", "gid"), map(int, numbers), strict=False))
+    user["additionalGids"] = [*(user.get("additionalGids") or ()), *options.additional_gids]
+    process["user"] = user
+    if options.no_new_privs:
+        process["noNewPrivileges"] = True
+    if options.apparmor:
+        process["apparmorProfile"] = options.apparmor
+    for name in ("bounding", "effective", "permitted"):
+        if options.cap:
+            process["capabilities"] = dict(process.get("capabilities") or {})
+            process["capabilities"][name] = [*(process["capabilities"].get(name) or ()), *options.cap]
+    return process
+
+
+def _state(options):
+    print(json.dumps(_box(options).state(), indent=2))
+
+
+def _kill(options):
+    _box(options).kill(_signal(options.signal), options.all)
+
+
+def _signal(text):
+    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    if text.isdigit() and 0 < int(text) < signal.NSIG:
+        return int(text)
+    if name in signal.Signals.__members__:
+        return signal.Signals[name]
+    raise BadValue(f"there is no signal {text!r}", "`kill -l` lists them")
+
+
+def _delete(options):
+    box = _box(options)
+    try:
+        _warn(options, box.delete(options.force))
+    except NotFound:
+        if not options.force:
+            raise
+
+
+def _ps(options):
+    box = _box(options)
+    pids = box.pids()
+    if options.format == "json":
+        print(json.dumps(pids))
+        return
+    table = subprocess.run(["ps", *(options.args or ["-ef"])], capture_output=True, text=True, check=True).stdout.splitlines()
+    column = table[0].split().index("PID")
+    print("\n".join([table[0], *(line for line in table[1:] if line.split()[column] in map(str, pids))]))
+
+
+def _list(options):
+    found = [box.state() for box in lifecycle.boxes(options.root or lifecycle.default_root())]
+    if options.format == "json":
+        print(json.dumps(found))
+    elif options.quiet:
+        print("".join(f"{one['id']}\n" for one in found), end="")
+    else:
+        print(f"{'ID':<14} {'PID':<8} {'STATUS':<9} BUNDLE")
+        for one in found:
+            print(f"{one['id'][:12]:<14} {one['pid']:<8} {one['status']:<9} {one['bundle']}")
+
+
+def _pause(options):
+    _box(options).cgroup().freeze()
+
+
+def _resume(options):
+    _box(options).cgroup().thaw()
+
+
+def _update(options):
+    words = {}
+    if options.resources:
+        words = json.load(sys.stdin) if options.resources == "-" else bundle.read_json(options.resources)
+    for part, name, value in (
+        ("memory", "limit", options.memory),
+        ("memory", "swap", options.memory_swap),
+        ("memory", "reservation", options.memory_reservation),
+        ("cpu", "quota", options.cpu_quota),
+        ("cpu", "period", options.cpu_period),
+        ("cpu", "shares", options.cpu_share),
+        ("cpu", "cpus", options.cpuset_cpus),
+        ("cpu", "mems", options.cpuset_mems),
+        ("pids", "limit", options.pids_limit),
+        ("blockIO", "weight", options.blkio_weight),
+    ):
+        if value is not None:
+            words.setdefault(part, {})[name] = value
+    group = _box(options).cgroup()
+    v1 = group.version("cpu") == 1 if any("cpu" in folder.controllers for folder in group.folders) else False
+    resources.read(words, v1).apply(group, rules=False)
+
+
+def _features(_):
+    print(json.dumps(terms.features(), indent=2))
+
+
+def _spec(options):
+    if options.rootless:
+        raise Unsupported("spec --rootless: labkit-runtime is for root", "lab run --user says who it is inside")
+    path = os.path.join(options.bundle, "config.json")
+    if os.path.exists(path):
+        raise BadValue(f"{path} is there already", "remove it first, or name another --bundle")
+    state.write_json(path, terms.example(), sync=False)
+    os.chmod(path, 0o644)
+
+
+# ---- its words ----
+
+
+class _Unnamed:
+    """In place of the words of a command that was not called."""
+
+    def add_argument(self, *_, **__):
+        """Take no notice."""
+
+    set_defaults = add_argument
+
+
+def _parser(argv):
+    parser = argparse.ArgumentParser(prog="labkit-runtime", description="an OCI runtime", allow_abbrev=False)
+    parser.add_argument("--version", "-v", action="version", version=f"labkit-runtime version 0.1.0\nspec: {terms.VERSION}")
+    parser.add_argument("--root", help="the folder that keeps containers")
+    parser.add_argument("--log", help="a file that errors are added to")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text")
+    parser.add_argument("--log-level", help="taken, and not needed: what is logged is always worth it")
+    parser.add_argument("--debug", action="store_true", help="likewise")
+    parser.add_argument("--systemd-cgroup", action="store_true", help="cgroupsPath is SLICE:PREFIX:NAME, and systemd makes it")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    # Called for each step of each container: only the command that is named is set up.
+    named = {word for word in argv if word in _COMMANDS}
+
+    def command(name, function, *words, number=True, help=""):
+        if named and name not in named:
+            return _Unnamed()
+        sub = commands.add_parser(name, help=help, allow_abbrev=False)
+        for flags, options in words:
+            sub.add_argument(*flags, **options)
+        if number:
+            sub.add_argument("id", metavar="ID")
+        sub.set_defaults(do=function)
+        return sub
+
+    yes = {"action": "store_true"}
+    console = [(("--console-socket",), {}), (("--pid-file",), {}), (("--preserve-fds",), {"type": _count, "default": 0})]
+    make = [(("--bundle", "-b"), {"default": "."}), *console, (("--no-pivot",), yes), (("--no-new-keyring",), yes)]
+    form = (("--format", "-f"), {"choices": ("table", "json"), "default": "table"})
+    command("create", _create, *make, help="make a container of a bundle; its program waits")
+    command("start", _start, help="let its program run")
+    command("run", _run, *make, (("--detach", "-d"), yes), (("--keep",), yes), help="create, start, wait, delete")
+    command("state", _state, help="tell what it is doing, as JSON")
+    sub = command("kill", _kill, (("--all", "-a"), yes), help="send it a signal")
+    sub.add_argument("signal", nargs="?", default="SIGTERM")
+    command("delete", _delete, (("--force", "-f"), yes), help="take away what is left of it")
+    sub = command(
+        "exec", _exec, *console,
+        (("--process", "-p"), {}), (("--detach", "-d"), yes), (("--tty", "-t"), yes), (("--cwd",), {}),
+        (("--env", "-e"), {"action": "append", "default": []}), (("--user", "-u"), {}),
+        (("--additional-gids", "-g"), {"action": "append", "type": int, "default": []}),
+        (("--cap", "-c"), {"action": "append", "default": []}), (("--no-new-privs",), yes), (("--apparmor",), {}),
+        (("--ignore-paused",), yes), help="run a further process in it",
+    )  # fmt: skip
+    sub.add_argument("args", nargs=argparse.REMAINDER)
+    sub = command("ps", _ps, form, help="list its processes")
+    sub.add_argument("args", nargs=argparse.REMAINDER)
+    command("list", _list, form, (("--quiet", "-q"), yes), number=False, help="list containers")
+    command("pause", _pause, help="freeze it")
+    command("resume", _resume, help="let it go on")
+    number = {"type": int}
+    command(
+        "update", _update, (("--resources", "-r"), {}), (("--memory",), number), (("--memory-swap",), number),
+        (("--memory-reservation",), number), (("--cpu-quota",), number), (("--cpu-period",), number),
+        (("--cpu-share",), number), (("--cpuset-cpus",), {}), (("--cpuset-mems",), {}), (("--pids-limit",), number),
+        (("--blkio-weight",), number), help="change its limits",
+    )  # fmt: skip
+    command("features", _features, number=False, help="tell what this runtime can, as JSON")
+    command("spec", _spec, (("--bundle", "-b"), {"default": "."}), (("--rootless",), yes), number=False, help="write a config.json")
+    for name, why in _NOT_HERE.items():
+        sub = command(name, _refuse, number=False, help=f"not here: {why}")
+        sub.add_argument("rest", nargs=argparse.REMAINDER)
+        sub.set_defaults(why=why)
+    return parser
+
+
+def _refuse(options):
+    raise Unsupported(f"labkit-runtime has no {options.command}: {options.why}", "runc has it")
+
+
+def _count(text):
+    if not text.isdigit() or int(text) > 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of fds")
+    return int(text)

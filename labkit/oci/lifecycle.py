@@ -1,0 +1,323 @@
+"""A container as the runtime specification has it: created, running, stopped, gone.
+
+Nobody stays. Each command is a process of a moment: `create` makes everything and
+ends, and the container's process, whose parent has died, gets a new one: the nearest
+subreaper, which is Docker's shim or Podman's conmon. That one waits for it, and so
+learns how it ended; the runtime never does.
+
+What the next command needs is in one folder, ROOT/ID:
+
+    state.json       its pid and when it started, its cgroup's folders, its bundle
+    config.json      as it was when it was made: what the bundle says later is not asked
+    exec.fifo        there until `start`: see gate
+
+and the rest is asked of the kernel. It says `creating`, `created`, `running`,
+`paused` or `stopped`; only the last two differ by more than a look at /proc.
+See runtime.md of the specification, PR_SET_CHILD_SUBREAPER in prctl(2).
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+from labkit.cgroups import cgroup
+from labkit.container import gate, hooks, launch, spawner
+from labkit.ground import ledger, proc, state, syscalls
+from labkit.ground.errors import BadValue, InUse, LabError, NotFound, from_oserror
+from labkit.oci import bundle as bundles
+from labkit.oci import systemd
+
+PROGRAM = state.REPO / "vagrant" / "labkit-runtime"
+
+
+class Box:
+    """One container below the folder `root`."""
+
+    def __init__(self, root, number):
+        self.id = state.check_name(number, "container id")
+        self.root = Path(root)
+        self.folder = self.root / number
+
+    # ---- what is known of it ----
+
+    def record(self):
+        """Return what was written down about it. Raise NotFound."""
+        record = state.read_json(self.folder / "state.json") if self.folder.is_dir() else None
+        if record is None:
+            raise NotFound(f"container {self.id} does not exist", f"no folder {self.folder}")
+        return record
+
+    def _write(self, **news):
+        old = state.read_json(self.folder / "state.json") or {}
+        state.write_json(self.folder / "state.json", old | news, sync=False)
+
+    def status(self, record=None):
+        """Return creating, created, running, paused or stopped."""
+        record = record or self.record()
+        if "pid" not in record:
+            return "creating" if proc.is_running(*record["maker"]) else "stopped"
+        if not proc.is_running(record["pid"], record["start_ticks"]):
+            return "stopped"
+        if gate.is_shut(self.folder):
+            return "created"
+        return "paused" if self.cgroup(record).is_frozen() else "running"
+
+    def state(self, **other):
+        """Return its state, in the specification's words."""
+        record = self.record()
+        status = self.status(record)
+        words = {name: record[name] for name in ("ociVersion", "id", "bundle", "annotations", "rootfs", "created", "owner")}
+        return words | {"status": status, "pid": record["pid"] if status not in ("creating", "stopped") else 0} | other
+
+    def config(self):
+        """Return its config.json, as it was when it was made."""
+        return bundles.read_json(self.folder / "config.json")
+
+    def cgroup(self, record=None):
+        """Return its Cgroup."""
+        return cgroup.Cgroup.of_paths((record or self.record())["cgroup"])
+
+    def pids(self):
+        """Return the ids of its processes."""
+        return self.cgroup().procs()
+
+    # ---- created, started ----
+
+    def create(self, path, *, console=None, keep_fds=0, systemd_cgroup=False, survives=True, new_keyring=True):
+        """Make all of it but its program's start; return the Spawned that waits. fds 0, 1 and 2 are handed on.
+
+        `console` is the path of a socket that takes its terminal. Whatever is raised,
+        nothing of it is left.
+        """
+        with bundles.shaped():
+            bundle = bundles.read(path)
+            _check_console(bundle.process, console, survives)
+            v1_cpu = any(tree.version == 1 and "cpu" in tree.controllers for tree in cgroup.cgroupfs.trees())
+            resources = bundle.resources(v1_cpu)
+        self.warnings = bundle.warnings
+        try:
+            self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o711)
+        except FileExistsError:
+            raise InUse(f"container with id exists: {self.id}", "another id, or delete that one") from None
+        except OSError as error:
+            raise from_oserror(error, f"making {self.folder}") from None
+        try:
+            self._answer_for(ledger.me())
+            self._write(
+                ociVersion=bundle.config["ociVersion"], id=self.id, bundle=bundle.path, rootfs=bundle.rootfs,
+                annotations=bundle.config.get("annotations") or {}, owner="", cgroup=[], maker=ledger.me()[:2],
+                created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            )  # fmt: skip
+            state.write_json(self.folder / "config.json", bundle.config, sync=False)
+            gate.make(self.folder)
+            return self._make(bundle, resources, console, keep_fds, systemd_cgroup, survives, new_keyring)
+        except BaseException:
+            self._destroy()
+            raise
+
+    def _make(self, bundle, resources, console, keep_fds, systemd_cgroup, survives, new_keyring):
+        place = bundle.linux.get("cgroupsPath") or ""
+        unit = systemd.unit(place, self.id) if systemd_cgroup else None
+        path = unit.path if unit else place or f"{state.label()}/{self.id}"
+        group = cgroup.Cgroup.at(path, found=lambda paths: self._write(cgroup=paths))
+        enter = None
+        if unit:
+            self._write(unit=unit.name)
+            # A scope is born with a process in it: it is made when there is one.
+            group.remove()
+
+            def enter(pid):
+                unit.start(pid)
+                resources.apply(cgroup.Cgroup.of_paths(self.record()["cgroup"]))
+        else:
+            resources.apply(group)
+        with bundles.shaped():
+            job = bundles.job(
+                bundle, group, self.state(status="creating"), gate=str(self.folder), survives=survives, keep_fds=keep_fds,
+                **({} if unit else _into(group)),
+            )  # fmt: skip
+        if not new_keyring:
+            job = _unlock(job, "keyring")
+        _give_stdio_to(bundle.owner())
+        at_hooks = lambda pid: hooks.run(job.hooks, hooks.ON_CREATE, self.state(status="creating", pid=pid))  # noqa: E731
+        spawned = spawner.spawn(job, (0, 1, 2), at_hooks, enter)
+        try:
+            if console:
+                send_terminal(console, spawned.terminal)
+            ticks = proc.start_ticks(spawned.pid)
+            self._write(pid=spawned.pid, start_ticks=ticks)
+            self._answer_for((spawned.pid, ticks, proc.boot_id()))
+        except BaseException:
+            syscalls.pidfd_send_signal(spawned.pidfd, signal.SIGKILL)
+            spawner.reap(spawned.pidfd)
+            raise
+        return spawned
+
+    def start(self):
+        """Let its program run; return once it does. Return the LabErrors of hooks after that, which stop nothing."""
+        record = self.record()
+        status = self.status(record)
+        if status != "created":
+            raise InUse(f"cannot start a container in the {status} state", "only a created one can be started, and once")
+        config = self.config()
+        gate.open_for(self.folder, config["process"]["args"])
+        try:
+            hooks.run(hooks.read(config.get("hooks")), ["poststart"], self.state(status="running", pid=record["pid"]))
+        except LabError as error:
+            return [error]
+        return []
+
+    # ---- a further process ----
+
+    def exec(self, process, *, console=None, keep_fds=0, survives=False, paused=False):
+        """Run a further process in it, a `process` object of the specification; return its Spawned once it runs."""
+        record = self.record()
+        status = self.status(record)
+        if status == "paused" and not paused:
+            raise InUse(f"cannot exec in a paused container {self.id}", "resume it first")
+        if status not in ("running", "created", "paused"):
+            raise NotFound(f"cannot exec in a container that is not running: {self.id} is {status}")
+        kinds = bundles.own_kinds(record["pid"])
+        config = self.config()
+        with bundles.shaped("the process"):
+            self.warnings = tuple(bundles.check_process(process))
+            _check_console(process, console, survives)
+            words = bundles.process_words(process, kinds, (config.get("linux") or {}).get("seccomp"))
+        job = launch.Job(
+            **words, namespaces=kinds, join=record["pid"], survives=survives, keep_fds=keep_fds, **_into(self.cgroup(record))
+        )
+        box = bundles.Bundle(record["bundle"], config, (), process)
+        _give_stdio_to(box.owner())
+        spawned = spawner.spawn(job, (0, 1, 2))
+        if console:
+            send_terminal(console, spawned.terminal)
+        return spawned
+
+    # ---- ended, gone ----
+
+    def kill(self, number, everyone=False):
+        """Send a signal to its first process, or to all. Raise NotFound, in words that Docker's shim knows."""
+        record = self.record()
+        if everyone:
+            group = self.cgroup(record)
+            if number == signal.SIGKILL:
+                group.kill()
+                return
+            for pid in group.procs():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            return
+        if self.status(record) not in ("running", "created", "paused"):
+            raise NotFound(f"container not running: {self.id}", "it has ended, and can be deleted")
+        pidfd = os.pidfd_open(record["pid"])
+        try:
+            if proc.start_ticks(record["pid"]) == record["start_ticks"]:
+                syscalls.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+
+    def delete(self, force=False):
+        """Take away all of it. Raise InUse if it runs, unless `force`. Return the LabErrors of hooks."""
+        record = self.record()
+        status = self.status(record)
+        if status in ("running", "paused", "creating") and not force:
+            raise InUse(f"cannot delete container {self.id} that is not stopped: {status}", "kill it first, or --force")
+        config = state.read_json(self.folder / "config.json") or {}
+        words = {name: record[name] for name in ("ociVersion", "id", "bundle", "annotations")} | {"status": "stopped"}
+        self._destroy()
+        try:
+            hooks.run(hooks.read(config.get("hooks")), ["poststop"], words)
+        except LabError as error:
+            return [error]
+        return []
+
+    def _destroy(self):
+        record = state.read_json(self.folder / "state.json") or {}
+        group = cgroup.Cgroup.of_paths(record.get("cgroup", ()))
+        group.kill()
+        if "unit" in record:
+            systemd.stop(record["unit"])
+        group.remove()
+        shutil.rmtree(self.folder)
+        for entry in self._entries():
+            ledger.strike(entry)
+
+    # ---- who answers for it ----
+
+    def _entries(self):
+        what = {"root": str(self.root), "number": self.id}
+        return [entry for entry in ledger.entries() if entry.kind == "oci" and entry.what == what]
+
+    def _answer_for(self, owner):
+        """Write it into the ledger, in a root of labkit's own. In any other its caller answers for it."""
+        if self.root != default_root():
+            return
+        old = self._entries()
+        ledger.write("oci", owner, root=str(self.root), number=self.id)
+        for entry in old:
+            ledger.strike(entry)
+
+
+def default_root():
+    """Return the folder that keeps containers if no other is named."""
+    return state.run_dir("oci")
+
+
+def forget(root, number):
+    """Undo a ledger entry: take the container away, whatever it is doing. Fine if it is gone."""
+    box = Box(root, number)
+    if box.folder.is_dir():
+        box._destroy()
+
+
+def boxes(root):
+    """Return the containers below `root`."""
+    root = Path(root)
+    return [Box(root, path.name) for path in sorted(root.iterdir()) if (path / "state.json").exists()] if root.is_dir() else []
+
+
+def _into(group):
+    into = next((str(folder.path) for folder in group.folders if folder.version == 2), None)
+    return {
+        "cgroup_into": into,
+        "cgroup_tasks": tuple(str(folder.path / "tasks") for folder in group.folders if folder.version == 1),
+    }
+
+
+def _unlock(job, lock):
+    import dataclasses
+
+    return dataclasses.replace(job, unlocked=(*job.unlocked, lock))
+
+
+def _check_console(process, console, detached):
+    if console and not process.get("terminal"):
+        raise BadValue("--console-socket without process.terminal", "a terminal is made only if the process asks for one")
+    if process.get("terminal") and detached and not console:
+        raise BadValue("process.terminal needs --console-socket here", "somebody must take the terminal's other end")
+
+
+def _give_stdio_to(owner):
+    """Let the container's user open /dev/stdout again: a pipe belongs to who made it."""
+    null = os.stat("/dev/null").st_rdev
+    for fd in (0, 1, 2):
+        with contextlib.suppress(OSError):
+            found = os.fstat(fd)
+            if found.st_rdev != null and found.st_uid != owner[0]:
+                os.fchown(fd, owner[0], -1)
+
+
+def send_terminal(path, terminal):
+    """Send a terminal's master side through a unix socket to who will read it. See SCM_RIGHTS in unix(7)."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as console:
+            console.connect(path)
+            socket.send_fds(console, [b"/dev/pts/0"], [terminal])
+    except OSError as error:
+        raise from_oserror(error, f"sending the terminal to {path}") from None
+    os.close(terminal)

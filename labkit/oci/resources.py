@@ -1,0 +1,179 @@
+"""The resources of a config.json, as limits, device rules and the few files that have no other word.
+
+Most of it is what `limits` knows: the specification counts in the same units as the
+kernel, so here is only a change of names. Three things differ:
+
+    memory.swap    is memory and swap together; Limits has what comes beyond memory
+    cpu.shares     1024 is the default; as a weight that is 100. v1 takes them as they are
+    a number of 0  means "not said" wherever 0 itself can't be meant
+
+A limit that this machine has no controller for is refused by its name. See
+"Control groups" in the runtime specification, config-linux.md.
+"""
+
+from dataclasses import dataclass
+
+from labkit.cgroups import devices
+from labkit.cgroups.limits import PER_SHARE, UNLIMITED, IoLimit, Limits
+from labkit.ground.errors import BadValue, Unsupported
+
+_KNOWN = {
+    "memory": "limit reservation swap kernel kernelTCP swappiness disableOOMKiller useHierarchy checkBeforeUpdate",
+    "cpu": "shares quota burst period realtimeRuntime realtimePeriod cpus mems idle",
+    "pids": "limit",
+    "blockIO": "weight leafWeight weightDevice throttleReadBpsDevice throttleWriteBpsDevice "
+    "throttleReadIOPSDevice throttleWriteIOPSDevice",
+}
+# What labkit has no place for, and why. A zero or an empty list of them asks for nothing.
+_NOT_HERE = {
+    "memory.kernel": "the kernel has given up a limit for its own memory",
+    "memory.kernelTCP": "labkit counts a socket's memory with all other",
+    "blockIO.leafWeight": "only an I/O scheduler of old had it (cfq)",
+    "blockIO.weightDevice": "labkit weighs all devices alike",
+    "network": "labkit marks no packets by cgroup (net_cls, net_prio)",
+    "rdma": "labkit has no rdma controller",
+    "hugepageLimits": "labkit has no hugetlb controller",
+    "vtpms": "labkit has no virtual TPM",
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cgroup is to be told."""
+
+    limits: Limits = Limits()
+    rules: tuple | None = devices.DEFAULT  # None: all devices
+    files: tuple = ()  # (name, value, as the config calls it)
+
+    def apply(self, group, rules=True):
+        """Write it all. Raises Unsupported, by name, for what this machine has no file for."""
+        group.set(self.limits)
+        for name, value, word in self.files:
+            try:
+                group.write(name, value)
+            except Unsupported as error:
+                raise Unsupported(f"linux.resources.{word}: {error.message}", error.hint) from None
+        if rules and self.rules is not None:
+            devices.allow_only(group, self.rules)
+
+
+def read(words, v1_cpu=False):
+    """Return the Resources of a config's linux.resources. Raises BadValue or Unsupported, and names the word.
+
+    `v1_cpu` says that the cpu controller is version 1's, which takes shares as they are.
+    """
+    words = {name: value for name, value in (words or {}).items() if value}
+    for name, value in words.items():
+        if name in _NOT_HERE:
+            raise Unsupported(f"linux.resources.{name}: {_NOT_HERE[name]}", "leave it out")
+        if name not in (*_KNOWN, "devices", "unified"):
+            raise Unsupported(f"linux.resources.{name} is not known here", "leave it out")
+        if name in _KNOWN:
+            _check_part(name, value)
+    memory, cpu, block = (words.get(name, {}) for name in ("memory", "cpu", "blockIO"))
+    files = []
+    if cpu.get("shares") and v1_cpu:
+        files.append(("cpu.shares", cpu["shares"], "cpu.shares"))
+    for name, word, value in (
+        ("cpuset.mems", "cpu.mems", cpu.get("mems")),
+        ("cpu.idle", "cpu.idle", cpu.get("idle")),
+        ("cpu.rt_period_us", "cpu.realtimePeriod", cpu.get("realtimePeriod")),
+        ("cpu.rt_runtime_us", "cpu.realtimeRuntime", cpu.get("realtimeRuntime")),
+        ("memory.swappiness", "memory.swappiness", memory.get("swappiness")),
+        ("memory.oom_control", "memory.disableOOMKiller", 1 if memory.get("disableOOMKiller") else None),
+    ):
+        # Swappiness 0 can be meant; a group that has the default already is spared the write.
+        if value or (value == 0 and name == "memory.swappiness"):
+            files.append((name, value, word))
+    for name, value in words.get("unified", {}).items():
+        if "/" in name or "." not in name or not isinstance(value, str):
+            raise BadValue(f"linux.resources.unified: {name!r} is no file of a cgroup")
+        files.append((name, value, f"unified.{name}"))
+    limits = Limits(
+        **_memory(memory),
+        **_cpu(cpu),
+        pids=_pids(words.get("pids", {}).get("limit")),
+        io=_io(block),
+        io_weight=block.get("weight") or None,
+    )
+    return Resources(limits, _rules(words.get("devices", ())), tuple(files))
+
+
+def _check_part(part, value):
+    for name, inner in value.items():
+        if name not in _KNOWN[part].split():
+            raise Unsupported(f"linux.resources.{part}.{name} is not known here", "leave it out")
+        if f"{part}.{name}" in _NOT_HERE and inner:
+            raise Unsupported(f"linux.resources.{part}.{name}: {_NOT_HERE[f'{part}.{name}']}", "leave it out")
+
+
+def _memory(words):
+    limit, swap = words.get("limit") or None, words.get("swap") or None
+    beyond = None
+    if swap is not None:
+        if limit is None:
+            raise BadValue("linux.resources.memory.swap without a memory limit", "it is memory and swap together: set both")
+        if UNLIMITED not in (limit, swap) and swap < limit:
+            raise BadValue(f"linux.resources.memory.swap {swap} is less than the memory limit", "it is memory and swap together")
+        beyond = UNLIMITED if UNLIMITED in (limit, swap) else swap - limit
+    return {"memory": limit, "memory_swap": beyond, "memory_low": words.get("reservation") or None}
+
+
+def _cpu(words):
+    quota, period, shares = (words.get(name) or None for name in ("quota", "period", "shares"))
+    if period and quota is None:
+        quota = UNLIMITED
+    return {
+        "cpu_quota": quota,
+        "cpu_period": period,
+        "cpu_burst": words.get("burst") or None,
+        "cpu_weight": max(1, min(10_000, round(shares / PER_SHARE))) if shares else None,
+        "cpuset_cpus": words.get("cpus") or None,
+    }
+
+
+def _pids(number):
+    if not number:
+        return None
+    return number if number > 0 else UNLIMITED
+
+
+def _io(words):
+    rates = {}
+    for word, name in (
+        ("throttleReadBpsDevice", "rbps"),
+        ("throttleWriteBpsDevice", "wbps"),
+        ("throttleReadIOPSDevice", "riops"),
+        ("throttleWriteIOPSDevice", "wiops"),
+    ):
+        for one in words.get(word) or ():
+            rates.setdefault(f"{one['major']}:{one['minor']}", {})[name] = one["rate"] or UNLIMITED  # 0 lifts a limit, as runc has it
+    return tuple(IoLimit(device, **found) for device, found in rates.items())
+
+
+def _rules(words):
+    """Return the devices allowed in the end; what every container has is among them. None: all devices."""
+    allowed, everything = [], False
+    for word in words:
+        kind = word.get("type") or "a"
+        major, minor = (None if word.get(name) in (None, -1) else word[name] for name in ("major", "minor"))
+        access = word.get("access") or "rwm"
+        whole = kind == "a" and major is None and minor is None and set(access) == set("rwm")
+        if whole:
+            allowed, everything = [], bool(word["allow"])
+        elif kind == "a":
+            raise Unsupported(f"linux.resources.devices: {word} is for all devices, but not whole", "name type, major, minor")
+        elif word["allow"]:
+            allowed.append(devices.Rule(kind, major, minor, access))
+        elif everything or any(_overlaps(rule, kind, major, minor) for rule in allowed):
+            raise Unsupported(
+                f"linux.resources.devices: {word} takes back a part of what is allowed",
+                "begin with a rule that denies all, then allow what is wanted",
+            )
+    return None if everything else (*devices.DEFAULT, *allowed)
+
+
+def _overlaps(rule, kind, major, minor):
+    return rule.kind == kind and all(
+        here is None or there is None or here == there for here, there in ((rule.major, major), (rule.minor, minor))
+    )

@@ -1,0 +1,183 @@
+"""Folders that outlive containers, and that several can share.
+
+A container's own writes are in its upperdir and go with it. A volume is an ordinary
+folder of the host, bound over a folder of the container's root: what is written there
+never meets overlayfs. So a first write copies nothing up, two containers see each
+other's files at once, and `lab rm` leaves it alone.
+
+    volumes.create("data")       /var/lib/labkit/volumes/data/_data
+    Container(…, volumes=["data:/var/lib/app", "/srv/in:/in:ro"])
+
+A *named* volume is made on first use and filled from the image, as docker does: what
+the image has at that place would else vanish under the mount. See mount(2), MS_BIND.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.ground import child, ledger, proc, state, syscalls
+from labkit.ground.errors import InUse, KernelError, NotFound, from_oserror
+from labkit.isolation import inroot, mounts
+from labkit.storage import roots
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A named volume: its name and where its files are."""
+
+    name: str
+    path: str
+
+    def __repr__(self):
+        return f"<volume {self.name} at {self.path}>"
+
+    def usage(self):
+        """Return the Usage of what is in it."""
+        return roots.usage(self.path)
+
+
+def create(name):
+    """Make a named volume, or find the one there is; return it. Raises BadValue."""
+    state.check_name(name, "volume name")
+    home = _home() / name
+    data = home / "_data"
+    try:
+        home.mkdir(mode=0o700, exist_ok=True)
+        if not data.exists():
+            scratch = home / f".{state.new_id()}.tmp"
+            scratch.mkdir()
+            scratch.chmod(0o755)
+            _take_name(scratch, data)
+    except OSError as error:
+        raise from_oserror(error, f"making the volume {name}") from None
+    return Volume(name, str(data))
+
+
+def _take_name(scratch, data):
+    try:
+        scratch.rename(data)
+    except OSError:  # somebody else was first
+        scratch.rmdir()
+        if not data.is_dir():
+            raise
+
+
+def get(name):
+    """Return the Volume of that name. Raises NotFound with the names there are."""
+    state.check_name(name, "volume name")
+    data = _home() / name / "_data"
+    if not data.is_dir():
+        there = ", ".join(volume.name for volume in all()) or "none"
+        raise NotFound(f"there is no volume {name}", f"here: {there}; a container that names one makes it")
+    return Volume(name, str(data))
+
+
+def path(name):
+    """Return the folder of a named volume, made if there is none."""
+    return Path(create(name).path)
+
+
+def all():
+    """Return every named Volume, by name."""
+    return [
+        Volume(home.name, str(home / "_data"))
+        for home in sorted(_home().iterdir())
+        if (home / "_data").is_dir()
+    ]
+
+
+def fill(name, rootfs_fd, target):
+    """Copy into an empty volume what the folder open as `rootfs_fd` has at `target`, as docker does.
+
+    The path is walked inside that root; a symlink there can't lead outside. A volume
+    with anything in it is left as it is. Returns whether something was copied.
+    """
+    data = Path(create(name).path)
+    if any(data.iterdir()):
+        return False
+    try:
+        fd = inroot.open_in_root(rootfs_fd, target, os.O_RDONLY | os.O_DIRECTORY)
+    except KernelError:
+        return False  # the image has no such folder: nothing to hide
+    scratch = data.with_name(f".{state.new_id()}.tmp")
+    try:
+        with ledger.made("folder", path=str(scratch)):
+            scratch.mkdir()
+            roots.copy_tree(f"/proc/{os.getpid()}/fd/{fd}", scratch)
+            os.rename(scratch, data)  # over the empty folder: all of the files at once, or none
+    except OSError as error:
+        raise from_oserror(error, f"filling the volume {name}") from None
+    finally:
+        os.close(fd)
+    return True
+
+
+def fill_from(root_step, wanted):
+    """Fill empty volumes, [(name, target)], from the root that a mount step shows. Done in a child.
+
+    Raises KernelError if the root can't be mounted.
+    """
+    empty = [(name, target) for name, target in wanted if not any(Path(path(name)).iterdir())]
+    if empty:
+        child.in_child(_fill_all, root_step, empty)
+
+
+def _fill_all(root_step, empty):
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    mounts.make_private()
+    root_step.execute()
+    root = os.open(root_step.target, os.O_PATH | os.O_DIRECTORY)
+    for name, target in empty:
+        fill(name, root, target)
+
+
+def remove(name):
+    """Remove a named volume with all in it. Raises NotFound, or InUse while it is mounted anywhere."""
+    volume = get(name)
+    user = user_of(volume)
+    if user is not None:
+        raise InUse(
+            f"the volume {name} is in use by process {user}", "stop its container: `lab ps`, `lab stop`"
+        )
+    home = _home() / name
+    # Its name goes first, in one step: a volume is there whole, or not at all.
+    doomed = home.with_name(f".{name}.{state.new_id()}.removed")
+    entry = ledger.write("folder", path=str(doomed))
+    home.rename(doomed)
+    ledger.undo(entry)
+
+
+def user_of(volume):
+    """Return the id of a process that has the volume's folder mounted, or None.
+
+    Every mount namespace is looked at: containers' mounts are not in ours.
+    """
+    status = os.stat(volume.path)
+    seen = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            if _mounted_in(pid, volume.path, status):
+                return int(pid)
+        except OSError:
+            continue  # it has ended
+    return None
+
+
+def _mounted_in(pid, path, status):
+    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split(" ")
+            # The folder's own path ends in what mountinfo calls the root of the bind.
+            if fields[2] == device and fields[3] != "/" and path.endswith(proc.unescape(fields[3])):
+                return True
+    return False
+
+
+def _home():
+    return state.lib_dir("volumes")
