@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import labkit
 from labkit import in_child
 from labkit.ground import child, proc, state, syscalls
 from labkit.ground.errors import BadValue, CommandError, KernelError, LabError, NotFound
@@ -249,35 +250,65 @@ def test_importing_labkit_loads_neither_matplotlib_nor_numpy():
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
-def _floors():
-    """Return {module: floor} as the docstring of labkit draws them."""
-    import labkit
-
-    floors, floor = {}, None
-    for line in labkit.__doc__.splitlines():
-        if match := re.fullmatch(r"    ([ \d])  (.{28})  ([a-z_ ]+)", line):
-            floor = floor if match[1] == " " else int(match[1])
-            floors.update(dict.fromkeys(match[3].split(), floor))
-    return floors
+ROOMS = re.findall(r"^    (\w+)  +\S.*$", labkit.__doc__, re.M)
 
 
-def _imported(file):
-    """Yield what a file imports from labkit when it is imported itself."""
-    for node in ast.parse(file.read_text()).body:
+def _names_of_labkit(file):
+    """Yield each dotted name below labkit that a file imports, wherever it does, or says in a text."""
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "labkit":
+            yield from (f"labkit.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "."
+        elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("labkit."):
-            yield node.module.split(".")[1]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(r"\blabkit\.[a-z_.]+", node.value)
 
 
-def test_every_module_is_on_a_floor_and_imports_only_from_its_own_and_those_below():
-    """The floors in labkit's docstring are the order a reader reads in."""
-    floors = _floors()
-    folder = Path(proc.__file__).parent
-    names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert set(floors) == names - {"__init__", "__main__"}
-    for name, floor in floors.items():
-        file = folder / f"{name}.py"
-        for source in [file] if file.exists() else (folder / name).glob("*.py"):
-            for imported in _imported(source):
-                assert floors[imported] <= floor, f"{name} (floor {floor}) imports {imported} ({floors[imported]})"
+def upward(folder, rooms=ROOMS):
+    """Return (file, name) of whatever a room takes from one above it: at the top, in a function, or by a text."""
+    found = []
+    for number, room in enumerate(rooms):
+        for file in sorted((folder / room).rglob("*.py")):
+            for name in _names_of_labkit(file):
+                head, *rest = name.split(".")
+                if head == "labkit" and rest and rest[0] in rooms[number + 1 :]:
+                    found.append((str(file.relative_to(folder)), name))
+                # labkit's short names hide where a thing is at home.
+                elif head == "labkit" and (not rest or rest[0] in labkit._HOME) and room not in ("lessons", "app"):
+                    found.append((str(file.relative_to(folder)), name))
+    return found
+
+
+def test_a_room_takes_nothing_from_those_above_it():
+    folder = state.REPO / "labkit"
+    assert set(ROOMS) == {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert upward(folder) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from labkit.container import life",
+        "def late():\n    from labkit.container.life import run",
+        "import labkit.container.life",
+        'UNDOER = "labkit.container.life:forget"',
+        "from labkit import Container",
+    ],
+)
+def test_an_import_upwards_is_found_however_it_is_written(line, tmp_path):
+    (tmp_path / "ground").mkdir()
+    (tmp_path / "ground" / "state.py").write_text(line)
+    assert [file for file, _ in upward(tmp_path)] == ["ground/state.py"]
+
+
+def test_every_room_is_small_enough_to_be_looked_at_and_says_in_which_order():
+    for guide in (state.REPO / "labkit").rglob("__init__.py"):
+        if guide.parent.name in ("labkit", "drivers", "figures", "panels", "checks"):
+            continue
+        files = {path.stem for path in guide.parent.iterdir() if path.suffix == ".py" or path.is_dir()}
+        files -= {"__init__", "__pycache__"}
+        assert len(files) <= 14, guide
+        missing = [name for name in files if not re.search(rf"\b{name}\b", ast.get_docstring(ast.parse(guide.read_text())))]
+        assert not missing, f"{guide} leaves out {missing}"

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from labkit import in_child
-from labkit.cgroups import hierarchies
+from labkit.cgroups import cgroupfs, hierarchies  # noqa: F401 - importing cgroupfs registers how a cgroup is taken away
 from labkit.ground import ledger, proc, state, syscalls
 from labkit.ground.errors import LabError
 

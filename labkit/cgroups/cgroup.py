@@ -29,7 +29,6 @@ import time
 from pathlib import Path
 
 from labkit.cgroups import cgroupfs, events
-from labkit.cgroups.cgroupfs import remove_folder  # noqa: F401 - the ledger looks for it here
 from labkit.cgroups.limits import CONTROLLER_OF, Limits  # noqa: F401 - callers want both from one place
 from labkit.cgroups.stats import Stats
 from labkit.ground import ledger, proc, state

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from labkit.cgroups import events, hierarchies
 from labkit.cgroups.versions import V1, V2
-from labkit.ground import proc, state, syscalls
+from labkit.ground import ledger, proc, state, syscalls
 from labkit.ground.errors import BadValue, InUse, KernelError, LabError, from_oserror
 
 _ATTEMPTS = 50  # at making a folder whose empty parent others may remove meanwhile
@@ -124,6 +124,7 @@ def make_parents(tree, path):
                 make_folder(tree, above)
 
 
+@ledger.undoes("cgroup")
 def remove_folder(path, also=()):
     """Undo a ledger entry of kind `cgroup`: kill what is in these folders, remove them and what is nested.
 

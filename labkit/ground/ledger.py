@@ -23,6 +23,7 @@ import contextvars
 import functools
 import importlib
 import os
+import re
 import shutil
 import signal
 import stat
@@ -43,6 +44,7 @@ class Entry:
     owner: tuple  # pid, start ticks, boot id
     group: str = ""  # the container it belongs to
     scope: str = ""  # the chapter or panel that made it
+    undoer: str = ""  # the module that knows how to take it away
     file: str = field(default="", compare=False)
 
     def __str__(self):
@@ -52,6 +54,23 @@ class Entry:
         """Tell whether the process that answers for this still runs."""
         pid, ticks, boot = self.owner
         return boot == proc.boot_id() and proc.is_running(pid, ticks)
+
+
+_UNDOERS = {}  # kind: the function that takes one away
+
+
+def undoes(kind):
+    """Register the decorated function as what takes a `kind` away: it gets what `write` was told, and is quiet if it is gone.
+
+    The module that makes a kind of thing holds its undoer too. The entry names that module,
+    so that `lab clean`, another process, finds it without a list of all there are.
+    """
+
+    def register(function):
+        _UNDOERS[kind] = function
+        return function
+
+    return register
 
 
 _group = contextvars.ContextVar("group", default="")
@@ -80,7 +99,7 @@ def write(kind, owner=None, **what):
     number = _next_number()
     group = _group.get()
     path = f"{_folder()}/{number:020d}-{os.urandom(4).hex()}.{group}.json"
-    entry = Entry(number, kind, what, tuple(owner or me()), group, _scope.get() or _chapter, path)
+    entry = Entry(number, kind, what, tuple(owner or me()), group, _scope.get() or _chapter, _UNDOERS[kind].__module__, path)
     record = dict(vars(entry))
     del record["file"]
     # No sync: the entry must outlive this process, not the kernel that holds the thing.
@@ -126,30 +145,13 @@ def strike(entry):
 
 def undo(entry):
     """Take the thing away if it is there, then strike the entry. Raises LabError if it can't be."""
-    _UNDO[entry.kind](**entry.what) if entry.kind in _UNDO else _borrowed(entry.kind)(**entry.what)
+    if entry.kind not in _UNDOERS and re.fullmatch(r"labkit(\.[a-z_]+)+", entry.undoer):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(entry.undoer)  # which registers it, as it did where the thing was made
+    if entry.kind not in _UNDOERS:
+        raise LabError(f"the ledger has an entry of the unknown kind {entry.kind!r}", "a newer labkit wrote it")
+    _UNDOERS[entry.kind](**entry.what)
     strike(entry)
-
-
-# Kinds whose undoing belongs to a higher floor: module and function, loaded on need.
-_ELSEWHERE = {
-    "cgroup": "labkit.cgroups.cgroup:remove_folder",
-    "container": "labkit.container.life:forget",
-    "oci": "labkit.oci.lifecycle:forget",
-    "hierarchy": "labkit.lessons.scenes.exhibits:remove_hierarchy",
-    "link": "labkit.network.bridge:remove_link",
-    "loop": "labkit.storage.drivers.loop:detach",
-    "nft": "labkit.network.bridge:remove_rules",
-    "plug": "labkit.network.bridge:unplug",
-    "pool": "labkit.storage.drivers.btrfs:give_back",
-    "subvolume": "labkit.storage.drivers.btrfs:remove_subvolume",
-}
-
-
-def _borrowed(kind):
-    if kind not in _ELSEWHERE:
-        raise LabError(f"the ledger has an entry of the unknown kind {kind!r}", "a newer labkit wrote it")
-    module, function = _ELSEWHERE[kind].split(":")
-    return getattr(importlib.import_module(module), function)
 
 
 @contextlib.contextmanager
@@ -232,6 +234,7 @@ def clean(everything=False, scope=None):
 # Each function below takes away one kind of thing, and returns quietly if it is gone.
 
 
+@undoes("process")
 def _undo_process(pid, ticks):
     if not proc.is_running(pid, ticks):
         return
@@ -250,15 +253,18 @@ def _undo_process(pid, ticks):
         os.close(pidfd)
 
 
+@undoes("mount")
 def _undo_mount(target):
     while any(mount.target == target for mount in proc.mounts()):
         syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
 
 
+@undoes("folder")
 def _undo_folder(path):
     remove_tree(path)
 
 
+@undoes("file")
 def _undo_file(path):
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
@@ -289,10 +295,3 @@ def remove_tree(path):
         raise LabError(f"{path} is not a folder", "labkit did not make it; look at it, then remove it by hand")
     shutil.rmtree(path)
 
-
-_UNDO = {
-    "process": _undo_process,
-    "mount": _undo_mount,
-    "folder": _undo_folder,
-    "file": _undo_file,
-}

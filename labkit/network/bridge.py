@@ -143,6 +143,7 @@ def join(name, container, names=(), ports=()):
         return _plug(known, container, address)
 
 
+@ledger.undoes("plug")
 def unplug(network, container):
     """Take a container off a network, and with the last one the network itself. The ledger's kind `plug`."""
     with state.lock("network"):

@@ -268,6 +268,7 @@ def default_root():
     return state.run_dir("oci")
 
 
+@ledger.undoes("oci")
 def forget(root, number):
     """Undo a ledger entry: take the container away, whatever it is doing. Fine if it is gone."""
     box = Box(root, number)

@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from pathlib import Path
 
 from labkit.cgroups import cgroupfs, hierarchies
 from labkit.ground import ledger, proc, state

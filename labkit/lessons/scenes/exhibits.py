@@ -87,6 +87,7 @@ def _mount_hierarchy(name):
     return place
 
 
+@ledger.undoes("hierarchy")
 def remove_hierarchy(name):
     """End a named hierarchy: it lives as long as it has a folder or a mount. The ledger's kind `hierarchy`."""
 

@@ -134,6 +134,7 @@ def _close_if_last():
             ledger.strike(entry)
 
 
+@ledger.undoes("pool")
 def give_back(path):
     """Remove the pool if nobody is in it; else its last container will. The ledger's kind `pool`."""
     with state.lock("btrfs"):
@@ -209,6 +210,7 @@ def _destroy(path):
     _ioctl(Path(path).parent, SNAP_DESTROY, _named(Path(path).name), f"removing the subvolume {path}")
 
 
+@ledger.undoes("subvolume")
 def remove_subvolume(path):
     """Remove a container's subvolume, and with the last of them the pool. The ledger's kind `subvolume`."""
     with state.lock("btrfs"):

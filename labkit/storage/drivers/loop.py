@@ -108,6 +108,7 @@ def devices_of(file, deleted=True):
     return found
 
 
+@ledger.undoes("loop")
 def detach(file):
     """Detach every loop device from a file; quiet if there is none. The ledger's kind `loop`."""
     deadline = time.monotonic() + PATIENCE
