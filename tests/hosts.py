@@ -123,7 +123,10 @@ def _hierarchies():
 
 def _links():
     # The alias says whose it is: labkit writes its label there.
-    return (f"link {name} {_read(f'/sys/class/net/{name}/ifalias').strip()}".rstrip() for name in os.listdir("/sys/class/net"))
+    return (
+        f"link {name} {_read(f'/sys/class/net/{name}/ifalias').strip()}".rstrip()
+        for name in os.listdir("/sys/class/net")
+    )
 
 
 def _network_namespaces():
@@ -155,7 +158,11 @@ def _counts(fd, target):
     if target.startswith("socket:"):
         with socket.socket(fileno=os.dup(fd)) as one:
             return one.family in (socket.AF_NETLINK, socket.AF_PACKET)
-    return not target.startswith(("anon_inode:[event", "/dev/", "/proc/")) and not target.endswith(".ttf") and "(deleted)" not in target
+    return (
+        not target.startswith(("anon_inode:[event", "/dev/", "/proc/"))
+        and not target.endswith(".ttf")
+        and "(deleted)" not in target
+    )
 
 
 def _processes():

@@ -232,11 +232,7 @@ CMD ["cat made"]
     )
     config = image.config
     assert config.labels == {"who": "the lab", "what": "test"}
-    assert (
-        "GREETING=hello" in config.env
-        and "NAME=7" in config.env
-        and not any("VERSION" in one for one in config.env)
-    )
+    assert "GREETING=hello" in config.env and "NAME=7" in config.env and not any("VERSION" in one for one in config.env)
     assert (config.workdir, config.user, config.stop_signal) == ("/app", "1000:1000", "SIGINT")
     assert config.exposed_ports == ("53/udp", "80/tcp") and config.volumes == ("/list",)
     assert config.entrypoint == ("/bin/sh", "-c") and config.cmd == ("cat made",)
@@ -281,9 +277,7 @@ COPY --from=two --chown=5 --chmod=600 /single /owned
         status = os.stat(root / "here/file")
         assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (12, 34, 0o640)
         assert os.readlink(root / "here/link") == "file"
-        assert (root / "single").read_text() == "built\n" and (root / "etc/passwd").read_text().startswith(
-            "root"
-        )
+        assert (root / "single").read_text() == "built\n" and (root / "etc/passwd").read_text().startswith("root")
         assert os.stat(root / "owned").st_uid == 5 and stat.S_IMODE(os.stat(root / "owned").st_mode) == 0o600
     image, _ = make(text, name="first:1", target="one")
     assert len(image.layers) == 2
@@ -312,9 +306,7 @@ COPY --from=two --chown=5 --chmod=600 /single /owned
 )
 def test_copy_goes_where_docker_puts_it(make, tmp_path, line, path):
     files = {"f": "f", "g": "g", "d/in": "in", "one.txt": "1"}
-    image, _ = make(
-        f"FROM busybox\nWORKDIR /work\nRUN mkdir /target && ln -s target /link\n{line}", files=files
-    )
+    image, _ = make(f"FROM busybox\nWORKDIR /work\nRUN mkdir /target && ln -s target /link\n{line}", files=files)
     with seen(image, tmp_path) as root:
         assert (root / path).is_file()
         status = os.stat(root / path)

@@ -51,9 +51,7 @@ def v2_only(controller, what):
 def inside(group, *command):
     """Run a command that is in the group before it begins."""
     script = "".join(f"echo $$ > {path}; " for path in group.procs_files) + 'exec "$@"'
-    process = subprocess.Popen(
-        ["sh", "-c", script, "sh", *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(["sh", "-c", script, "sh", *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         while process.pid not in group.procs() and process.poll() is None:
             time.sleep(0.001)
@@ -488,11 +486,7 @@ def transferred(group, number, direction):
         fields = next(line for line in group.read("io.stat").splitlines() if line.startswith(number + " "))
         return int(fields.partition(f"{direction[0]}bytes=")[2].split()[0])
     text = group.read("blkio.throttle.io_service_bytes")
-    return int(
-        next(line for line in text.splitlines() if line.startswith(f"{number} {direction.title()}")).split()[
-            2
-        ]
-    )
+    return int(next(line for line in text.splitlines() if line.startswith(f"{number} {direction.title()}")).split()[2])
 
 
 def test_a_disk_weight_is_the_kernels_or_refused_by_its_files_name(group):

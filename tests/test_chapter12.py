@@ -117,7 +117,11 @@ BROKEN = [
     ("is_number_one", "| sc.CLONE_NEWPID ", ""),
     ("has_a_name", "    name_it()\n", ""),
     ("has_a_network_of_its_own", " | sc.CLONE_NEWNET", ""),
-    ("sees_only_itself", 'sc.mount("proc", f"{root}/proc", "proc",', 'sc.mount("/proc", f"{root}/proc", None, sc.MS_BIND |'),
+    (
+        "sees_only_itself",
+        'sc.mount("proc", f"{root}/proc", "proc",',
+        'sc.mount("/proc", f"{root}/proc", None, sc.MS_BIND |',
+    ),
     ("has_a_root_of_its_own", "os.chdir(root)", 'os.chdir(root); sc.mount("/etc", "mnt", None, sc.MS_BIND)'),
     ("has_no_way_to_the_hosts_files", PIVOT, 'os.mkdir("old")\n    sc.pivot_root(".", "old")'),
     ("opens_no_disk", "    give_up_power()\n", ""),
@@ -139,7 +143,9 @@ def test_a_broken_container_is_caught(name, right, wrong, tmp_path, script):
     assert right in text, f"the chapter has no {right!r} any more: break it another way"
     text = text.replace(right, wrong)
     if name == "leaves_nothing_behind":
-        text = text.replace("nullcontext(ledger.write)(", "nullcontext(ledger.write(").replace("also=others)", "also=others))")
+        text = text.replace("nullcontext(ledger.write)(", "nullcontext(ledger.write(").replace(
+            "also=others)", "also=others))"
+        )
     if name == "changes_no_image":
         text = text.replace("os.mkdir(folder, 0o755)", "os.makedirs(folder, exist_ok=True)")
     path = tmp_path / "broken.py"
@@ -239,7 +245,11 @@ def test_root_fails_on_nothing_on_a_read_only_one_and_on_one_that_stays(my, laye
     "right, wrong, at",
     [
         ('sc.mount("proc",', 'print("proc",', "its /proc shows one process"),
-        ('sc.mount("proc", f"{root}/proc", "proc",', 'sc.mount("/proc", f"{root}/proc", None, sc.MS_BIND |', "its /proc"),
+        (
+            'sc.mount("proc", f"{root}/proc", "proc",',
+            'sc.mount("/proc", f"{root}/proc", None, sc.MS_BIND |',
+            "its /proc",
+        ),
         (" | sc.MS_RDONLY", "", "read-only"),
         ('sc.mount("tmpfs", f"{root}/dev"', 'print("tmpfs"', "tmpfs"),
         ('"zero": 5', '"zero": 3', "/dev/zero is device 1:5"),
@@ -251,7 +261,9 @@ def test_furnished_misses(right, wrong, at, script, layers):
     text = script.read_text()
     assert right in text
     if at is None:  # a disk on the new /dev, after it is mounted
-        text = text + '\nold = furnish\ndef furnish(root):\n    old(root)\n    os.mknod(f"{root}/dev/sda", stat.S_IFBLK)\n'
+        text = (
+            text + '\nold = furnish\ndef furnish(root):\n    old(root)\n    os.mknod(f"{root}/dev/sda", stat.S_IFBLK)\n'
+        )
         right = wrong = "\0"
         at = "no disk"
     module = types.ModuleType("broken")
@@ -347,7 +359,10 @@ def test_the_workbench_raises_what_a_piece_raises_and_leaves_nothing():
     before = proc.children(os.getpid())
     with pytest.raises(KernelError, match="EINVAL|ENODEV"), bench(flags(*ALL), lambda: sc.mount("x", "/", "nofs", 0)):
         pass
-    with pytest.raises(KernelError, match=r"`os.mknod.* in .*ENOENT"), bench(flags(*ALL), lambda: os.mknod("/no/where")):
+    with (
+        pytest.raises(KernelError, match=r"`os.mknod.* in .*ENOENT"),
+        bench(flags(*ALL), lambda: os.mknod("/no/where")),
+    ):
         pass
     with pytest.raises(LabError, match="before it could be looked at"), bench(flags(*ALL), lambda: os._exit(0)):
         pass
@@ -366,6 +381,6 @@ def test_a_trace_holds_the_containers_own_calls_in_order(script):
 
 
 def test_a_call_that_strace_wrote_in_two_halves_is_one_call():
-    text = "7 10.5 mount(\"a\", \"b\" <unfinished ...>\n8 10.6 setsid() = 8\n7 11.0 <... mount resumed>, NULL, 0, NULL) = -1 EPERM (x)\n"
+    text = '7 10.5 mount("a", "b" <unfinished ...>\n8 10.6 setsid() = 8\n7 11.0 <... mount resumed>, NULL, 0, NULL) = -1 EPERM (x)\n'
     first, second = tracing.parse(text)
     assert (first.name, first.failed, first.at, second.name) == ("mount", True, 0, "setsid")

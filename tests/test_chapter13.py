@@ -47,7 +47,12 @@ def test_a_right_config_passes():
         (lambda words: words["linux"]["resources"].update(memory={"limit": 65 << 20}), "limit is 67108864"),
         (lambda words: words["linux"]["resources"].pop("pids"), "pids limit is 20"),
         (lambda words: words["root"].update(readonly=False), "read-only"),
-        (lambda words: words["linux"].update(namespaces=[{"type": kind} for kind in ("mount", "uts", "ipc", "network")]), "process numbers"),
+        (
+            lambda words: words["linux"].update(
+                namespaces=[{"type": kind} for kind in ("mount", "uts", "ipc", "network")]
+            ),
+            "process numbers",
+        ),
         (lambda words: words.pop("root"), "no config any more"),
         (lambda words: words["process"].update(args=[]), "process.args"),
     ],
@@ -102,7 +107,9 @@ def test_a_gate_that_holds_and_opens_passes(wait):
     assert check.gate(wait)
 
 
-@pytest.mark.parametrize("wait", [_does_not_wait, _keeps_a_core_busy, _sleeps_for_ever, _waits_somewhere_else, _fails_when_woken])
+@pytest.mark.parametrize(
+    "wait", [_does_not_wait, _keeps_a_core_busy, _sleeps_for_ever, _waits_somewhere_else, _fails_when_woken]
+)
 def test_a_gate_that_does_not_is_seen(wait):
     assert not check.gate(wait, seconds=0.5)
 
@@ -151,7 +158,10 @@ def traces(tmp_path_factory):
     config["process"].update(terminal=False, args=["true"])
     (folder / "config.json").write_text(json.dumps(config))
     words = ("run", "--bundle", str(folder), "traced")
-    return {name: taught.all_calls([program, "--root", str(folder / name), *words]) for name, program in (("runc", "runc"), ("ours", str(lifecycle.PROGRAM)))}
+    return {
+        name: taught.all_calls([program, "--root", str(folder / name), *words])
+        for name, program in (("runc", "runc"), ("ours", str(lifecycle.PROGRAM)))
+    }
 
 
 def test_each_call_that_runc_makes_and_labkit_does_not_is_explained(traces):
@@ -176,5 +186,9 @@ def test_both_make_the_container_in_the_same_steps(traces):
 
 def test_the_pictures_can_be_drawn(traces):
     made = {name: taught.of_a_runtime(calls) for name, calls in traces.items()}
-    for figure in (syscalls.timelines(made), runtimes.beside(traces), runtimes.times({"a": [0.1, 0.2, 0.3], "b": [0.4, 0.5, 0.6]})):
+    for figure in (
+        syscalls.timelines(made),
+        runtimes.beside(traces),
+        runtimes.times({"a": [0.1, 0.2, 0.3], "b": [0.4, 0.5, 0.6]}),
+    ):
         assert figures.png(figure).startswith(b"\x89PNG")

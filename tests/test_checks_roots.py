@@ -86,7 +86,12 @@ def test_pivot_root_closes_the_way_out(cage):
 
 @pytest.mark.parametrize(
     ("flags", "passes"),
-    [(sc.MS_REC | sc.MS_SLAVE, True), (sc.MS_SLAVE, False), (sc.MS_REC | sc.MS_PRIVATE, False), (sc.MS_REC | sc.MS_SHARED, False)],
+    [
+        (sc.MS_REC | sc.MS_SLAVE, True),
+        (sc.MS_SLAVE, False),
+        (sc.MS_REC | sc.MS_PRIVATE, False),
+        (sc.MS_REC | sc.MS_SHARED, False),
+    ],
 )
 def test_only_receives(flags, passes):
     assert bool(check.only_receives(lambda: sc.mount(None, "/", None, flags))) is passes

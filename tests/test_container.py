@@ -77,9 +77,8 @@ def test_the_same_name_twice_has_one_winner():
     ],
 )
 def test_a_start_that_fails_leaves_nothing(words, kind):
-    with hosts.unchanged():
-        with pytest.raises(kind):
-            Container(**words).start()
+    with hosts.unchanged(), pytest.raises(kind):
+        Container(**words).start()
     assert ledger.entries() == []
     assert os.listdir(state.run_dir("containers")) == []
 
@@ -110,9 +109,8 @@ def test_a_start_that_fails_leaves_nothing(words, kind):
     ],
 )
 def test_a_word_that_cannot_be_meant_is_refused_before_anything_is_made(words):
-    with hosts.unchanged():
-        with pytest.raises(BadValue):
-            Spec.make(**{"command": ["true"], **words})
+    with hosts.unchanged(), pytest.raises(BadValue):
+        Spec.make(**{"command": ["true"], **words})
 
 
 def test_exit_statuses_are_a_shells_own():
@@ -141,7 +139,10 @@ def test_pids_limit_holds_a_fork_bomb():
 def test_env_hostname_workdir_and_user_are_what_was_said():
     script = 'echo "$A|$HOSTNAME|$(hostname)|$(pwd)|$(id -u):$(id -g)|$HOME|$PATH"'
     ended = run("busybox", ["sh", "-c", script], env={"A": "b=c d"}, hostname="box", workdir="/srv/x", user="1000:2000")
-    assert ended.output == "b=c d|box|box|/srv/x|1000:2000|/|/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+    assert (
+        ended.output
+        == "b=c d|box|box|/srv/x|1000:2000|/|/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+    )
 
 
 def test_a_user_of_the_image_is_found_by_name_and_has_no_capabilities():
@@ -198,7 +199,13 @@ def test_a_named_volume_begins_with_what_the_image_has_there_and_outlives_the_co
 
 def test_exec_is_in_all_its_namespaces_and_in_its_cgroup():
     with Container("busybox", "sleep 60", memory="64m").start() as box:
-        ended = box.exec(["sh", "-c", "cd /proc/self/ns; for n in mnt uts ipc pid net cgroup; do readlink $n; done; readlink /proc/1/ns/mnt"])
+        ended = box.exec(
+            [
+                "sh",
+                "-c",
+                "cd /proc/self/ns; for n in mnt uts ipc pid net cgroup; do readlink $n; done; readlink /proc/1/ns/mnt",
+            ]
+        )
         inside = [line.strip() for line in ended.output.splitlines()]
         assert inside[0] == inside[-1] == f"mnt:[{proc.namespace(box.pid, 'mnt')}]"
         assert inside[3] == f"pid:[{proc.namespace(box.pid, 'pid')}]"
@@ -282,7 +289,9 @@ def test_the_same_job_ends_alike_in_the_helper_and_here():
 
         for keeper in (helper, here):
             read_end, write_end = os.pipe2(os.O_CLOEXEC)
-            spawned = keeper.spawn(Job(argv=("sh", "-c", "echo $$ >&2; exit 7"), env=("PATH=/bin:/usr/bin",)), (0, 1, write_end))
+            spawned = keeper.spawn(
+                Job(argv=("sh", "-c", "echo $$ >&2; exit 7"), env=("PATH=/bin:/usr/bin",)), (0, 1, write_end)
+            )
             os.close(write_end)
             with os.fdopen(read_end) as pipe:
                 assert pipe.read() == f"{spawned.pid}\n"

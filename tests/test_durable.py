@@ -115,8 +115,6 @@ def test_start_of_a_container_waits_for_no_disk(driver, tmp_path):
     assert not [path for call, path in order(start, tmp_path) if call == "syncfs" or "/images" in path]
 
 
-
-
 # What is left after the reboot
 
 

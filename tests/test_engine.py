@@ -22,6 +22,9 @@ def test_engine_stores_by_the_driver_it_was_given(driver):
 
 
 def test_engine_that_cannot_run_a_driver_says_why_and_leaves_nothing():
-    with pytest.raises(LabError, match="-s nonsense does not answer: .*driver not supported"), engine.private(driver="nonsense"):
+    with (
+        pytest.raises(LabError, match="-s nonsense does not answer: .*driver not supported"),
+        engine.private(driver="nonsense"),
+    ):
         pass
     assert ledger.entries() == []

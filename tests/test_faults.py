@@ -313,8 +313,7 @@ def test_fifty_containers_at_once():
         before = len(ledger.entries())
         with contextlib.ExitStack() as stack:
             boxes = [
-                stack.enter_context(Container("busybox", "sleep 600", network="bridge").start())
-                for _ in range(50)
+                stack.enter_context(Container("busybox", "sleep 600", network="bridge").start()) for _ in range(50)
             ]
             addresses = {box.record()["address"] for box in boxes}
             pids = {box.pid for box in boxes}

@@ -22,9 +22,7 @@ PATIENCE = 8 if emulated() else 1  # an emulated CPU draws a picture in seconds
 def made(seconds=2.0, step=0.004, **values):
     """Return a Trace with these functions of time."""
     at = numpy.arange(0, seconds, step)
-    return Trace(
-        at, numpy.zeros_like(at), {name: function(at) for name, function in values.items()}, 250, 0.01
-    )
+    return Trace(at, numpy.zeros_like(at), {name: function(at) for name, function in values.items()}, 250, 0.01)
 
 
 def throttled(quota, period):
@@ -55,9 +53,7 @@ def test_each_period_rises_to_the_quota_line():
     (axes,) = axes_of(cpu.periods(throttled(30_000, 100_000), 30_000, 100_000))
     assert values_at(axes) == [30.0]
     assert "[ms]" in axes.get_xlabel() and "[ms]" in axes.get_ylabel()
-    tops = [
-        line.get_ydata().max() for line in axes.lines if line.get_linestyle() == "-" and len(line.get_ydata())
-    ]
+    tops = [line.get_ydata().max() for line in axes.lines if line.get_linestyle() == "-" and len(line.get_ydata())]
     assert tops == pytest.approx([30.0] * 8, abs=4.1)
 
 
@@ -98,9 +94,7 @@ def test_every_tree_of_this_machine_is_in_the_picture_of_hierarchies():
 
 
 def test_a_kill_is_marked_where_the_counter_grew():
-    trace = made(
-        memory_current=lambda t: numpy.minimum(t, 1) * 48 * (1 << 20), oom_kills=lambda t: (t >= 1.5) * 1.0
-    )
+    trace = made(memory_current=lambda t: numpy.minimum(t, 1) * 48 * (1 << 20), oom_kills=lambda t: (t >= 1.5) * 1.0)
     (axes,) = axes_of(memory.growth(trace, 48 << 20))
     assert memory.kills(trace) == pytest.approx([1.5], abs=0.01)
     assert values_at(axes) == [48.0] and "killed" in {text.get_text() for text in axes.texts}
@@ -250,15 +244,9 @@ def test_a_fork_bomb_goes_on_and_follows_its_limit_up_and_down():
 
 def test_what_the_kernel_refuses_is_said_on_the_panel(monkeypatch):
     panel = cpu_panels.quota_panel()
-    monkeypatch.setattr(
-        cpu_panels, "workloads", type("None", (), {"spin": staticmethod(lambda: ["no-such-program"])})
-    )
+    monkeypatch.setattr(cpu_panels, "workloads", type("None", (), {"spin": staticmethod(lambda: ["no-such-program"])}))
     panel.start()
-    assert (
-        not panel.running
-        and "CommandError" in panel.message.value
-        and "no-such-program" in panel.message.value
-    )
+    assert not panel.running and "CommandError" in panel.message.value and "no-such-program" in panel.message.value
     panel.close()
 
 
@@ -299,9 +287,7 @@ def test_checks_see_a_right_limit_and_refuse_wrong_ones():
         assert not check.quota(box, cpus=0.3, period=100_000)  # there is none
         box.cgroup.set(Limits(cpu_quota=6_000, cpu_period=20_000))
         assert check.quota(box, cpus=0.3, period=20_000)
-    with Container(
-        "busybox", ["sleep", "1000"], limits=Limits(cpu_quota=6_000, cpu_period=20_000)
-    ).start() as box:
+    with Container("busybox", ["sleep", "1000"], limits=Limits(cpu_quota=6_000, cpu_period=20_000)).start() as box:
         assert not check.quota(box, cpus=0.3, period=20_000)  # nothing wants CPU
 
 

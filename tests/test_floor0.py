@@ -273,10 +273,14 @@ def upward(folder, rooms=ROOMS):
         for file in sorted((folder / room).rglob("*.py")):
             for name in _names_of_labkit(file):
                 head, *rest = name.split(".")
-                if head == "labkit" and rest and rest[0] in rooms[number + 1 :]:
-                    found.append((str(file.relative_to(folder)), name))
-                # labkit's short names hide where a thing is at home.
-                elif head == "labkit" and (not rest or rest[0] in labkit._HOME) and room not in ("lessons", "app"):
+                if (
+                    head == "labkit"
+                    and rest
+                    and rest[0] in rooms[number + 1 :]
+                    or head == "labkit"
+                    and (not rest or rest[0] in labkit._HOME)
+                    and room not in ("lessons", "app")
+                ):
                     found.append((str(file.relative_to(folder)), name))
     return found
 
@@ -310,5 +314,7 @@ def test_every_room_is_small_enough_to_be_looked_at_and_says_in_which_order():
         files = {path.stem for path in guide.parent.iterdir() if path.suffix == ".py" or path.is_dir()}
         files -= {"__init__", "__pycache__"}
         assert len(files) <= 14, guide
-        missing = [name for name in files if not re.search(rf"\b{name}\b", ast.get_docstring(ast.parse(guide.read_text())))]
+        missing = [
+            name for name in files if not re.search(rf"\b{name}\b", ast.get_docstring(ast.parse(guide.read_text())))
+        ]
         assert not missing, f"{guide} leaves out {missing}"

@@ -68,17 +68,12 @@ HOSTILE = {
     "absolute, many slashes": tar(entry("///etc/labkit-was-here", data=b"x")),
     "absolute by pax header": pax(path=b"/etc/labkit-was-here") + raw("a", b"0", 0) + END,
     "dotdot by pax header": pax(path=b"../victim/secret") + raw("a", b"0", 0) + END,
-    "dotdot by GNU long name": raw("././@LongLink", b"L", 17)
-    + pad(b"../victim/secret\0")
-    + raw("a", b"0", 0)
-    + END,
+    "dotdot by GNU long name": raw("././@LongLink", b"L", 17) + pad(b"../victim/secret\0") + raw("a", b"0", 0) + END,
     # Symlinks on the way
     "symlinked parent, absolute": tar(symlink("a", "/etc"), entry("a/labkit-was-here", data=b"x")),
     "symlinked parent, relative": tar(symlink("a", "../../victim"), entry("a/secret", data=b"x")),
     "symlinked parent, two steps": tar(symlink("a", ".."), symlink("b", "a/.."), entry("b/x", data=b"x")),
-    "symlinked parent, deep": tar(
-        folder("d"), symlink("d/a", "../../../victim"), entry("d/a/secret", data=b"x")
-    ),
+    "symlinked parent, deep": tar(folder("d"), symlink("d/a", "../../../victim"), entry("d/a/secret", data=b"x")),
     "symlinked parent of a folder": tar(symlink("a", "/tmp"), folder("a/labkit-was-here")),
     "symlinked parent, implied": tar(symlink("a", "/tmp"), entry("a/b/c/d", data=b"x")),
     "folder swapped for a symlink": tar(
@@ -397,9 +392,7 @@ def test_mode_and_owner_of_a_symlink_are_the_links_own(place):
     assert os.lstat(place / "target-parent/layer/a").st_uid == 1234
 
 
-@pytest.mark.parametrize(
-    "digest", ["", "sha256:", "sha256:abc", "md5:" + "0" * 64, "sha256:" + "g" * 64, "../../x", 7]
-)
+@pytest.mark.parametrize("digest", ["", "sha256:", "sha256:abc", "md5:" + "0" * 64, "sha256:" + "g" * 64, "../../x", 7])
 def test_digest_that_is_none_never_becomes_a_path(digest):
     with pytest.raises(BadValue):
         digests.hex_of(digest)

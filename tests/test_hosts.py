@@ -75,9 +75,7 @@ def test_a_link_that_stays_is_seen(undo):
 @pytest.mark.requires("nftables NAT")
 def test_a_firewall_table_that_stays_is_seen(undo):
     undo.append(("nft", "delete", "table", "ip", "lab_left"))
-    assert left_by(lambda: run("nft", "add", "table", "ip", "lab_left"), "lab_left") == [
-        "left: nft table ip lab_left"
-    ]
+    assert left_by(lambda: run("nft", "add", "table", "ip", "lab_left"), "lab_left") == ["left: nft table ip lab_left"]
 
 
 @pytest.mark.requires("loop devices")
@@ -124,9 +122,7 @@ def test_an_fd_that_stays_open_is_seen():
 
 def test_a_netlink_socket_that_stays_open_is_seen():
     sockets = []
-    (found,) = left_by(
-        lambda: sockets.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)), "fd socket"
-    )
+    (found,) = left_by(lambda: sockets.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)), "fd socket")
     sockets[0].close()
     assert found == "left: fd socket:[N]"
 
@@ -147,9 +143,7 @@ def test_what_carries_our_label_is_ours(tmp_path, undo):
 
 def test_an_ignored_pattern_is_ignored(tmp_path, undo):
     undo.append(("umount", tmp_path))
-    assert (
-        left_by(lambda: run("mount", "-t", "tmpfs", "lab", tmp_path), tmp_path, ignore=[str(tmp_path)]) == []
-    )
+    assert left_by(lambda: run("mount", "-t", "tmpfs", "lab", tmp_path), tmp_path, ignore=[str(tmp_path)]) == []
 
 
 def test_unchanged_waits_for_a_process_on_its_way_out():

@@ -72,9 +72,7 @@ def test_base_image_has_what_programs_expect(own_root):
     assert stat.S_IMODE(os.lstat(f"{root}/root").st_mode) == 0o700
     for name in ("etc/passwd", "etc/group", "etc/os-release", "etc/hosts", "etc/resolv.conf", "usr/bin/env"):
         assert os.path.isfile(f"{root}/{name}"), name
-    done = subprocess.run(
-        ["chroot", root, "/usr/bin/env", "sh", "-c", "id -un"], capture_output=True, text=True
-    )
+    done = subprocess.run(["chroot", root, "/usr/bin/env", "sh", "-c", "id -un"], capture_output=True, text=True)
     assert done.stdout == "root\n"
 
 
@@ -424,15 +422,9 @@ def test_old_dockers_links_between_layers_are_followed(own_root):
 
 
 def docker_archive(layers=("a.tar",), config=None, names=("h:1",), extra=(), **more):
-    config = (
-        json.dumps({"rootfs": {"diff_ids": [digests.digest(ONE)]}}).encode() if config is None else config
-    )
-    listed = json.dumps(
-        [{"Config": "c.json", "RepoTags": list(names), "Layers": list(layers)} | more]
-    ).encode()
-    return tar(
-        entry("c.json", data=config), entry("a.tar", data=ONE), entry("manifest.json", data=listed), *extra
-    )
+    config = json.dumps({"rootfs": {"diff_ids": [digests.digest(ONE)]}}).encode() if config is None else config
+    listed = json.dumps([{"Config": "c.json", "RepoTags": list(names), "Layers": list(layers)} | more]).encode()
+    return tar(entry("c.json", data=config), entry("a.tar", data=ONE), entry("manifest.json", data=listed), *extra)
 
 
 HOSTILE = {
@@ -447,9 +439,7 @@ HOSTILE = {
     "links in a circle": docker_archive(layers=["l"], extra=[symlink("l", "m"), symlink("m", "l")]),
     "entry outside": docker_archive(extra=[entry("../../x", data=b"x")]),
     "entry absolute": docker_archive(extra=[entry("/etc/x", data=b"x")]),
-    "wrong diffID": docker_archive(
-        config=json.dumps({"rootfs": {"diff_ids": [digests.digest(TWO)]}}).encode()
-    ),
+    "wrong diffID": docker_archive(config=json.dumps({"rootfs": {"diff_ids": [digests.digest(TWO)]}}).encode()),
     "too few diffIDs": docker_archive(config=json.dumps({"rootfs": {"diff_ids": []}}).encode()),
     "config is no JSON": docker_archive(config=b"{"),
     "config is a list": docker_archive(config=b"[]"),
@@ -499,9 +489,7 @@ def test_hostile_archive_is_refused_and_no_name_is_given(own_root, name):
     assert caught.value.hint
     assert catalog.store().names() == before
     assert ledger.entries() == []
-    left = [
-        path for path in state.lib_dir("images").rglob("*") if ".tmp" in path.name or ".load" in path.name
-    ]
+    left = [path for path in state.lib_dir("images").rglob("*") if ".tmp" in path.name or ".load" in path.name]
     assert left == [] and not os.path.exists("/etc/labkit-was-here")
     garbage.collect()
     assert len(os.listdir(state.lib_dir("images") / "blobs/sha256")) == 3, "what it left is garbage, and goes"
@@ -521,9 +509,7 @@ def test_archive_of_many_processors_gives_ours(own_root):
     }
     digest, size = store.add_json(index)
     (own_root / "l/index.json").write_text(
-        json.dumps(
-            {"manifests": [{"digest": digest, "size": size, "annotations": {layout.REF_NAME: "many:1"}}]}
-        )
+        json.dumps({"manifests": [{"digest": digest, "size": size, "annotations": {layout.REF_NAME: "many:1"}}]})
     )
     subprocess.run(["tar", "-C", own_root / "l", "-cf", own_root / "many.tar", "."], check=True)
     (image,) = archives.load(own_root / "many.tar")

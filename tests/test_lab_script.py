@@ -333,9 +333,7 @@ def test_every_requirement_is_pinned_once():
 
 
 def test_every_package_has_a_when_a_proof_and_a_reason():
-    lines = [
-        line for line in (REPO / "vagrant" / "packages").read_text().splitlines() if line and line[0] != "#"
-    ]
+    lines = [line for line in (REPO / "vagrant" / "packages").read_text().splitlines() if line and line[0] != "#"]
     for line in lines:
         when, _, _, why = line.split(maxsplit=3)
         assert when in ("all", "test", "bench", "box", "vm", "vagrant") and len(why) > 10

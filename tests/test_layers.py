@@ -48,9 +48,7 @@ def test_files_folders_links_get_their_contents_modes_and_owners(tmp_path):
         ),
     )
     status = os.lstat(root / "d/f")
-    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o4755, 1000, 50), (
-        "setuid survives chown"
-    )
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o4755, 1000, 50), "setuid survives chown"
     assert stat.S_IMODE(os.lstat(root / "d").st_mode) == 0o2750
     assert os.readlink(root / "s") == "d/f"
     assert os.lstat(root / "h").st_ino == status.st_ino and status.st_nlink == 2
@@ -270,9 +268,7 @@ def test_what_a_container_did_becomes_a_layer_that_does_it_again(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     for name in ("d/a", "d/b", "e/c", "f"):
         (tmp_path / "lower" / name).write_text(name)
-    with roots.mounted(
-        tmp_path / "lower", tmp_path / "upper", tmp_path / "work", tmp_path / "merged"
-    ) as merged:
+    with roots.mounted(tmp_path / "lower", tmp_path / "upper", tmp_path / "work", tmp_path / "merged") as merged:
         (merged / "f").unlink()
         (merged / "d/a").write_text("changed")
         (merged / "e/c").unlink()
@@ -323,9 +319,7 @@ _NAMES = st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_siz
 _OWNER = st.tuples(st.integers(0, 2**32 - 2), st.integers(0, 2**32 - 2))
 _TIME = st.integers(-(2**31) * 10**9, 2**33 * 10**9)
 _XATTRS = st.dictionaries(
-    st.sampled_from(["user.a", "user.b=c", "trusted.x", "security.other"]).filter(
-        lambda name: "=" not in name
-    ),
+    st.sampled_from(["user.a", "user.b=c", "trusted.x", "security.other"]).filter(lambda name: "=" not in name),
     st.binary(max_size=60),
     max_size=2,
 )
@@ -351,9 +345,7 @@ def _leaves(common):
         st.fixed_dictionaries(
             {
                 "kind": st.just("symlink"),
-                "to": st.text(
-                    st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=300
-                ),
+                "to": st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=300),
                 **common,
             }
         ),
@@ -414,9 +406,7 @@ def grow(path, tree, files):
 
 
 @given(tree=_TREES, compression=st.sampled_from([None, "gzip", "zstd"]))
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_diff_then_apply_is_the_identity_on_every_tree(tree, compression):
     with tempfile.TemporaryDirectory() as place:
         up = os.path.join(place, "up")
@@ -456,9 +446,7 @@ def _image_of(folder, *tars):
             "schemaVersion": 2,
             "mediaType": layout.MANIFEST,
             "config": {"mediaType": layout.CONFIG, "digest": config, "size": size},
-            "layers": [
-                {"mediaType": layout.LAYER, "digest": store.add(data), "size": len(data)} for data in tars
-            ],
+            "layers": [{"mediaType": layout.LAYER, "digest": store.add(data), "size": len(data)} for data in tars],
         }
     )
     store.set_name("test", manifest)

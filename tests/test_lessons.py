@@ -173,7 +173,11 @@ def test_reset_of_no_chapter_changes_nothing(lab, number):
 
 
 def test_progress_counts_what_was_passed_and_once_passed_stays_passed(lab):
-    write("12-mine.ipynb", "from labkit.lessons.checks import build as b\nb.hostname(1)\nb.root(2)\nb.promises.ALL", gap="...")
+    write(
+        "12-mine.ipynb",
+        "from labkit.lessons.checks import build as b\nb.hostname(1)\nb.root(2)\nb.promises.ALL",
+        gap="...",
+    )
     (chapter,) = [chapter for chapter in coursework.contents() if chapter.number == "12"]
     assert chapter.checks == ("build.hostname", "build.root")
     for passed in (False, True, False):
@@ -241,7 +245,15 @@ def test_a_room_shows_each_seat_by_number_and_who_is_stuck(a_room):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"last": "x", "checks": {}}', '{"last": NaN, "checks": {}}', '{"last": 1, "checks": {"build.root": 3}}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"last": "x", "checks": {}}',
+        '{"last": NaN, "checks": {}}',
+        '{"last": 1, "checks": {"build.root": 3}}',
+    ],
 )
 def test_a_damaged_or_hostile_seat_is_told_and_spoils_no_other(a_room, text):
     (a_room / "seat-zzzz.json").write_text(text)

@@ -66,7 +66,9 @@ def test_docker_keeps_the_capabilities_that_ours_keep():
 
 
 def test_the_table_has_a_line_for_each_question(capsys):
-    neighbours.side_by_side({"one": {"a": "x", "b": "a very long answer that takes two lines"}, "two": {"a": "y", "b": "-"}})
+    neighbours.side_by_side(
+        {"one": {"a": "x", "b": "a very long answer that takes two lines"}, "two": {"a": "y", "b": "-"}}
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["one", "two"] and lines[1].split() == ["a", "x", "y"] and len(lines) > 3
 

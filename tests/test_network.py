@@ -105,10 +105,7 @@ def test_containers_on_one_bridge_reach_each_other_by_name():
             Container("busybox", "sleep 30", network="bridge", name="second").start() as second,
         ):
             # The first one's hosts file learns of who came later.
-            return [
-                box.exec(f"ping -c 1 -W 2 {name}").code
-                for box, name in ((first, "second"), (second, "first"))
-            ]
+            return [box.exec(f"ping -c 1 -W 2 {name}").code for box, name in ((first, "second"), (second, "first"))]
 
     assert worlds.inside(work) == [0, 0]
 
@@ -305,9 +302,7 @@ def test_a_container_can_not_become_the_hosts_router():
                     with open(switch, "w") as file:
                         file.write("2")
                 box.exec(["/usr/bin/python3", "-SEc", RADVD])
-                routes = subprocess.run(
-                    ["ip", "-6", "route", "show", "default"], capture_output=True, text=True
-                ).stdout
+                routes = subprocess.run(["ip", "-6", "route", "show", "default"], capture_output=True, text=True).stdout
                 found.append(bridge in routes)
         return found
 
@@ -415,9 +410,7 @@ def test_a_bridge_left_by_a_crash_is_made_anew():
 def test_nobody_elses_rules_and_switches_change():
     def work(world):
         def all_of_it():
-            rules = subprocess.run(
-                ["nft", "list", "ruleset"], capture_output=True, text=True, check=True
-            ).stdout
+            rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
             switches = subprocess.run(["sysctl", "-a"], capture_output=True, text=True).stdout.splitlines()
             counts = (
                 "_cache",
@@ -434,9 +427,7 @@ def test_nobody_elses_rules_and_switches_change():
                 "uuid",
             )
             return rules, [
-                line
-                for line in switches
-                if line.startswith("net.") and not any(word in line for word in counts)
+                line for line in switches if line.startswith("net.") and not any(word in line for word in counts)
             ]
 
         subprocess.run(
@@ -680,10 +671,7 @@ def test_a_wrong_switch_is_told_what_is_missing(rooms, wrong, missing):
 def test_three_containers_apart(networks, missing):
     def work(world):
         with contextlib.ExitStack() as stack:
-            boxes = [
-                stack.enter_context(Container("busybox", "sleep 60", network=name).start())
-                for name in networks
-            ]
+            boxes = [stack.enter_context(Container("busybox", "sleep 60", network=name).start()) for name in networks]
             return check.apart(*boxes).missing
 
     found = worlds.inside(work)

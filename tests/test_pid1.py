@@ -179,6 +179,5 @@ def test_checks_of_a_container_that_has_ended_say_so():
 def test_an_engine_leaves_nothing_and_says_what_docker_says():
     if reason := engine.missing():
         pytest.skip(f"no real Docker to compare with: {reason}")
-    with engine.private() as docker:
-        with pytest.raises(LabError, match="No such image|not found|denied|Unable to find"):
-            docker("run", "no-such-image:none")
+    with engine.private() as docker, pytest.raises(LabError, match="No such image|not found|denied|Unable to find"):
+        docker("run", "no-such-image:none")

@@ -100,9 +100,7 @@ def test_layers_that_are_here_are_not_fetched_again(host, second):
     second("first")
     shared = tar(folder("."), entry("shared", data=os.urandom(500_000)))
     for name in ("a", "b"):
-        add_image(
-            catalog.store(), f"{host}/{name}:1", shared, tar(folder("."), entry(name, data=name.encode()))
-        )
+        add_image(catalog.store(), f"{host}/{name}:1", shared, tar(folder("."), entry(name, data=name.encode())))
         registry.push(f"{host}/{name}:1")
     second()
     a = registry.pull(f"{host}/a:1")

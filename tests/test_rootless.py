@@ -83,7 +83,9 @@ def test_exit_status_and_a_missing_command_are_as_with_root(user):
 
 
 def test_it_gets_no_power_over_the_host(user, tmp_path):
-    said = user.lab("run", "--rm", "-v", "/etc:/host:ro", "busybox", "sh", "-c", "cat /host/shadow; ls -ln /host/shadow")
+    said = user.lab(
+        "run", "--rm", "-v", "/etc:/host:ro", "busybox", "sh", "-c", "cat /host/shadow; ls -ln /host/shadow"
+    )
     assert "Permission denied" in said.stderr and "65534" in said.stdout
 
 

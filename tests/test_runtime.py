@@ -131,7 +131,9 @@ def test_kill_of_a_stopped_one_says_so_in_the_words_that_docker_knows(box):
 
 
 def test_kill_all_reaches_each_process(box):
-    box.shell("trap 'echo one' USR1; sh -c \"trap 'echo two' USR1; echo up; while :; do sleep .05; done\" & while :; do sleep .05; done")
+    box.shell(
+        "trap 'echo one' USR1; sh -c \"trap 'echo two' USR1; echo up; while :; do sleep .05; done\" & while :; do sleep .05; done"
+    )
     box.create()
     box("start", box.id)
     wait_for(lambda: "up" in box.output())
@@ -147,7 +149,9 @@ def test_run_hands_on_the_exit_status_and_leaves_nothing(box):
 
 def test_run_hands_on_signals(box):
     box.shell("trap 'exit 9' TERM; echo up; while :; do sleep .05; done").write()
-    with subprocess.Popen(box.command("run", "--bundle", box.folder, box.id), stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        box.command("run", "--bundle", box.folder, box.id), stdout=subprocess.PIPE, text=True
+    ) as running:
         assert running.stdout.readline() == "up\n"
         running.send_signal(signal.SIGTERM)
         assert running.wait(20) == 9
@@ -269,8 +273,23 @@ def test_what_can_not_be_done_is_refused_by_name_and_leaves_nothing(box, path, v
 @pytest.mark.parametrize("wrong", [7, "text", ["list"], {"a": "dict"}])
 def test_a_config_of_another_shape_is_refused_and_leaves_nothing(box, wrong):
     paths = ["process", "root", "linux", "mounts", "hooks", "annotations", "hostname"]
-    paths += ["process.user", "process.args", "process.capabilities", "process.rlimits", "process.env", "linux.namespaces", "linux.resources"]
-    paths += ["linux.seccomp", "linux.sysctl", "linux.devices", "linux.maskedPaths", "linux.resources.memory", "linux.resources.devices"]
+    paths += [
+        "process.user",
+        "process.args",
+        "process.capabilities",
+        "process.rlimits",
+        "process.env",
+        "linux.namespaces",
+        "linux.resources",
+    ]
+    paths += [
+        "linux.seccomp",
+        "linux.sysctl",
+        "linux.devices",
+        "linux.maskedPaths",
+        "linux.resources.memory",
+        "linux.resources.devices",
+    ]
     whole = json.dumps(box.config)
     for path in paths:
         box.config = json.loads(whole)
@@ -323,7 +342,9 @@ def test_systemd_cgroup_is_refused_where_systemd_does_not_rule(box):
 def test_systemd_makes_the_scope_where_it_rules(box):
     if not os.path.isdir("/run/systemd/system"):
         pytest.skip("systemd is not PID 1 here")
-    box.set("linux.cgroupsPath", "machine.slice:lab:scoped").set("linux.resources.pids", {"limit": 33}).shell("sleep 100").write()
+    box.set("linux.cgroupsPath", "machine.slice:lab:scoped").set("linux.resources.pids", {"limit": 33}).shell(
+        "sleep 100"
+    ).write()
     with open(box.folder / "err", "w+") as err:
         words = box.command("create", "--bundle", box.folder, box.id, global_words=("--systemd-cgroup",))
         code = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=err, stderr=err, timeout=60).returncode
@@ -348,7 +369,9 @@ def _hook(box, when, script="true"):
     path = box.folder / f"hook-{when}"
     path.write_text(f"#!/bin/sh\n(echo -n '{when} '; cat; echo) >> {box.folder}/hooks\n{script}\n")
     path.chmod(0o755)
-    box.config.setdefault("hooks", {}).setdefault(when, []).append({"path": str(path), "args": ["x"], "env": ["PATH=/bin:/usr/bin"]})
+    box.config.setdefault("hooks", {}).setdefault(when, []).append(
+        {"path": str(path), "args": ["x"], "env": ["PATH=/bin:/usr/bin"]}
+    )
 
 
 def _seen(box):
@@ -362,7 +385,9 @@ def test_hooks_on_the_host_run_in_their_order_and_are_told_the_state(box):
     box.shell("sleep 100").create()
     assert [when for when, _ in _seen(box)] == ["prestart", "createRuntime"]
     pid = box.state()["pid"]
-    assert all(words["pid"] == pid and words["id"] == "box" and words["status"] == "creating" for _, words in _seen(box))
+    assert all(
+        words["pid"] == pid and words["id"] == "box" and words["status"] == "creating" for _, words in _seen(box)
+    )
     box("start", box.id)
     assert _seen(box)[2][0] == "poststart" and _seen(box)[2][1]["status"] == "running"
     box("delete", "--force", box.id)
@@ -427,7 +452,9 @@ def test_process_settings_arrive(box):
         oomScoreAdj=321,
         noNewPrivileges=True,
     )
-    box.shell("id; pwd; echo $COLOUR $HOME; umask; ulimit -n; ulimit -Hn; cat /proc/self/oom_score_adj; grep NoNewPrivs /proc/self/status")
+    box.shell(
+        "id; pwd; echo $COLOUR $HOME; umask; ulimit -n; ulimit -Hn; cat /proc/self/oom_score_adj; grep NoNewPrivs /proc/self/status"
+    )
     lines = box.run().stdout.splitlines()
     assert lines[0] == "uid=1000(ana) gid=1000(ana) groups=5,7"
     assert lines[1:] == ["/data", "red /home/ana", "0077", "100", "200", "321", "NoNewPrivs:\t1"]
@@ -443,7 +470,13 @@ def test_each_of_the_five_capability_sets_is_what_was_said(box):
     box.set("process.user", {"uid": 1000, "gid": 1000})
     box.set(
         "process.capabilities",
-        {"bounding": [chown, kill, raw], "permitted": [chown, kill], "effective": [chown], "inheritable": [kill], "ambient": [kill]},
+        {
+            "bounding": [chown, kill, raw],
+            "permitted": [chown, kill],
+            "effective": [chown],
+            "inheritable": [kill],
+            "ambient": [kill],
+        },
     )
     status = dict(line.split(":\t") for line in box.shell("grep ^Cap /proc/self/status").run().stdout.splitlines())
     # exec of a plain program by a user other than 0: permitted and effective are what was ambient.
@@ -463,7 +496,10 @@ def test_privilege_by_exec_stays_possible_unless_forbidden(box):
 def test_seccomp_profile_of_the_config_is_on(box, no_new_privs):
     box.set("process.noNewPrivileges", no_new_privs)
     rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 16}
-    box.set("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"], "syscalls": [rule]})
+    box.set(
+        "linux.seccomp",
+        {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"], "syscalls": [rule]},
+    )
     done = box.shell("grep Seccomp: /proc/self/status; mkdir /data/x").run()
     assert done.stdout.split() == ["Seccomp:", "2"]
     assert "Resource busy" in done.stderr or "Device or resource busy" in done.stderr
@@ -473,7 +509,9 @@ def test_seccomp_profile_of_the_config_is_on(box, no_new_privs):
 
 def test_seccomp_filter_holds_an_exec_too(box):
     rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}
-    box.set("process.noNewPrivileges", False).set("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
+    box.set("process.noNewPrivileges", False).set(
+        "linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    )
     box.shell("sleep 100").create()
     box("start", box.id)
     assert "not permitted" in box("exec", box.id, "mkdir", "/data/x").stderr
@@ -496,7 +534,9 @@ def test_fds_are_preserved_and_no_others(box):
 def test_an_apparmor_profile_is_taken_on_by_the_program_and_by_one_that_comes_in_later(box):
     if not Path("/sys/kernel/security/apparmor").exists():
         pytest.skip("this kernel has no AppArmor: that a profile is refused by name is tested above")
-    box.set("process.apparmorProfile", "unconfined").set("process.args", ["sleep", "60"])  # the one that is loaded everywhere
+    box.set("process.apparmorProfile", "unconfined").set(
+        "process.args", ["sleep", "60"]
+    )  # the one that is loaded everywhere
     assert box.create().returncode == 0
     assert box("start", box.id).returncode == 0
     process = box.config["process"] | {"args": ["cat", "/proc/self/attr/current"]}
@@ -513,8 +553,14 @@ def test_an_apparmor_profile_is_taken_on_by_the_program_and_by_one_that_comes_in
 def test_sysctls_are_written_in_the_containers_own_namespaces(box):
     before = Path("/proc/sys/kernel/msgmax").read_text(), Path("/proc/sys/net/ipv4/ip_default_ttl").read_text()
     box.set("linux.sysctl", {"kernel.msgmax": "1234", "net.ipv4.ip_default_ttl": "33"})
-    assert box.shell("cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_default_ttl").run().stdout.split() == ["1234", "33"]
-    assert before == (Path("/proc/sys/kernel/msgmax").read_text(), Path("/proc/sys/net/ipv4/ip_default_ttl").read_text())
+    assert box.shell("cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_default_ttl").run().stdout.split() == [
+        "1234",
+        "33",
+    ]
+    assert before == (
+        Path("/proc/sys/kernel/msgmax").read_text(),
+        Path("/proc/sys/net/ipv4/ip_default_ttl").read_text(),
+    )
 
 
 def test_sysctl_of_a_namespace_that_is_the_hosts_is_refused(box):
@@ -537,7 +583,11 @@ def test_namespaces_are_joined_by_path(box, tmp_path, rootfs):
         {"type": "mount"}, {"type": "cgroup"},
         *({"type": name, "path": f"/proc/{pid}/ns/{file}"} for name, file in (("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("pid", "pid"))),
     ]  # fmt: skip
-    done = other.set("hostname", "").shell("for k in net ipc uts pid mnt; do readlink /proc/self/ns/$k; done; echo $$").run()
+    done = (
+        other.set("hostname", "")
+        .shell("for k in net ipc uts pid mnt; do readlink /proc/self/ns/$k; done; echo $$")
+        .run()
+    )
     lines = done.stdout.split()
     assert done.returncode == 0, done.stderr
     assert lines[:4] == [f"{kind}:[{proc.namespace(pid, kind)}]" for kind in ("net", "ipc", "uts", "pid")]
@@ -561,7 +611,9 @@ def test_user_namespace_maps_ids_and_may_join_a_hosts_namespace(box, tmp_path, r
     other.set("linux.uidMappings", mapping).set("linux.gidMappings", mapping)
     # sysfs belongs to the network namespace, and that is another user namespace's.
     other.config["mounts"] = [one for one in other.config["mounts"] if one["type"] not in ("sysfs", "cgroup")]
-    other.shell("id; cat /proc/self/uid_map; readlink /proc/self/ns/net; touch /tmp/mine || echo no; echo ok > /proc/self/fd/2")
+    other.shell(
+        "id; cat /proc/self/uid_map; readlink /proc/self/ns/net; touch /tmp/mine || echo no; echo ok > /proc/self/fd/2"
+    )
     done = other.run()
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -581,9 +633,16 @@ def test_mount_options_become_what_mountinfo_shows(box, tmp_path):
         "/data/c": (["bind", "nosymfollow", "nodiratime", "strictatime"], {"rw", "nosymfollow", "nodiratime"}),
     }
     for target, (options, _) in cases.items():
-        box.config["mounts"].append({"destination": target, "source": str(tmp_path / "share"), "type": "bind", "options": options})
+        box.config["mounts"].append(
+            {"destination": target, "source": str(tmp_path / "share"), "type": "bind", "options": options}
+        )
     box.config["mounts"].append(
-        {"destination": "/data/t", "type": "tmpfs", "source": "mine", "options": ["size=64k", "mode=700", "nosuid", "relatime"]}
+        {
+            "destination": "/data/t",
+            "type": "tmpfs",
+            "source": "mine",
+            "options": ["size=64k", "mode=700", "nosuid", "relatime"],
+        }
     )
     found = {mount.target: mount for mount in proc.parse_mounts(box.shell("cat /proc/self/mountinfo").run().stdout)}
     above = max((one for one in proc.mounts() if str(tmp_path).startswith(one.target)), key=lambda one: len(one.target))
@@ -596,7 +655,7 @@ def test_mount_options_become_what_mountinfo_shows(box, tmp_path):
 
 def test_recursive_read_only_reaches_a_mount_below(box, tmp_path):
     (tmp_path / "share/below").mkdir(parents=True)
-    script = f"mount -t tmpfs x {tmp_path}/share/below; exec \"$@\""
+    script = f'mount -t tmpfs x {tmp_path}/share/below; exec "$@"'
     for word, wanted in (("ro", "yes"), ("rro", "no")):
         box.config["mounts"] = [m for m in box.config["mounts"] if m["destination"] != "/data/s"] + [
             {"destination": "/data/s", "source": str(tmp_path / "share"), "options": ["rbind", word]}
@@ -606,7 +665,9 @@ def test_recursive_read_only_reaches_a_mount_below(box, tmp_path):
         assert subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip() == wanted
 
 
-@pytest.mark.parametrize("spread, comes_in, goes_out", [("rprivate", False, False), ("rslave", True, False), ("rshared", True, True)])
+@pytest.mark.parametrize(
+    "spread, comes_in, goes_out", [("rprivate", False, False), ("rslave", True, False), ("rshared", True, True)]
+)
 def test_later_mounts_come_through_as_the_propagation_says(box, tmp_path, spread, comes_in, goes_out):
     share = tmp_path / "share"
     for name in ("in", "out"):
@@ -616,12 +677,14 @@ def test_later_mounts_come_through_as_the_propagation_says(box, tmp_path, spread
     for name in ("bounding", "effective", "permitted"):
         box.config["process"]["capabilities"][name] = ["CAP_SYS_ADMIN"]
     box.set("process.noNewPrivileges", True)
-    box.shell("echo up; until test -e /data/go; do sleep .02; done; mount -t tmpfs out /data/out; cat /proc/self/mountinfo; sleep 100").write()
+    box.shell(
+        "echo up; until test -e /data/go; do sleep .02; done; mount -t tmpfs out /data/out; cat /proc/self/mountinfo; sleep 100"
+    ).write()
     # A namespace of our own, with a shared mount in it: the host's stay out of this.
     script = f"""
     mount -t tmpfs share {share}; mkdir {share}/in {share}/out; mount --make-shared {share}
-    {' '.join(map(str, box.command('create', '--bundle', box.folder, box.id)))} > {box.folder}/out 2> {box.folder}/err || exit 1
-    {' '.join(map(str, box.command('start', box.id)))} || exit 1
+    {" ".join(map(str, box.command("create", "--bundle", box.folder, box.id)))} > {box.folder}/out 2> {box.folder}/err || exit 1
+    {" ".join(map(str, box.command("start", box.id)))} || exit 1
     until grep -q up {box.folder}/out; do sleep .02; done
     mount -t tmpfs in {share}/in; touch {share}/go
     until grep -q " - mqueue " {box.folder}/out; do sleep .02; done; sleep .1
@@ -635,7 +698,9 @@ def test_later_mounts_come_through_as_the_propagation_says(box, tmp_path, spread
 
 
 def test_tmpcopyup_keeps_what_the_image_has_there(box):
-    box.config["mounts"].append({"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "size=1m"]})
+    box.config["mounts"].append(
+        {"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "size=1m"]}
+    )
     assert "root:x:0:0" in box.shell("cat /etc/passwd; echo x > /etc/new; mount | grep ' /etc '").run().stdout
 
 
@@ -678,12 +743,16 @@ def test_devices_are_made_with_their_owner_and_mode_and_opened_only_if_allowed(b
     node = {"path": "/dev/myzero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 0, "gid": 5}
     host = next(path for path in ("/dev/fuse", "/dev/loop-control") if os.path.exists(path))
     major, minor = os.major(os.stat(host).st_rdev), os.minor(os.stat(host).st_rdev)
-    box.set("linux.devices", [node, {"path": "/dev/locked", "type": "c", "major": major, "minor": minor, "fileMode": 0o666}])
+    box.set(
+        "linux.devices", [node, {"path": "/dev/locked", "type": "c", "major": major, "minor": minor, "fileMode": 0o666}]
+    )
     box.set("linux.resources.devices", [{"allow": False, "access": "rwm"}])
     done = box.shell("stat -c '%a %g %t:%T' /dev/myzero; head -c 3 /dev/myzero | wc -c; : < /dev/locked").run()
     assert done.stdout.split() == ["640", "5", "1:5", "3"]
     assert "not permitted" in done.stderr
-    box.config["linux"]["resources"]["devices"].append({"allow": True, "type": "c", "major": major, "minor": minor, "access": "r"})
+    box.config["linux"]["resources"]["devices"].append(
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "r"}
+    )
     assert box.shell(": < /dev/locked && echo opened; : > /dev/locked").run().stdout == "opened\n"
 
 
@@ -731,10 +800,19 @@ def running(box):
 
 
 def test_exec_joins_everything_and_hands_on_the_status(running):
-    done = running("exec", running.id, "sh", "-c", "for k in mnt uts ipc pid net cgroup; do readlink /proc/self/ns/$k; done; echo $COLOUR; exit 5")
+    done = running(
+        "exec",
+        running.id,
+        "sh",
+        "-c",
+        "for k in mnt uts ipc pid net cgroup; do readlink /proc/self/ns/$k; done; echo $COLOUR; exit 5",
+    )
     pid = running.state()["pid"]
     assert done.returncode == 5
-    assert done.stdout.split() == [*(f"{kind}:[{proc.namespace(pid, kind)}]" for kind in ("mnt", "uts", "ipc", "pid", "net", "cgroup")), "red"]
+    assert done.stdout.split() == [
+        *(f"{kind}:[{proc.namespace(pid, kind)}]" for kind in ("mnt", "uts", "ipc", "pid", "net", "cgroup")),
+        "red",
+    ]
 
 
 def test_exec_takes_runcs_words(running):
@@ -746,7 +824,13 @@ def test_exec_takes_runcs_words(running):
 
 def test_exec_of_a_process_file_detached_with_a_terminal(running):
     path, listener = _console(running)
-    process = {"terminal": True, "args": ["sh", "-c", "echo hello; sleep 100"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}}
+    process = {
+        "terminal": True,
+        "args": ["sh", "-c", "echo hello; sleep 100"],
+        "cwd": "/",
+        "env": ["PATH=/bin"],
+        "user": {"uid": 0, "gid": 0},
+    }
     (running.folder / "process").write_text(json.dumps(process))
     done = running("exec", "--process", running.folder / "process", "--detach", "--pid-file", running.folder / "pid2",
                    "--console-socket", path, running.id)  # fmt: skip
@@ -783,7 +867,11 @@ def test_resources_are_what_the_cgroup_says(box):
     group = lifecycle.Box(box.root, box.id).cgroup()
     assert int(group.read("memory.max")) == 32 << 20
     assert group.read("pids.max").strip() == "77"
-    quota = group.read("cpu.max") if group.version("cpu") == 2 else group.read("cpu.cfs_quota_us") + group.read("cpu.cfs_period_us")
+    quota = (
+        group.read("cpu.max")
+        if group.version("cpu") == 2
+        else group.read("cpu.cfs_quota_us") + group.read("cpu.cfs_period_us")
+    )
     assert quota.split() == ["25000", "50000"]
     assert group.read("cpuset.cpus").strip() == "0"
     if group.version("cpu") == 1:
@@ -814,7 +902,10 @@ def test_resources_are_translated_word_by_word():
             "cpu": {"shares": 2048, "period": 50_000, "mems": "0"},
             "pids": {"limit": -1},
             "blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1024}]},
-            "devices": [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"}],
+            "devices": [
+                {"allow": False, "access": "rwm"},
+                {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"},
+            ],
             "unified": {"memory.high": "1000000"},
         }
     )
@@ -826,7 +917,9 @@ def test_resources_are_translated_word_by_word():
     assert str(found.rules[-1]) == "c 10:229 rw"
     assert resources.read({"devices": [{"allow": True, "access": "rwm"}]}).rules is None
     with pytest.raises(errors.Unsupported, match="takes back"):
-        resources.read({"devices": [{"allow": True, "access": "rwm"}, {"allow": False, "type": "c", "major": 1, "minor": 3}]})
+        resources.read(
+            {"devices": [{"allow": True, "access": "rwm"}, {"allow": False, "type": "c", "major": 1, "minor": 3}]}
+        )
 
 
 def test_lab_clean_takes_away_what_was_forgotten(tmp_path, rootfs, monkeypatch):

@@ -104,10 +104,14 @@ def test_a_container_by_runc_is_the_same_from_inside(docker):
 
 def test_exec_top_logs_stats(docker):
     with running(docker, "-m", "32m") as number:
-        assert docker("exec", number, "readlink", "/proc/1/ns/pid") == docker("exec", number, "readlink", "/proc/self/ns/pid")
+        assert docker("exec", number, "readlink", "/proc/1/ns/pid") == docker(
+            "exec", number, "readlink", "/proc/self/ns/pid"
+        )
         assert _client(docker, "exec", number, "sh", "-c", "exit 5").returncode == 5
         assert _client(docker, "exec", number, "nonsense").returncode in (126, 127)
-        assert docker("exec", "-u", "1000", "-w", "/tmp", "-e", "A=b", number, "sh", "-c", "id -u; pwd; echo $A").split() == ["1000", "/tmp", "b"]
+        assert docker(
+            "exec", "-u", "1000", "-w", "/tmp", "-e", "A=b", number, "sh", "-c", "id -u; pwd; echo $A"
+        ).split() == ["1000", "/tmp", "b"]
         rows = docker("top", number).splitlines()
         assert int(rows[1].split()[1]) == docker.pid(number)
         assert "tick" in docker("logs", number)
@@ -153,7 +157,18 @@ def _file_of(docker, number, name):
 
 
 def test_limits_hold(docker):
-    with running(docker, "-m", "32m", "--memory-swap", "32m", "--cpus", "0.5", "--cpuset-cpus", "0", command="while :; do :; done") as number:
+    with running(
+        docker,
+        "-m",
+        "32m",
+        "--memory-swap",
+        "32m",
+        "--cpus",
+        "0.5",
+        "--cpuset-cpus",
+        "0",
+        command="while :; do :; done",
+    ) as number:
         v1 = hierarchies.home("memory").version == 1
         assert _file_of(docker, number, "memory.limit_in_bytes" if v1 else "memory.max") == str(32 << 20)
         used = "cpuacct.usage" if v1 else "cpu.stat"
@@ -167,8 +182,15 @@ def test_limits_hold(docker):
         share = (seconds() - begin) / (time.monotonic() - at)
         assert share < 0.56, "a busy machine gives less than the quota, never more"
     # Docker's own word for it, OOMKilled, comes by an event that may be late for the end.
-    assert _client(docker, "run", "--rm", "-m", "32m", "--memory-swap", "32m", "busybox", "tail", "-c", "200m", "/dev/zero").returncode == 137
-    assert "can't fork" in run(docker, "--pids-limit", "5", "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait", check=False)
+    assert (
+        _client(
+            docker, "run", "--rm", "-m", "32m", "--memory-swap", "32m", "busybox", "tail", "-c", "200m", "/dev/zero"
+        ).returncode
+        == 137
+    )
+    assert "can't fork" in run(
+        docker, "--pids-limit", "5", "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait", check=False
+    )
 
 
 def test_published_port_answers(docker):
@@ -180,7 +202,9 @@ def test_published_port_answers(docker):
 def test_a_second_container_shares_the_firsts_namespaces(docker):
     with running(docker, "--ipc", "shareable") as number:
         shared = [f"--{kind}=container:{number}" for kind in ("net", "pid", "ipc")]
-        lines = run(docker, *shared, "readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; readlink /proc/self/ns/pid").split()
+        lines = run(
+            docker, *shared, "readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; readlink /proc/self/ns/pid"
+        ).split()
         pid = docker.pid(number)
         assert lines == [os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("net", "ipc", "pid")]
 
@@ -194,7 +218,9 @@ def test_volumes_users_capabilities_and_a_read_only_root(docker, tmp_path):
     assert run(docker, "--user", "1000:7", "id -u; id -g; echo ok > /proc/self/fd/1").split() == ["1000", "7", "ok"]
     bits = run(docker, "--cap-drop", "ALL", "--cap-add", "CHOWN", "grep CapEff /proc/self/status").split()[1]
     assert int(bits, 16) == 1
-    assert run(docker, "--tmpfs", "/t:size=1m", "--shm-size", "2m", "df -k /t /dev/shm | tr -s ' ' | cut -d' ' -f2").split() == ["1K-blocks", "1024", "2048"]
+    assert run(
+        docker, "--tmpfs", "/t:size=1m", "--shm-size", "2m", "df -k /t /dev/shm | tr -s ' ' | cut -d' ' -f2"
+    ).split() == ["1K-blocks", "1024", "2048"]
     assert run(docker, "--sysctl", "net.ipv4.ip_default_ttl=33", "--ulimit", "nofile=100:200", "--init", "--oom-score-adj", "321",
                "cat /proc/sys/net/ipv4/ip_default_ttl; ulimit -n; cat /proc/self/oom_score_adj").split() == ["33", "100", "321"]  # fmt: skip
 
@@ -232,7 +258,14 @@ def test_docker_build_runs_its_instructions(docker, tmp_path):
     )
     docker("build", "-t", "built", tmp_path)
     try:
-        assert run(docker, "--user", "0", "cat /made where /tmp/me", image="built").split() == ["made", "by", "0", "/w", "b", "1000"]
+        assert run(docker, "--user", "0", "cat /made where /tmp/me", image="built").split() == [
+            "made",
+            "by",
+            "0",
+            "/w",
+            "b",
+            "1000",
+        ]
     finally:
         docker("rmi", "-f", "built")
 
@@ -241,7 +274,12 @@ def test_a_hundred_containers_leave_nothing(docker):
     def left():
         dockerd = (docker.folder / "pid").read_text().strip()
         mounts = [line.split()[4] for line in Path(f"/proc/{dockerd}/mountinfo").read_text().splitlines()]
-        boxes = [path for tree in hierarchies.hierarchies() for path in tree.own.glob(f"{state.label()}/{docker.folder.name}/boxes/*") if path.is_dir()]
+        boxes = [
+            path
+            for tree in hierarchies.hierarchies()
+            for path in tree.own.glob(f"{state.label()}/{docker.folder.name}/boxes/*")
+            if path.is_dir()
+        ]
         states = list(Path(docker.folder, "exec").glob("runtime-*/moby/*"))
         return sorted(mounts), sorted(map(str, boxes)), sorted(map(str, states)), docker("ps", "-aq").split()
 
@@ -280,7 +318,9 @@ class Podman:
 
     def start(self):
         script = "set -e; mount -t tmpfs t /run; mount -t tmpfs t /dev/shm; mkdir -p /var/lib/containers; mount -t tmpfs t /var/lib/containers; echo up; exec sleep infinity"
-        self.holder = subprocess.Popen(["unshare", "--mount", "--propagation=private", "sh", "-c", script], stdout=subprocess.PIPE, text=True)
+        self.holder = subprocess.Popen(
+            ["unshare", "--mount", "--propagation=private", "sh", "-c", script], stdout=subprocess.PIPE, text=True
+        )
         assert self.holder.stdout.readline() == "up\n"
         root = make_rootfs(self.folder / "image")
         tar = self.folder / "image.tar"
@@ -319,7 +359,19 @@ def test_podman_run_and_its_status(podman):
 
 
 def test_podman_life(podman):
-    podman.run("-d", "--name", "one", "-m", "32m", "--cpus", "0.5", "busybox", "sh", "-c", "trap 'exit 3' TERM; while :; do echo tick; sleep .1; done")
+    podman.run(
+        "-d",
+        "--name",
+        "one",
+        "-m",
+        "32m",
+        "--cpus",
+        "0.5",
+        "busybox",
+        "sh",
+        "-c",
+        "trap 'exit 3' TERM; while :; do echo tick; sleep .1; done",
+    )
     wait_for(lambda: "tick" in podman("logs", "one"))
     assert podman("exec", "one", "id", "-u").strip() == "0"
     assert podman("exec", "--user", "1000", "one", "id", "-u").strip() == "1000"
@@ -345,7 +397,15 @@ def test_podman_ids_are_mapped(podman):
     for path in (podman.folder, *podman.folder.parents):
         if path.owner() == "root" and not path.stat().st_mode & 0o001 and str(path).startswith(("/tmp", "/var/tmp")):
             path.chmod(path.stat().st_mode | 0o011)
-    lines = podman.run("--rm", "--uidmap", "0:100000:1000", "--gidmap", "0:100000:1000", "busybox", "sh", "-c", "id -u; cat /proc/self/uid_map").split()
+    lines = podman.run(
+        "--rm",
+        "--uidmap",
+        "0:100000:1000",
+        "--gidmap",
+        "0:100000:1000",
+        "busybox",
+        "sh",
+        "-c",
+        "id -u; cat /proc/self/uid_map",
+    ).split()
     assert lines == ["0", "0", "100000", "1000"]
-
-

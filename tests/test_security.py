@@ -63,9 +63,7 @@ def test_a_user_that_is_not_root_has_none_and_can_win_none():
     ],
 )
 def test_capabilities_are_added_and_dropped_one_at_a_time(add, drop, expected):
-    assert (
-        int(status(cap_add=add, cap_drop=drop)["CapBnd"], 16) == expected & proc.process(os.getpid()).cap_bnd
-    )
+    assert int(status(cap_add=add, cap_drop=drop)["CapBnd"], 16) == expected & proc.process(os.getpid()).cap_bnd
 
 
 def test_a_capability_that_does_not_exist_is_refused():
@@ -240,9 +238,7 @@ def test_a_profile_that_is_no_json_or_not_there_is_refused(tmp_path):
 
 
 def test_a_profile_that_forbids_exec_says_that_the_command_could_not_be_executed(profile):
-    path = profile(
-        defaultAction="SCMP_ACT_ALLOW", syscalls=[{"names": ["execve"], "action": "SCMP_ACT_ERRNO"}]
-    )
+    path = profile(defaultAction="SCMP_ACT_ALLOW", syscalls=[{"names": ["execve"], "action": "SCMP_ACT_ERRNO"}])
     with pytest.raises(CommandError, match="EPERM"):
         sh("true", security_opt=[f"seccomp={path}"])
 
@@ -419,11 +415,7 @@ def test_least_power(command, words, missing):
     with Container("busybox", command, **words).start() as box:
         if missing in (None, "listens"):
             deadline = time.monotonic() + 30
-            while (
-                command.startswith("httpd")
-                and not check._listens(box.pid, 80)
-                and time.monotonic() < deadline
-            ):
+            while command.startswith("httpd") and not check._listens(box.pid, 80) and time.monotonic() < deadline:
                 time.sleep(0.01)
         if missing == "it runs":
             box.wait(30)

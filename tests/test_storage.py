@@ -222,8 +222,7 @@ def test_driver_that_does_not_exist_is_told_with_those_that_do():
 def folders(tmp_path):
     def make(place=tmp_path, lowers=2):
         made = [
-            place / name
-            for name in (*(f"lower{number}" for number in range(1, lowers + 1)), "upper", "work", "merged")
+            place / name for name in (*(f"lower{number}" for number in range(1, lowers + 1)), "upper", "work", "merged")
         ]
         for folder in made:
             folder.mkdir(parents=True)
@@ -266,9 +265,7 @@ def test_mode_alone_copies_no_data_up_with_metacopy(folders):
         assert (merged / "big").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize(
-    "odd", ["a:b", "a,b", "a\\b", "a b", "a\tb", 'a"b', "a\nb", "all:of,them\\at once é"]
-)
+@pytest.mark.parametrize("odd", ["a:b", "a,b", "a\\b", "a b", "a\tb", 'a"b', "a\nb", "all:of,them\\at once é"])
 def test_paths_with_signs_that_mount_options_use(folders, tmp_path, odd):
     lowers, upper, work, merged = folders(tmp_path / odd)
     (lowers[0] / "f").write_text("lower")
@@ -439,17 +436,13 @@ def test_pool_is_made_anew_while_somebodys_namespace_still_holds_the_old_one(nee
     driver = roots.driver("btrfs")
     driver.prepare(image, "test-old")
     # A mount namespace made now has a copy of every mount, the pool's too.
-    holder = subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", "echo ready; exec cat"], stdin=-1, stdout=-1, text=True
-    )
+    holder = subprocess.Popen(["unshare", "-m", "sh", "-c", "echo ready; exec cat"], stdin=-1, stdout=-1, text=True)
     assert holder.stdout.readline() == "ready\n"
     began = time.monotonic()
     driver.remove("test-old")
     assert time.monotonic() - began < loop.PATIENCE - 1, "nobody waits for what is somebody else's"
     made = driver.prepare(image, "test-new")
-    assert os.path.exists(f"{made.merged}/bin/sh") and not os.path.exists(
-        f"{btrfs._pool()}/containers/test-old"
-    )
+    assert os.path.exists(f"{made.merged}/bin/sh") and not os.path.exists(f"{btrfs._pool()}/containers/test-old")
     driver.remove("test-new")
     holder.communicate("")
     deadline = time.monotonic() + 30

@@ -51,9 +51,7 @@ def assert_sound():
         for path, diff_id, part in zip(image.layers, image.diff_ids, parts, strict=True):
             again = state.lib_dir("chapters") / state.new_id()
             layers.apply(store.path(part["digest"]), again, diff_id=diff_id)
-            assert differences(_timeless(snapshot(again)), _timeless(snapshot(path))) == [], (
-                "the folder is whole"
-            )
+            assert differences(_timeless(snapshot(again)), _timeless(snapshot(path))) == [], "the folder is whole"
             ledger.remove_tree(again)
     garbage.collect()
     for path in state.lib_dir("images").rglob("*"):

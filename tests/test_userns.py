@@ -39,7 +39,9 @@ def test_the_images_files_belong_to_the_containers_root():
 
 
 def test_what_it_writes_lies_outside_under_the_outer_ids():
-    with Container("busybox", ["sh", "-c", "touch /mine; chown 33 /etc/passwd; sleep 60"], userns="remap").start() as box:
+    with Container(
+        "busybox", ["sh", "-c", "touch /mine; chown 33 /etc/passwd; sleep 60"], userns="remap"
+    ).start() as box:
         deadline = time.monotonic() + 30
         upper = Path(box.rootfs.upperdir)
         while not (upper / "etc/passwd").exists() or os.stat(upper / "etc/passwd").st_uid != FIRST + 33:
@@ -76,7 +78,12 @@ def test_it_goes_together_with(words):
 
 
 def test_it_goes_together_with_a_terminal(capfd):
-    assert main(["run", "-t", "--rm", "--network", "none", "--userns", "remap", "busybox", "sh", "-c", "test -t 0 && id -u"]) == 0
+    assert (
+        main(
+            ["run", "-t", "--rm", "--network", "none", "--userns", "remap", "busybox", "sh", "-c", "test -t 0 && id -u"]
+        )
+        == 0
+    )
     assert capfd.readouterr().out.split() == ["0"]
 
 

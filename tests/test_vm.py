@@ -26,18 +26,17 @@ def needs_qemu():
 
 @pytest.mark.slow
 def test_a_guest_has_a_kernel_of_its_own_and_leaves_nothing(needs_qemu):
-    with hosts.unchanged(ignore=(".*(?<!qemu).*",)):
-        with vm.start(seconds=240) as guest:
-            assert guest.said["first"] == "1"
-            assert guest.said["boot"] != proc.boot_id()
-            assert guest.accelerator in ("kvm", "tcg") and guest.seconds > 0
-            assert guest.memory > 20e6 and guest.disk > 1e6
-            assert check.is_the_guest(guest, guest.pid)
-            for wrong in (..., 1, os.getpid(), 2**22 + 1):
-                assert not check.is_the_guest(guest, wrong)
-            assert check.proves_one_kernel(proc.boot_id() + "\n", guest)
-            for wrong in ("", os.uname().release, guest.said["boot"]):
-                assert not check.proves_one_kernel(wrong, guest)
+    with hosts.unchanged(ignore=(".*(?<!qemu).*",)), vm.start(seconds=240) as guest:
+        assert guest.said["first"] == "1"
+        assert guest.said["boot"] != proc.boot_id()
+        assert guest.accelerator in ("kvm", "tcg") and guest.seconds > 0
+        assert guest.memory > 20e6 and guest.disk > 1e6
+        assert check.is_the_guest(guest, guest.pid)
+        for wrong in (..., 1, os.getpid(), 2**22 + 1):
+            assert not check.is_the_guest(guest, wrong)
+        assert check.proves_one_kernel(proc.boot_id() + "\n", guest)
+        for wrong in ("", os.uname().release, guest.said["boot"]):
+            assert not check.proves_one_kernel(wrong, guest)
     assert vm.leftovers() == [] and proc.start_ticks(guest.pid) is None
 
 

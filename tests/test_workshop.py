@@ -129,9 +129,7 @@ def up(clone):
     # Left by a lab that crashed, its process number given to somebody else since.
     record = clone.root / "run" / "jupyter" / "server.json"
     record.parent.mkdir(parents=True)
-    record.write_text(
-        json.dumps({"host": "127.0.0.1", "port": 9, "token": "x", "pid": os.getpid(), "ticks": 1})
-    )
+    record.write_text(json.dumps({"host": "127.0.0.1", "port": 9, "token": "x", "pid": os.getpid(), "ticks": 1}))
     one = Up(clone)
     yield one
     one.end(signal.SIGTERM)
@@ -179,9 +177,7 @@ def test_a_terminal_finds_the_lab_command(up):
     shell = next(pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "bash\n")
     # A login shell would read /etc/profile, which forgets this PATH.
     assert Path(f"/proc/{shell}/cmdline").read_text() == "/bin/bash\0"
-    environment = dict(
-        line.split("=", 1) for line in Path(f"/proc/{shell}/environ").read_text().split("\0") if line
-    )
+    environment = dict(line.split("=", 1) for line in Path(f"/proc/{shell}/environ").read_text().split("\0") if line)
     found = shutil.which("lab", path=environment["PATH"])
     assert Path(found).resolve() == up.clone.folder / "vagrant" / "lab"
 

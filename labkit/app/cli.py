@@ -100,7 +100,11 @@ def _run(argv):
     add("--cap-add", action="append", default=[], metavar="CAP")
     add("--cap-drop", action="append", default=[], metavar="CAP")
     add("--security-opt", action="append", default=[], metavar="OPTION", help="seccomp=unconfined, seccomp=FILE")
-    add("--userns", metavar="remap|FIRST[:COUNT]", help="a user namespace: root in it is FIRST outside, and nobody special")
+    add(
+        "--userns",
+        metavar="remap|FIRST[:COUNT]",
+        help="a user namespace: root in it is FIRST outside, and nobody special",
+    )
     add("--time-offset", type=int, metavar="SECONDS", help="a time namespace, its clocks ahead")
     add("--explain", action="store_true", help="print what would be done, and do nothing")
     add("image")
@@ -207,7 +211,9 @@ def _ps(argv):
             status = f"exited ({record.get('code')})" + (", oom-killed" if record.get("oom_killed") else "")
         text = " ".join(box.spec.command)
         text = text if len(text) <= 24 else text[:23] + "…"
-        rows.append((box.id, box.spec.image, text, _ago(record["created"]), status, str(record.get("pid", "")), box.name))
+        rows.append(
+            (box.id, box.spec.image, text, _ago(record["created"]), status, str(record.get("pid", "")), box.name)
+        )
     if options.quiet:
         print(*(row[0] for row in rows), sep="\n", end="\n" if rows else "")
     else:

@@ -13,7 +13,15 @@ def _lsns(argv):
     words.add_argument("-t", "--type", choices=namespaces.KINDS, help="one kind only")
     kind = words.parse_args(argv).type
     rows = [
-        (str(one.inode), one.kind, str(one.processes), str(one.pid or ""), str(one.parent or ""), str(one.owner or ""), one.command[:60])
+        (
+            str(one.inode),
+            one.kind,
+            str(one.processes),
+            str(one.pid or ""),
+            str(one.parent or ""),
+            str(one.owner or ""),
+            one.command[:60],
+        )
         for one in namespaces.survey()
         if kind in (None, one.kind)
     ]
@@ -35,7 +43,9 @@ def _networks(argv):
     rows = []
     for name in bridge.all_networks():
         known = bridge.record(name)
-        who = ", ".join((user["names"] or [number])[0] + " " + user["address"] for number, user in known["users"].items())
+        who = ", ".join(
+            (user["names"] or [number])[0] + " " + user["address"] for number, user in known["users"].items()
+        )
         rows.append((name, known["bridge"], known["subnet"], who))
     table("NETWORK,BRIDGE,SUBNET,CONTAINERS", rows)
 
@@ -55,7 +65,9 @@ def _clean(argv):
         print(f"gave back: {path}, left by an earlier boot")
     if kept:
         groups = sorted({entry.group or str(entry) for entry in kept})
-        print(f"kept, in use by a living process: {', '.join(groups)}\n  → `lab clean --all` ends and removes these too")
+        print(
+            f"kept, in use by a living process: {', '.join(groups)}\n  → `lab clean --all` ends and removes these too"
+        )
     for entry, error in failed:
         print(f"could not give back {entry}: {error}", file=sys.stderr)
     if not (undone or kept or failed or reclaimed):

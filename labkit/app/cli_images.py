@@ -18,7 +18,12 @@ def progress(what):
     def draw(done, total):
         filled = 30 if not total else min(30, 30 * done // total)
         end = "\n" if total and done >= total else ""
-        print(f"\r{what} [{'=' * filled}{' ' * (30 - filled)}] {size(done)} of {size(total or done)} ", end=end, file=sys.stderr, flush=True)
+        print(
+            f"\r{what} [{'=' * filled}{' ' * (30 - filled)}] {size(done)} of {size(total or done)} ",
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )
 
     return draw
 

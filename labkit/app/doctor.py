@@ -93,9 +93,7 @@ def _virtualisation():
 
 def main(argv):
     """Print the table; return 1 if chapters 02, 04, 06 or 12 can't be done here, else 0."""
-    parser = argparse.ArgumentParser(
-        "lab doctor", description="Say what this machine has of what the chapters need."
-    )
+    parser = argparse.ArgumentParser("lab doctor", description="Say what this machine has of what the chapters need.")
     parser.parse_args(argv)
     print("where you are")
     for question, answer in where().items():
@@ -124,9 +122,5 @@ def _verdict(findings):
         root = "" if os.geteuid() == 0 else " You are not root: most of it needs that."
         print(f"Chapters 02, 04, 06 and 12 can't be done without: {', '.join(vital)}.{root}")
         return 1
-    print(
-        "All chapters can be done; what is missing costs only what is said beside it."
-        if missing
-        else "All is well."
-    )
+    print("All chapters can be done; what is missing costs only what is said beside it." if missing else "All is well.")
     return 0

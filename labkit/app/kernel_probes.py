@@ -150,9 +150,7 @@ def _():
 @probe("mount_setattr", "syscall", "03: a tree of mounts can't be made read-only at once")
 def _():
     def work():
-        syscalls.mount_setattr(
-            syscalls.AT_FDCWD, "/", syscalls.AT_RECURSIVE, attr_set=syscalls.MOUNT_ATTR_NOSUID
-        )
+        syscalls.mount_setattr(syscalls.AT_FDCWD, "/", syscalls.AT_RECURSIVE, attr_set=syscalls.MOUNT_ATTR_NOSUID)
 
     _in_new(syscalls.CLONE_NEWNS, work)
 
@@ -228,7 +226,12 @@ def _():
         raise Unsupported("net.ipv4.ip_forward is 0; it is yours to change: sysctl net.ipv4.ip_forward=1")
 
 
-@probe("libseccomp", "syscall", "11, 12: no syscall can be forbidden, and no container starts with the default filter", vital=True)
+@probe(
+    "libseccomp",
+    "syscall",
+    "11, 12: no syscall can be forbidden, and no container starts with the default filter",
+    vital=True,
+)
 def _():
     from labkit.isolation import seccomp
 

@@ -32,9 +32,7 @@ for _name, _lost in {
     "pids": "05: no limit against a fork bomb",
     "io": "05: no limit on disk traffic",
 }.items():
-    probe(
-        f"cgroup {_name}", "cgroup", _lost, vital=_name == "cpu", look=functools.partial(_controller, _name)
-    )
+    probe(f"cgroup {_name}", "cgroup", _lost, vital=_name == "cpu", look=functools.partial(_controller, _name))
     for _version in (1, 2):
         # For tests and chapters to ask by name; no line in the table.
         probe(f"cgroup v{_version} {_name}", "", _lost, look=functools.partial(_controller, _name, _version))
@@ -79,9 +77,7 @@ def _():
     try:
         return f"freezer, {_controller('freezer')}"
     except LabError:
-        return (
-            _in_v2_cgroup(lambda folder: (folder / "cgroup.freeze").write_text("1")) and "cgroup.freeze, v2"
-        )
+        return _in_v2_cgroup(lambda folder: (folder / "cgroup.freeze").write_text("1")) and "cgroup.freeze, v2"
 
 
 @probe("clone3 into a cgroup", "cgroup", "04: a child is moved into its cgroup after its birth")

@@ -52,7 +52,5 @@ def run(*command, **options):
     except subprocess.TimeoutExpired:
         raise Unsupported(f"{command[0]} does not answer") from None
     if done.returncode:
-        raise Unsupported(
-            (done.stderr.strip() or f"{command[0]} ended with {done.returncode}").splitlines()[-1]
-        )
+        raise Unsupported((done.stderr.strip() or f"{command[0]} ended with {done.returncode}").splitlines()[-1])
     return done.stdout.strip() or done.stderr.strip()

@@ -197,7 +197,11 @@ def _arrange(folder):
     dock = {"type": "split-area", "orientation": "horizontal", "sizes": [0.62, 0.38], "children": areas}
     left = {"collapsed": False, "visible": True, "current": "filebrowser", "widgets": ["filebrowser"]}
     data = {
-        "layout-restorer:data": {"main": {"dock": dock, "current": first}, "left": left, "relativeSizes": [0.2, 0.8, 0]},
+        "layout-restorer:data": {
+            "main": {"dock": dock, "current": first},
+            "left": left,
+            "relativeSizes": [0.2, 0.8, 0],
+        },
         "file-browser-filebrowser:cwd": {"path": ""},
         first: {"data": {"path": first.partition(":")[2], "factory": "Notebook"}},
         "terminal:1": {"data": {"name": "1"}},

@@ -36,9 +36,7 @@ def build(folder, name, *, file=None, args=None, target=None, cache=True, networ
     try:
         text = Path(file or area.folder / "Dockerfile").read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise NotFound(
-            f"no Dockerfile to read in {folder}: {error}", "build(folder, file=…) names another"
-        ) from None
+        raise NotFound(f"no Dockerfile to read in {folder}: {error}", "build(folder, file=…) names another") from None
     instructions = dockerfile.parse(text)
     # Held to the end: no layer of a half-built image is garbage.
     with catalog.locked(shared=True) as store:
@@ -87,9 +85,7 @@ class _Builder(layer_cache.Layers):
     def _from(self, instruction):
         words = instruction.text.split()
         if len(words) not in (1, 3) or (len(words) == 3 and words[1].lower() != "as"):
-            raise instruction.refuse(
-                f"{instruction.text!r} can't be read", "FROM IMAGE, or FROM IMAGE AS NAME"
-            )
+            raise instruction.refuse(f"{instruction.text!r} can't be read", "FROM IMAGE, or FROM IMAGE AS NAME")
         if words[0].lower() in self.stages:
             before = self.stages[words[0].lower()]
             self.stage = layer_cache.Stage(before.image, before.config)
@@ -144,9 +140,7 @@ class _Builder(layer_cache.Layers):
         ports = {word if "/" in word else f"{word}/tcp" for word in instruction.words()}
         for port in ports:
             number, _, protocol = port.partition("/")
-            if not all(
-                part.isdigit() and 0 < int(part) < 65536 for part in number.split("-")
-            ) or protocol not in (
+            if not all(part.isdigit() and 0 < int(part) < 65536 for part in number.split("-")) or protocol not in (
                 "tcp",
                 "udp",
                 "sctp",
@@ -207,9 +201,7 @@ class _Builder(layer_cache.Layers):
         words = instruction.words()
         unknown = set(instruction.flags) - {"from", "chown", "chmod"}
         if len(words) < 2 or unknown or any("\0" in word for word in words):
-            raise instruction.refuse(
-                f"{instruction.text!r} can't be read", f"{instruction.word} SOURCE … TARGET"
-            )
+            raise instruction.refuse(f"{instruction.text!r} can't be read", f"{instruction.word} SOURCE … TARGET")
         target = posixpath.join("/", self.stage.config.workdir, words[-1])
         keep = "/" if words[-1].endswith(("/", "/.")) or words[-1] == "." else ""
         if ".." in target.split("/"):

@@ -100,9 +100,7 @@ class Instruction:
             words = json.loads(self.text)
         except (ValueError, RecursionError):
             return None
-        return (
-            tuple(words) if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
-        )
+        return tuple(words) if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
 
     def words(self):
         """Return the text's words: the JSON list, or what quotes and spaces separate."""
@@ -162,9 +160,7 @@ def _instruction(line, text):
     if word in _DOCKERS:
         raise BadValue(f"Dockerfile, line {line}: {word} is Docker's own, and not built here", _DOCKERS[word])
     if word not in WORDS:
-        raise BadValue(
-            f"Dockerfile, line {line}: {word!r:.40} is no instruction", f"one of {', '.join(WORDS)}"
-        )
+        raise BadValue(f"Dockerfile, line {line}: {word!r:.40} is no instruction", f"one of {', '.join(WORDS)}")
     while match := re.match(r"--([a-z-]+)(?:=(\S*))?\s+", rest):
         flags[match[1]] = match[2] or ""
         rest = rest[match.end() :]
@@ -182,9 +178,7 @@ def _heredoc(instruction, lines, at):
         line = lines[number].lstrip("\t") if match[1] else lines[number]
         if line == match[3]:
             script = "\n".join(body) + "\n"
-            return Instruction(
-                instruction.line, "RUN", instruction.text, instruction.flags, script
-            ), number + 1
+            return Instruction(instruction.line, "RUN", instruction.text, instruction.flags, script), number + 1
         body.append(line)
     raise instruction.refuse(f"the script that {instruction.text} begins does not end", f"a line {match[3]}")
 

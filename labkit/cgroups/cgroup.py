@@ -111,9 +111,7 @@ class Cgroup:
     @classmethod
     def of_paths(cls, paths):
         """Return the cgroup that these folders, one a tree, are; those gone are left out."""
-        return cls(
-            paths[0] if paths else "", [cgroupfs.folder_at(path) for path in paths if os.path.isdir(path)]
-        )
+        return cls(paths[0] if paths else "", [cgroupfs.folder_at(path) for path in paths if os.path.isdir(path)])
 
     @classmethod
     def open(cls, name):
@@ -162,9 +160,7 @@ class Cgroup:
         """Return this cgroup's folder for a controller (`cgroup`: in the v2 tree). Raise Unsupported."""
         folder = self._folder(controller)
         if folder is None:
-            raise Unsupported(
-                f"this machine has no {controller} controller", "/proc/cgroups and `lab doctor` say more"
-            )
+            raise Unsupported(f"this machine has no {controller} controller", "/proc/cgroups and `lab doctor` say more")
         return folder.path
 
     def version(self, controller):
@@ -183,9 +179,7 @@ class Cgroup:
         if folder and "/" not in name and folder.has(folder.file(name)):
             return folder.path / folder.file(name)
         where = folder or second or self.folders[0]
-        raise Unsupported(
-            f"{where.path} has no file {name}", f"this kernel's cgroup v{where.version} does not know it"
-        )
+        raise Unsupported(f"{where.path} has no file {name}", f"this kernel's cgroup v{where.version} does not know it")
 
     def read(self, name):
         """Return the text of one of its files. Raise Unsupported or KernelError, naming the file."""
@@ -211,9 +205,7 @@ class Cgroup:
         steps = []
         for folder in self.folders:
             steps += [
-                (name, text)
-                for name, text in folder.plan(limits)
-                if folder.version == 1 or self._here(folder, name)
+                (name, text) for name, text in folder.plan(limits) if folder.version == 1 or self._here(folder, name)
             ]
         for name, _ in steps:
             self.file(name)
@@ -278,9 +270,7 @@ class Cgroup:
             # v1 tells nobody when it is done: FREEZING becomes FROZEN as it is read.
             word, deadline = ("FROZEN" if frozen else "THAWED"), time.monotonic() + timeout
             self.write("freezer.state", word)
-            while (
-                done := self.read("freezer.state").strip() == word
-            ) is False and time.monotonic() < deadline:
+            while (done := self.read("freezer.state").strip() == word) is False and time.monotonic() < deadline:
                 time.sleep(0.002)
         if not done:
             raise LabError(
@@ -317,9 +307,7 @@ class Cgroup:
         """Remove it, and what is nested in it, once it is empty. Raise InUse if it isn't after `timeout` s."""
         paths = self._paths()
         if not cgroupfs.wait_empty(paths, timeout):
-            raise InUse(
-                f"{self.name} still has processes: {self.procs()}", "kill() it first, or wait for them"
-            )
+            raise InUse(f"{self.name} still has processes: {self.procs()}", "kill() it first, or wait for them")
         for path in reversed(paths):
             cgroupfs.remove_tree(path)
         if self.entry is not None:

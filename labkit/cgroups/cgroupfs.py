@@ -134,10 +134,7 @@ def remove_folder(path, also=()):
     paths = [str(path), *also]
     for candidate in paths:
         tree = tree_at(candidate)
-        if (
-            ".." in Path(candidate).parts
-            or state.label() not in Path(candidate).relative_to(tree.mount).parts
-        ):
+        if ".." in Path(candidate).parts or state.label() not in Path(candidate).relative_to(tree.mount).parts:
             raise BadValue(
                 f"{candidate} was not made by labkit: {state.label()!r} is not in it",
                 "look at it, then rmdir it",
@@ -214,10 +211,7 @@ def kill(paths):
     if not members(paths):
         return
     brakes = [
-        (f"{path}/{name}", stop, go)
-        for path in paths
-        for name, stop, go in _BRAKES
-        if os.path.exists(f"{path}/{name}")
+        (f"{path}/{name}", stop, go) for path in paths for name, stop, go in _BRAKES if os.path.exists(f"{path}/{name}")
     ]
     if not any(os.path.exists(f"{path}/cgroup.kill") for path in paths):
         for file, stop, _ in brakes:
@@ -253,9 +247,7 @@ def wait_empty(paths, timeout):
     deadline = time.monotonic() + timeout
     for path in paths:
         if os.path.exists(f"{path}/cgroup.events"):
-            events.wait_for(
-                f"{path}/cgroup.events", lambda text: events.flat(text).get("populated") == 0, timeout
-            )
+            events.wait_for(f"{path}/cgroup.events", lambda text: events.flat(text).get("populated") == 0, timeout)
     # v1 tells nobody (but a program named in release_agent, one for the whole machine).
     while inside := members(paths):
         if time.monotonic() > deadline:

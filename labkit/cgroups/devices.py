@@ -174,7 +174,5 @@ def _bpf(command, attributes, doing):
         ctypes.c_uint(len(attributes)),
     )
     if result == -1:
-        raise KernelError(
-            "bpf(2)", ctypes.get_errno(), doing, "`lab doctor` tells whether this kernel has cgroup BPF"
-        )
+        raise KernelError("bpf(2)", ctypes.get_errno(), doing, "`lab doctor` tells whether this kernel has cgroup BPF")
     return result

@@ -91,13 +91,9 @@ class Limits:
         if self.memory_swap is not None and self.memory is None:
             raise BadValue("memory_swap without memory", "swap is what comes beyond a memory limit: set both")
         if self.cpu_period is not None and self.cpu_quota is None:
-            raise BadValue(
-                "cpu_period without a quota", "a period alone limits nothing: set cpu_quota or cpus too"
-            )
+            raise BadValue("cpu_period without a quota", "a period alone limits nothing: set cpu_quota or cpus too")
         if self.cpu_burst and self.cpu_burst > (self.cpu_quota or 0):
-            raise BadValue(
-                f"cpu_burst {self.cpu_burst} µs is more than the quota", "a burst is at most one quota"
-            )
+            raise BadValue(f"cpu_burst {self.cpu_burst} µs is more than the quota", "a burst is at most one quota")
         if self.cpuset_cpus is not None:
             parse_list("cpuset_cpus", self.cpuset_cpus)
 
@@ -120,9 +116,7 @@ class Limits:
         words = {word: value for word, value in words.items() if value is not None}
         unknown = sorted(set(words) - _WORDS)
         if unknown:
-            raise BadValue(
-                f"there is no limit called {unknown[0]!r}", "there is: " + ", ".join(sorted(_WORDS))
-            )
+            raise BadValue(f"there is no limit called {unknown[0]!r}", "there is: " + ", ".join(sorted(_WORDS)))
         found = {}
         for word, name in (("memory_high", "memory_high"), ("memory_reservation", "memory_low")):
             if word in words:

@@ -23,9 +23,7 @@ def whole(name, value, least, most, unlimited=False):
     if not isinstance(value, int) or isinstance(value, bool):
         raise BadValue(f"{name} {value!r} is not a whole number")
     if not least <= value <= most:
-        raise BadValue(
-            f"{name} {value} is not in {least}..{most}", "-1 means no limit" if unlimited else None
-        )
+        raise BadValue(f"{name} {value} is not in {least}..{most}", "-1 means no limit" if unlimited else None)
     return value
 
 
@@ -39,9 +37,7 @@ def parse_size(name, value):
         return UNLIMITED
     match = _SIZE.fullmatch(text) if not isinstance(value, bool) and len(text) < 40 else None
     if not match:
-        raise BadValue(
-            f"{name} {value!r} is not a size", "a number and b, k, m or g, like 32m; -1 means no limit"
-        )
+        raise BadValue(f"{name} {value!r} is not a size", "a number and b, k, m or g, like 32m; -1 means no limit")
     power = "kmgtp".find(match[2].lower()) + 1 if match[2] else 0
     size = int(Decimal(match[1]) * 1024**power)
     if size > MAX_BYTES:
@@ -61,9 +57,7 @@ def parse_count(name, value):
 
 def parse_list(name, value):
     """Return the set of numbers that a list like "0-2,5" means. See cpuset(7), List format."""
-    if not isinstance(value, str) or not re.fullmatch(
-        r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", value, re.ASCII
-    ):
+    if not isinstance(value, str) or not re.fullmatch(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", value, re.ASCII):
         raise BadValue(f"{name} {value!r} is not a list of CPUs", "numbers and ranges, like 0-2,5")
     found = set()
     for part in value.split(","):
@@ -98,9 +92,7 @@ def device_number(path):
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise BadValue(
-            f"device {path!r}: {getattr(error, 'strerror', error)}", "`lsblk -p` lists them"
-        ) from None
+        raise BadValue(f"device {path!r}: {getattr(error, 'strerror', error)}", "`lsblk -p` lists them") from None
     if not stat.S_ISBLK(status.st_mode):
         raise BadValue(f"{path} is not a block device", "`lsblk -p` lists them")
     return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"

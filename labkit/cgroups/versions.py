@@ -168,9 +168,7 @@ class V1(_Folder):
 
     def file(self, name):
         if name in _NEAR and not self.has(name):
-            raise Unsupported(
-                f"{name} is a file of cgroup v2; here {self.path} is v1", f"v1 has {_NEAR[name]}"
-            )
+            raise Unsupported(f"{name} is a file of cgroup v2; here {self.path} is v1", f"v1 has {_NEAR[name]}")
         return _TO_V1.get(name, name)
 
     def prepare(self):

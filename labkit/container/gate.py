@@ -73,7 +73,9 @@ def open_for(folder, argv, seconds=10):
 def _await_exec(result, argv, seconds):
     while True:
         if not select.select([result], [], [], seconds)[0]:
-            raise LabError(f"{argv[0]!r} was let go, and is not running after {seconds} s", "a startContainer hook may hang")
+            raise LabError(
+                f"{argv[0]!r} was let go, and is not running after {seconds} s", "a startContainer hook may hang"
+            )
         try:
             message = os.read(result, 1 << 16)
         except BlockingIOError:

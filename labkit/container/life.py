@@ -113,7 +113,12 @@ class Container:
             with ledger.group(self.id):
                 if self.spec.name:
                     records.claim_name(self.spec.name, self.id)
-                self._written = {"id": self.id, "spec": asdict(self.spec), "created": time.time(), "keeper": ledger.me()}
+                self._written = {
+                    "id": self.id,
+                    "spec": asdict(self.spec),
+                    "created": time.time(),
+                    "keeper": ledger.me(),
+                }
                 self._write(status="created")
                 self.rootfs = roots.driver(self.spec.storage).prepare(image, self.id, userxattr=rootless.active())
                 self.cgroup = self._govern()

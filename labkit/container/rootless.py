@@ -73,7 +73,8 @@ def check(spec):
     """Raise Unsupported for what a container without root can't be given, by name."""
     if wanted := spec.limits.describe():
         raise Unsupported(
-            f"without root there is no cgroup that could hold: {', '.join(wanted)}", "leave the limits out, or sudo lab run"
+            f"without root there is no cgroup that could hold: {', '.join(wanted)}",
+            "leave the limits out, or sudo lab run",
         )
     if spec.network not in ("none", "auto") or spec.ports:
         raise Unsupported("without root there is no network but the container's own loopback", "--network none")

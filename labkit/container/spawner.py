@@ -270,7 +270,6 @@ class Helper:
         """Return the process that is the parent of what is cloned."""
         return self.process.pid
 
-
     def close(self):
         """End the helper, and with it every process that it is the parent of."""
         self.channel.close()

@@ -100,7 +100,11 @@ class Spec:
         same name is on the same bridge. `publish` are `HOST:CONTAINER` ports. `time_offset` in
         seconds gives it a time namespace whose boot and monotonic clocks are ahead.
         """
-        own = {key: words.pop(key) for key in ("user", "read_only", "tty", "interactive", "rm", "init", "storage") if key in words}
+        own = {
+            key: words.pop(key)
+            for key in ("user", "read_only", "tty", "interactive", "rm", "init", "storage")
+            if key in words
+        }
         if limits is not None and words:
             raise BadValue(f"limits= and {', '.join(words)} together", "say each limit once")
         command = tuple(shlex.split(command) if isinstance(command, str) else map(str, command))

@@ -79,7 +79,9 @@ def device_links():
     )
 
 
-def cgroup_filesystems(target="/sys/fs/cgroup", group=None, own_namespace=True, sealed=RDONLY | NOSUID | NODEV | NOEXEC):
+def cgroup_filesystems(
+    target="/sys/fs/cgroup", group=None, own_namespace=True, sealed=RDONLY | NOSUID | NODEV | NOEXEC
+):
     """Return the steps for /sys/fs/cgroup, read-only, as this kernel has it: v2, v1, or both.
 
     In a new cgroup namespace such a mount begins at the container's own cgroup. Without

@@ -99,7 +99,9 @@ def write(kind, owner=None, **what):
     number = _next_number()
     group = _group.get()
     path = f"{_folder()}/{number:020d}-{os.urandom(4).hex()}.{group}.json"
-    entry = Entry(number, kind, what, tuple(owner or me()), group, _scope.get() or _chapter, _UNDOERS[kind].__module__, path)
+    entry = Entry(
+        number, kind, what, tuple(owner or me()), group, _scope.get() or _chapter, _UNDOERS[kind].__module__, path
+    )
     record = dict(vars(entry))
     del record["file"]
     # No sync: the entry must outlive this process, not the kernel that holds the thing.
@@ -294,4 +296,3 @@ def remove_tree(path):
     if not stat.S_ISDIR(mode):
         raise LabError(f"{path} is not a folder", "labkit did not make it; look at it, then remove it by hand")
     shutil.rmtree(path)
-

@@ -55,9 +55,7 @@ def number(name, machine=None):
     """Return the number of the syscall `name` on `machine` (this one's by default)."""
     machine = machine or os.uname().machine
     if machine not in _COLUMN:
-        raise Unsupported(
-            f"labkit has no syscall numbers for {machine}", "the lab runs on x86-64 and arm64"
-        )
+        raise Unsupported(f"labkit has no syscall numbers for {machine}", "the lab runs on x86-64 and arm64")
     return _NEW[name] if name in _NEW else _OLD[name][_COLUMN[machine]]
 
 
@@ -192,8 +190,7 @@ class _clone_args(ctypes.Structure):
     _fields_ = [
         (field, c_uint64)
         for field in (
-            "flags pidfd child_tid parent_tid exit_signal stack "
-            "stack_size tls set_tid set_tid_size cgroup"
+            "flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid set_tid_size cgroup"
         ).split()
     ]
 
@@ -214,9 +211,7 @@ def clone3(flags, exit_signal, cgroup=None):
         arguments.flags |= CLONE_INTO_CGROUP
         arguments.cgroup = cgroup
     size = c_ulong(ctypes.sizeof(arguments))
-    pid = _syscall(
-        "clone3", ctypes.byref(arguments), size, on=_clone_names(flags), library=_libc_locked
-    )
+    pid = _syscall("clone3", ctypes.byref(arguments), size, on=_clone_names(flags), library=_libc_locked)
     return (pid, pidfd.value) if pid and flags & CLONE_PIDFD else (pid, None)
 
 
@@ -339,9 +334,7 @@ def setdomainname(name):
 def prctl(option, arg2=0, arg3=0, arg4=0, arg5=0):
     """Change something about this process; `arg2` may be bytes. See prctl(2)."""
     second = c_char_p(arg2) if isinstance(arg2, bytes) else c_ulong(arg2)
-    return _syscall(
-        "prctl", c_int(option), second, c_ulong(arg3), c_ulong(arg4), c_ulong(arg5), on=f"option {option}"
-    )
+    return _syscall("prctl", c_int(option), second, c_ulong(arg3), c_ulong(arg4), c_ulong(arg5), on=f"option {option}")
 
 
 # linux/capability.h: version 3 has 64 capabilities in two 32-bit halves
@@ -361,18 +354,14 @@ def capget(pid=0):
     header = _cap_header(_LINUX_CAPABILITY_VERSION_3, pid)
     low, high = halves = (_cap_data * 2)()
     _syscall("capget", ctypes.byref(header), ctypes.byref(halves), on=f"process {pid}" if pid else None)
-    return tuple(
-        getattr(low, name) | getattr(high, name) << 32 for name in ("effective", "permitted", "inheritable")
-    )
+    return tuple(getattr(low, name) | getattr(high, name) << 32 for name in ("effective", "permitted", "inheritable"))
 
 
 def capset(effective, permitted, inheritable):
     """Set one's own capability masks. See capset(2)."""
     header = _cap_header(_LINUX_CAPABILITY_VERSION_3, 0)
     masks = (effective, permitted, inheritable)
-    halves = (_cap_data * 2)(
-        *(_cap_data(*(mask >> shift & 0xFFFFFFFF for mask in masks)) for shift in (0, 32))
-    )
+    halves = (_cap_data * 2)(*(_cap_data(*(mask >> shift & 0xFFFFFFFF for mask in masks)) for shift in (0, 32)))
     _syscall("capset", ctypes.byref(header), ctypes.byref(halves))
 
 

@@ -53,13 +53,9 @@ def _write(tar, store, found):
         manifest, _ = catalog.read(store, digest)
         entry = {"mediaType": layout.MANIFEST, "digest": digest, "size": store.path(digest).stat().st_size}
         # ref.name is the OCI's, and by its letter only a tag; containerd and Docker look for the other.
-        index.append(
-            entry | {"annotations": {layout.REF_NAME: name, "io.containerd.image.name": _full(name)}}
-        )
+        index.append(entry | {"annotations": {layout.REF_NAME: name, "io.containerd.image.name": _full(name)}})
         config, parts = manifest["config"]["digest"], [part["digest"] for part in manifest["layers"]]
-        docker.append(
-            {"Config": _blob(config), "RepoTags": [name], "Layers": [_blob(part) for part in parts]}
-        )
+        docker.append({"Config": _blob(config), "RepoTags": [name], "Layers": [_blob(part) for part in parts]})
     for digest in sorted(store.reachable(found.values())):
         with open(store.path(digest), "rb") as blob:
             _add(tar, _blob(digest), os.fstat(blob.fileno()).st_size, blob)
@@ -109,9 +105,7 @@ def load(path, name=None, progress=None):
         elif archive.has("manifest.json"):
             found = archive.from_docker(store)
         else:
-            raise BadArchive(
-                f"{path} holds no image", "it has neither index.json nor manifest.json: is it a layer?"
-            )
+            raise BadArchive(f"{path} holds no image", "it has neither index.json nor manifest.json: is it a layer?")
         names = [(known or name, digest) for known, digest in found]
         if not names or any(known is None for known, _ in names):
             raise BadValue(f"{path} does not say what its image is called", "load(path, name=…) does")
@@ -171,9 +165,7 @@ class _Archive:
         except LabError:
             raise
         except tarread.DAMAGE as error:
-            raise BadArchive(
-                f"{self.path} is not a sound tar: {error}", "it is damaged: fetch it again"
-            ) from None
+            raise BadArchive(f"{self.path} is not a sound tar: {error}", "it is damaged: fetch it again") from None
         except OSError as error:
             raise from_oserror(error, f"reading {self.path}") from None
 
@@ -241,14 +233,8 @@ class _Archive:
         found = []
         listed = self.json("manifest.json")
         for entry in listed if isinstance(listed, list) else [None]:
-            if (
-                not isinstance(entry, dict)
-                or not isinstance(entry.get("Layers"), list)
-                or not entry.get("Config")
-            ):
-                raise BadArchive(
-                    f"the manifest.json of {self.path} is broken", "it is damaged: fetch it again"
-                )
+            if not isinstance(entry, dict) or not isinstance(entry.get("Layers"), list) or not entry.get("Config"):
+                raise BadArchive(f"the manifest.json of {self.path} is broken", "it is damaged: fetch it again")
             with open(self.file(entry["Config"]), "rb") as file:
                 config, config_size = store.add_stream(file)
             manifest, _ = store.add_json(

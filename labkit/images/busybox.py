@@ -88,9 +88,7 @@ def make(store):
     diff_id = digests.digest(tar)
     config, config_size = store.add_json(
         {
-            "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(
-                os.uname().machine, os.uname().machine
-            ),
+            "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine),
             "os": "linux",
             "config": {
                 "Cmd": ["sh"],
@@ -137,9 +135,7 @@ def is_static(elf):
     size, count = struct.unpack_from(order + "HH", elf, 54)
     if offset + size * count > len(elf):
         return False
-    return all(
-        struct.unpack_from(order + "I", elf, offset + size * index)[0] != PT_INTERP for index in range(count)
-    )
+    return all(struct.unpack_from(order + "I", elf, offset + size * index)[0] != PT_INTERP for index in range(count))
 
 
 def _names(path):

@@ -120,9 +120,7 @@ def find_in(layout, ref):
 
 def _not_found(name, names):
     there = ", ".join(sorted({*names, busybox.NAME}))
-    return NotFound(
-        f"there is no image {name} here", f"here: {there}; `lab pull {name}` fetches it from a registry"
-    )
+    return NotFound(f"there is no image {name} here", f"here: {there}; `lab pull {name}` fetches it from a registry")
 
 
 def _image(layout, name, digest, unpack):
@@ -145,17 +143,13 @@ def read(layout, digest):
     ]
     for part in parts:
         if not isinstance(part, dict) or not isinstance(part.get("size"), int) or part["size"] < 0:
-            raise BadArchive(
-                f"{digest} is not the manifest of an image", "an index, or damaged: pull or load it again"
-            )
+            raise BadArchive(f"{digest} is not the manifest of an image", "an index, or damaged: pull or load it again")
         digests.check_archived(part.get("digest"))
     config = layout.read_json(manifest["config"]["digest"])
     rootfs = config.get("rootfs") if isinstance(config.get("rootfs"), dict) else {}
     diff_ids = rootfs.get("diff_ids")
     if not isinstance(diff_ids, list) or len(diff_ids) != len(manifest["layers"]):
-        raise BadArchive(
-            f"the config of {digest} does not name each layer's diffID", "damaged: pull or load it again"
-        )
+        raise BadArchive(f"the config of {digest} does not name each layer's diffID", "damaged: pull or load it again")
     for diff_id in diff_ids:
         digests.check_archived(diff_id)
     return manifest, config
@@ -213,9 +207,7 @@ def unpacked(layout, digest, diff_id):
     with state.lock(f"layer-{digests.hex_of(diff_id)[:16]}"):  # of two who want it, one unpacks
         if not folder.exists():
             if not layout.has(digest):
-                raise NotFound(
-                    f"the store has no blob {digest}", "an image names it: pull or load that again"
-                )
+                raise NotFound(f"the store has no blob {digest}", "an image names it: pull or load that again")
             folder.parent.mkdir(mode=0o700, exist_ok=True)
             layers.apply(layout.path(digest), folder, digest=digest, diff_id=diff_id, devices=True, sync=True)
     return str(folder)

@@ -132,9 +132,7 @@ class _Packer:
     def all(self):
         self._add(self.root, os.lstat(self.root))
         for path, status in _walk(self.root, self.marks):
-            if not stat.S_ISSOCK(
-                status.st_mode
-            ):  # a socket is the process's that listens: no tar can hold one
+            if not stat.S_ISSOCK(status.st_mode):  # a socket is the process's that listens: no tar can hold one
                 self._add(path, status)
 
     def _add(self, path, status):

@@ -109,9 +109,7 @@ class TarStream:
         data = self._plain.read(size)
         size, limits = self._plain.size, self._limits
         if size > limits.size:
-            raise BadArchive(
-                f"the layer unpacks to more than {limits.size} bytes", "a bomb, or Limits(size=…)"
-            )
+            raise BadArchive(f"the layer unpacks to more than {limits.size} bytes", "a bomb, or Limits(size=…)")
         if size > limits.ratio_from and size > limits.ratio * self._blob.size:
             raise BadArchive(
                 f"{self._blob.size} stored bytes unpack to more than {size}",
@@ -188,9 +186,7 @@ def _gunzip(data, blob):
         try:
             plain = member.decompress(data, BLOCK)
         except zlib.error as error:
-            raise BadArchive(
-                f"the layer is not sound gzip: {error}", "it was damaged: fetch it again"
-            ) from None
+            raise BadArchive(f"the layer is not sound gzip: {error}", "it was damaged: fetch it again") from None
         if plain:
             yield plain
         data = member.unused_data if member.eof else member.unconsumed_tail
@@ -217,9 +213,7 @@ def _unzstd(first, blob):
             try:
                 plain = member.decompress(part)
             except zstandard.ZstdError as error:
-                raise BadArchive(
-                    f"the layer is not sound zstd: {error}", "it was damaged: fetch it again"
-                ) from None
+                raise BadArchive(f"the layer is not sound zstd: {error}", "it was damaged: fetch it again") from None
             if plain:
                 yield plain
             if member.eof:

@@ -121,13 +121,9 @@ def apply_onto(
         except LabError:
             raise
         except RecursionError:
-            raise BadArchive(
-                "the layer's tar has headers of headers without end", "a bomb: don't use it"
-            ) from None
+            raise BadArchive("the layer's tar has headers of headers without end", "a bomb: don't use it") from None
         except tarread.DAMAGE as error:
-            raise BadArchive(
-                f"the layer is not a sound tar: {error}", "it is damaged: fetch it again"
-            ) from None
+            raise BadArchive(f"the layer is not a sound tar: {error}", "it is damaged: fetch it again") from None
         except OSError as error:
             raise from_oserror(error, f"unpacking {unpacker.at}") from None
         if not reader.whole and digest is None and diff_id is None:

@@ -123,9 +123,7 @@ class Layout:
             with open(self.path(digest), "rb") as file:
                 data = file.read(_MAX_JSON + 1)
         except FileNotFoundError:
-            raise NotFound(
-                f"the store has no blob {digest}", "an image names it: pull or load that again"
-            ) from None
+            raise NotFound(f"the store has no blob {digest}", "an image names it: pull or load that again") from None
         if len(data) > _MAX_JSON or digests.digest(data) != digest:
             raise BadArchive(
                 f"the blob {digest} has other contents than its name says", "damaged: pull or load it again"
@@ -153,9 +151,7 @@ class Layout:
 
     def names(self):
         """Return {name: digest of its manifest}."""
-        return {
-            _name_of(entry): digests.check(entry.get("digest")) for entry in self.index() if _name_of(entry)
-        }
+        return {_name_of(entry): digests.check(entry.get("digest")) for entry in self.index() if _name_of(entry)}
 
     def set_name(self, name, digest):
         """Let a name mean this manifest, whatever it meant before; both are on the disk when this returns."""
@@ -184,9 +180,7 @@ class Layout:
 
     def _write_index(self, entries):
         index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}
-        state.write_atomic(
-            self.folder / "index.json", json.dumps(index, indent=1, sort_keys=True) + "\n", 0o644
-        )
+        state.write_atomic(self.folder / "index.json", json.dumps(index, indent=1, sort_keys=True) + "\n", 0o644)
 
     # Garbage
 
@@ -218,9 +212,7 @@ def choose(index, platform):
         said = entry.get("platform") if isinstance(entry, dict) else None
         if isinstance(said, dict) and wanted.items() <= said.items():
             return digests.check_archived(entry.get("digest"))
-    raise Unsupported(
-        f"that image is not made for {'/'.join(platform)}", "choose another, or another machine"
-    )
+    raise Unsupported(f"that image is not made for {'/'.join(platform)}", "choose another, or another machine")
 
 
 def _name_of(entry):

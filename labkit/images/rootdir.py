@@ -37,9 +37,7 @@ def normal(name, what="path"):
     parts = [part for part in name.split("/") if part not in ("", ".")]
     for part in parts:
         if part == "..":
-            raise BadArchive(
-                f"{what} {shown(name)} leads upward", "made to write outside the layer: don't use it"
-            )
+            raise BadArchive(f"{what} {shown(name)} leads upward", "made to write outside the layer: don't use it")
         if "\0" in part or len(os.fsencode(part)) > 255:
             raise BadArchive(f"{what} {shown(name)} has a name no file can have", "255 bytes at most, no NUL")
     if len(os.fsencode("/".join(parts))) >= 4096:
@@ -136,9 +134,7 @@ class RootDir:
             errno.ENAMETOOLONG: "is too long",
         }.get(error.errno)
         return (
-            BadArchive(f"{where} {why}", "made to write outside the layer, or broken: don't use it")
-            if why
-            else error
+            BadArchive(f"{where} {why}", "made to write outside the layer, or broken: don't use it") if why else error
         )
 
     def lstat(self, parts):

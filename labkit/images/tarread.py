@@ -70,9 +70,7 @@ class Reader:
         self.entries += 1
         self._bytes += entry.size
         if self.entries > self._limits.entries:
-            raise BadArchive(
-                f"the layer has more than {self._limits.entries} entries", "a bomb, or Limits(entries=…)"
-            )
+            raise BadArchive(f"the layer has more than {self._limits.entries} entries", "a bomb, or Limits(entries=…)")
         if self._bytes > self._limits.size:
             raise BadArchive(
                 f"the layer's files come to more than {self._limits.size} bytes", "a bomb, or Limits(size=…)"
@@ -103,9 +101,7 @@ class _Entry(tarfile.TarInfo):
             ) from None
         except tarfile.InvalidHeaderError as error:
             # Left to itself, tarfile takes a broken header for the end, and half a layer for all of it.
-            raise BadArchive(
-                f"the layer's tar has a broken header: {error}", "it is damaged: fetch it again"
-            ) from None
+            raise BadArchive(f"the layer's tar has a broken header: {error}", "it is damaged: fetch it again") from None
 
     def _proc_member(self, tar):
         extended = self.type in _EXTENDED
@@ -144,9 +140,7 @@ def nanoseconds(entry):
             return int(seconds * 1_000_000_000)
     except ArithmeticError:
         pass
-    raise BadArchive(
-        f"{shown(entry.name)} of the layer has a time no file can have", "it is damaged: fetch it again"
-    )
+    raise BadArchive(f"{shown(entry.name)} of the layer has a time no file can have", "it is damaged: fetch it again")
 
 
 def xattrs(entry):

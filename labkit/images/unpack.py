@@ -44,9 +44,7 @@ class Unpacker:
     def _one(self, reader, entry):
         parts = rootdir.normal(entry.name)
         if len(parts) > rootdir.DEPTH:
-            raise BadArchive(
-                f"{self.at} is deeper than {rootdir.DEPTH} folders", "made to break what walks it"
-            )
+            raise BadArchive(f"{self.at} is deeper than {rootdir.DEPTH} folders", "made to break what walks it")
         meaning, hidden = whiteouts.read_name(parts[-1]) if parts else ("file", "")
         if any(part.startswith(whiteouts.PREFIX) for part in parts[:-1]):
             raise BadArchive(f"{self.at} is inside a whiteout", "a whiteout is a mark, not a folder")
@@ -130,9 +128,7 @@ class Unpacker:
                     f"{self.at} is a device node", "it could reach the host's disks; devices=True allows it"
                 )
             if entry.ischr() and (entry.devmajor, entry.devminor) == (0, 0):
-                raise BadArchive(
-                    f"{self.at} is overlayfs's own mark for a deleted file", "in a tar that is `.wh.NAME`"
-                )
+                raise BadArchive(f"{self.at} is overlayfs's own mark for a deleted file", "in a tar that is `.wh.NAME`")
         if not parts and not entry.isdir():
             raise BadArchive(f"{self.at} would replace the layer's root", "only a folder can be a root")
         if not (0 <= entry.uid <= _LAST_ID and 0 <= entry.gid <= _LAST_ID):
@@ -176,9 +172,7 @@ class Unpacker:
                     "it must come earlier in the same layer",
                 )
             if stat.S_ISDIR(there.st_mode) or whiteouts.is_whiteout(there):
-                raise BadArchive(
-                    f"{self.at} is a hard link to {shown(entry.linkname)}, which is no file", "broken"
-                )
+                raise BadArchive(f"{self.at} is a hard link to {shown(entry.linkname)}, which is no file", "broken")
             from_dir = self.root.parent(target)
             os.link(target[-1], name, src_dir_fd=from_dir, dst_dir_fd=parent, follow_symlinks=False)
         finally:
@@ -204,9 +198,7 @@ class Unpacker:
         itself = f"/proc/self/fd/{fd}"
         try:
             if stat.S_ISLNK(os.stat(fd).st_mode) != entry.issym():
-                raise BadArchive(
-                    f"{self.at} was exchanged while it was unpacked", "someone else writes in there"
-                )
+                raise BadArchive(f"{self.at} was exchanged while it was unpacked", "someone else writes in there")
             os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
             if not entry.issym():
                 os.chmod(itself, entry.mode & 0o7777)

@@ -40,7 +40,9 @@ def parse(text):
         raise BadValue(f"--userns {text!r} can't be read", "remap, FIRST or FIRST:COUNT, as in 100000:65536")
     first, count = int(first), int(count or COUNT)
     if first < 1000 or not 1 <= count <= 2**31 or first + count > 2**32 - 2:
-        raise BadValue(f"--userns {text!r}: ids {first} to {first + count - 1} can't be given away", "from 1000 to 4294967293")
+        raise BadValue(
+            f"--userns {text!r}: ids {first} to {first + count - 1} can't be given away", "from 1000 to 4294967293"
+        )
     return first, count
 
 

@@ -32,11 +32,22 @@ _CLEAR = {
     "rw": mounts.RDONLY, "suid": mounts.NOSUID, "dev": mounts.NODEV, "exec": mounts.NOEXEC,
     "diratime": _NODIRATIME, "symfollow": _NOSYMFOLLOW,
 }  # fmt: skip
-_ATIME = {"noatime": _NOATIME, "strictatime": _STRICTATIME, "relatime": 0, "atime": 0, "norelatime": 0, "nostrictatime": 0}
+_ATIME = {
+    "noatime": _NOATIME,
+    "strictatime": _STRICTATIME,
+    "relatime": 0,
+    "atime": 0,
+    "norelatime": 0,
+    "nostrictatime": 0,
+}
 _SPREAD = {"private": sc.MS_PRIVATE, "slave": sc.MS_SLAVE, "shared": sc.MS_SHARED, "unbindable": sc.MS_UNBINDABLE}
 _OF_FILESYSTEM = {"sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime"}
 _NOTHING = {"defaults", "loud", "silent"}  # they only say how much the kernel logs
-_NOT_HERE = {"remount": "a new mount has nothing to change", "idmap": "mounts with other ids", "ridmap": "mounts with other ids"}
+_NOT_HERE = {
+    "remount": "a new mount has nothing to change",
+    "idmap": "mounts with other ids",
+    "ridmap": "mounts with other ids",
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,9 @@ def parse(words):
         elif word in _ATIME:
             atime = _ATIME[word]
         elif short in _ATIME:
-            raise Unsupported(f"mount option {word!r}: labkit sets access times on one mount at a time", f"use {short!r}")
+            raise Unsupported(
+                f"mount option {word!r}: labkit sets access times on one mount at a time", f"use {short!r}"
+            )
         elif word in _SPREAD or short in _SPREAD:
             spread = (_SPREAD[word if word in _SPREAD else short], short in _SPREAD)
         elif word in ("bind", "rbind", "tmpcopyup", *_NOTHING):
@@ -82,7 +95,10 @@ def parse(words):
             data.append(word)
     bind = bool(seen & {"bind", "rbind"})
     if bind and data:
-        raise BadValue(f"mount option {data[0]!r} means nothing for a bind mount", "it is the filesystem's, and that is there already")
+        raise BadValue(
+            f"mount option {data[0]!r} means nothing for a bind mount",
+            "it is the filesystem's, and that is there already",
+        )
     return Options(attrs, below, atime, spread, bind, "rbind" in seen, "tmpcopyup" in seen, tuple(data))
 
 
@@ -96,7 +112,9 @@ def propagation(word):
     """Return the (MS_…, whether the whole tree) of a word like `rslave`. Raises BadValue."""
     options = parse([word])
     if options.spread is None:
-        raise BadValue(f"propagation {word!r} is unknown", "one of " + ", ".join(_SPREAD) + ", perhaps with an r in front")
+        raise BadValue(
+            f"propagation {word!r} is unknown", "one of " + ", ".join(_SPREAD) + ", perhaps with an r in front"
+        )
     return options.spread
 
 

@@ -367,9 +367,7 @@ class Plan:
 
     def gathered(self):
         """Return the plan with the sources of its binds taken, by the power that the caller has now. See `launch`."""
-        return replace(
-            self, steps=tuple(step.gathered() if isinstance(step, Bind) else step for step in self.steps)
-        )
+        return replace(self, steps=tuple(step.gathered() if isinstance(step, Bind) else step for step in self.steps))
 
     def describe(self):
         """Return one line a step."""
@@ -425,7 +423,9 @@ def make_private():
 def let_through(kind, root):
     """Leave mounts shared with, or slaves of, the parent's, so that a bind of one can be; but not those at `root`."""
     if kind != sc.MS_SHARED:
-        sc.mount(None, "/", None, sc.MS_REC | (sc.MS_PRIVATE if kind in (sc.MS_PRIVATE, sc.MS_UNBINDABLE) else sc.MS_SLAVE))
+        sc.mount(
+            None, "/", None, sc.MS_REC | (sc.MS_PRIVATE if kind in (sc.MS_PRIVATE, sc.MS_UNBINDABLE) else sc.MS_SLAVE)
+        )
     # pivot_root(2) refuses a shared parent, and what is mounted on one would show up on the host.
     above = [mount.target for mount in proc.mounts() if (root + "/").startswith(mount.target.rstrip("/") + "/")]
     sc.mount(None, max(above, key=len), None, sc.MS_PRIVATE)

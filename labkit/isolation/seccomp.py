@@ -35,7 +35,11 @@ from labkit.ground.errors import BadValue, LabError, NotFound, Unsupported, from
 # (why, the capability with which it is allowed, the syscalls)
 FORBIDDEN = (
     ("keyrings are not namespaced: one could read another container's keys", None, "add_key request_key keyctl"),
-    ("mounts change what a path means", "SYS_ADMIN", "mount umount2 fsopen fsconfig fsmount fspick open_tree move_mount mount_setattr"),
+    (
+        "mounts change what a path means",
+        "SYS_ADMIN",
+        "mount umount2 fsopen fsconfig fsmount fspick open_tree move_mount mount_setattr",
+    ),
     ("a new root", None, "pivot_root"),
     ("a user namespace makes anyone root in it, and opens much kernel code to him", "SYS_ADMIN", "unshare setns"),
     ("its flags are behind a pointer, so new namespaces can't be told apart", "SYS_ADMIN", "clone3"),
@@ -140,7 +144,9 @@ def read(path, capabilities=()):
     except OSError as error:
         raise from_oserror(error, f"reading the seccomp profile {path}") from None
     except (ValueError, RecursionError) as error:
-        raise BadValue(f"the seccomp profile {path} can't be read: {error!r}", "docker's JSON format is wanted") from None
+        raise BadValue(
+            f"the seccomp profile {path} can't be read: {error!r}", "docker's JSON format is wanted"
+        ) from None
     return parse(words, capabilities, f"the seccomp profile {path}")
 
 
@@ -277,7 +283,9 @@ def _add(library, context, rule, others=False):
     for name in rule.names:
         number = library.seccomp_syscall_resolve_name(name.encode(errors="replace"))
         # Negative: a name of other processors, or (-1) newer than this libseccomp. The kernel has no such number here.
-        if (number >= 0 or (others and number != -1)) and (failure := library.seccomp_rule_add_array(context, rule.action, number, len(tests), tests)):
+        if (number >= 0 or (others and number != -1)) and (
+            failure := library.seccomp_rule_add_array(context, rule.action, number, len(tests), tests)
+        ):
             raise BadValue(f"the seccomp rule for {name} can't be used: {os.strerror(-failure)}")
 
 

@@ -88,7 +88,9 @@ def choose(add=(), drop=()):
     What this machine itself does not have can't be given: asked for by name it is
     Unsupported, in a default or in ALL it is left out.
     """
-    here = int(next(line for line in read("/proc/self/status").splitlines() if line.startswith("CapBnd")).split()[1], 16)
+    here = int(
+        next(line for line in read("/proc/self/status").splitlines() if line.startswith("CapBnd")).split()[1], 16
+    )
     everything = {name.upper() for name in add} & {"ALL"}
     wanted = mask(CAPABILITIES) if everything else mask(DEFAULT)
     if "ALL" in {name.upper() for name in drop}:

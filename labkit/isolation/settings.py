@@ -55,7 +55,9 @@ def check_sysctl(name, value, kinds):
     if name == "kernel.domainname":
         home = "uts"
     if home is None or ".." in name or "/" in name:
-        raise BadValue(f"sysctl {name!r} is not the container's own", "no namespace holds it: it would change the whole machine")
+        raise BadValue(
+            f"sysctl {name!r} is not the container's own", "no namespace holds it: it would change the whole machine"
+        )
     if home not in kinds:
         raise BadValue(f"sysctl {name!r} would change the host's: the container has no {home} namespace of its own")
     return name, str(value)
@@ -104,7 +106,9 @@ def open_proc(profile):
     Raises Unsupported if this kernel has no AppArmor, NotFound if the profile is not loaded.
     """
     if not APPARMOR.exists():
-        raise Unsupported("this kernel has no AppArmor, and a profile is asked for", "leave process.apparmorProfile out")
+        raise Unsupported(
+            "this kernel has no AppArmor, and a profile is asked for", "leave process.apparmorProfile out"
+        )
     # It is known here already, though only exec would find out: who creates a container wants to be told then.
     loaded = [line.rpartition(" (")[0] for line in proc.read(APPARMOR / "profiles").splitlines()]
     if profile not in ("unconfined", *loaded) and ":" not in profile and "//" not in profile:
@@ -119,7 +123,9 @@ def apparmor_on_exec(host_proc, profile):
         with open(os.open(_attribute(host_proc), os.O_WRONLY | os.O_CLOEXEC, dir_fd=host_proc), "wb", 0) as file:
             file.write(f"exec {profile}".encode())
     except OSError as error:
-        raise from_oserror(error, f"taking on the AppArmor profile {profile}", "`aa-status` lists those loaded") from None
+        raise from_oserror(
+            error, f"taking on the AppArmor profile {profile}", "`aa-status` lists those loaded"
+        ) from None
     finally:
         os.close(host_proc)
 

@@ -99,7 +99,9 @@ def copy_all():
                 _make(chapter, copy)
             else:
                 number = chapter.name[:2]
-                words.append(f"chapter {number} has a newer edition; `lab reset {number}` gets it and keeps yours beside it")
+                words.append(
+                    f"chapter {number} has a newer edition; `lab reset {number}` gets it and keeps yours beside it"
+                )
     return words
 
 
@@ -111,7 +113,9 @@ def reset(number):
     number = f"{int(number):02}" if str(number).isdigit() else str(number)
     chapter = next((path for path in chapters() if path.name.startswith(f"{number}-")), None)
     if chapter is None:
-        raise NotFound(f"there is no chapter {number}", "the chapters: " + ", ".join(path.name[:2] for path in chapters()))
+        raise NotFound(
+            f"there is no chapter {number}", "the chapters: " + ", ".join(path.name[:2] for path in chapters())
+        )
     copy = folder() / chapter.name
     aside = _put_aside(copy) if copy.exists() else None
     _make(chapter, copy)
@@ -216,7 +220,9 @@ def contents():
 def _contents(path):
     cells = state.read_json(path)["cells"]
     texts = ["".join(cell["source"]) for cell in cells]
-    heading = next((text for cell, text in zip(cells, texts, strict=True) if cell["cell_type"] == "markdown"), path.stem)
+    heading = next(
+        (text for cell, text in zip(cells, texts, strict=True) if cell["cell_type"] == "markdown"), path.stem
+    )
     title = re.sub(r"^#+\s*(\d+\s*[·:.-]\s*)?", "", heading.split("\n")[0])
     code = [text for cell, text in zip(cells, texts, strict=True) if cell["cell_type"] == "code"]
     checks = [check for check in dict.fromkeys(_functions_called(code)) if hasattr(_function(check), "exercise")]
@@ -236,7 +242,11 @@ def _functions_called(code):
                 modules |= {name.asname or name.name: name.name for name in node.names}
         for node in ast.walk(tree):
             function = node.func if isinstance(node, ast.Call) else None
-            if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id in modules:
+            if (
+                isinstance(function, ast.Attribute)
+                and isinstance(function.value, ast.Name)
+                and function.value.id in modules
+            ):
                 yield f"{modules[function.value.id]}.{function.attr}"
 
 
@@ -262,7 +272,9 @@ class Progress:
             (chapter,) = self.chapters
             lines = [f"  {'[x]' if self._passed(check) else '[ ]'} {_sentence(check)}" for check in chapter.checks]
             passed, total = self.count(chapter)
-            return "\n".join([f"Chapter {chapter.number}, {chapter.title}: {passed} of {total} exercises passed", *lines])
+            return "\n".join(
+                [f"Chapter {chapter.number}, {chapter.title}: {passed} of {total} exercises passed", *lines]
+            )
         return "\n".join(
             f"{chapter.number}  {_bar(*self.count(chapter))}  {chapter.title}" for chapter in self.chapters
         )
@@ -273,7 +285,9 @@ class Progress:
         rows = []
         for chapter in self.chapters:
             passed, total = self.count(chapter)
-            meter = f'<progress value="{passed}" max="{total}"></progress> {passed} of {total}' if total else "no exercises"
+            meter = (
+                f'<progress value="{passed}" max="{total}"></progress> {passed} of {total}' if total else "no exercises"
+            )
             rows.append(
                 f'<tr><td>{chapter.number}</td><td style="text-align:left"><a href="{chapter.file}">{chapter.title}</a></td>'
                 f'<td style="text-align:left">{meter}</td></tr>'

@@ -73,10 +73,7 @@ class Plug:
 
     def describe(self):
         """Return one line for each thing that is made."""
-        return [
-            f"ip {line}"
-            for line in [*self.outside("CONTAINER"), *(f"(inside) {line}" for line in self.inside())]
-        ]
+        return [f"ip {line}" for line in [*self.outside("CONTAINER"), *(f"(inside) {line}" for line in self.inside())]]
 
 
 # ---- the file: who is on which network ----
@@ -118,12 +115,7 @@ def join(name, container, names=(), ports=()):
         )
     with state.lock("network"):
         known = record(name) or _new_record(name)
-        taken = [
-            u[1:3]
-            for other in all_networks()
-            for user in record(other)["users"].values()
-            for u in user["ports"]
-        ]
+        taken = [u[1:3] for other in all_networks() for user in record(other)["users"].values() for u in user["ports"]]
         firewall.check_free(ports, map(tuple, taken))
         address = _free_address(known)
         first = not known["users"]
@@ -223,9 +215,7 @@ def _plug(known, container, address):
     six = known["subnet6"]
     last = int(address.rpartition(".")[2])
     name = next((name for name in all_networks() if record(name)["bridge"] == known["bridge"]), "")
-    return Plug(
-        name, known["bridge"], _link(container), address, first, six and f"{six}{last:x}", six and f"{six}1"
-    )
+    return Plug(name, known["bridge"], _link(container), address, first, six and f"{six}{last:x}", six and f"{six}1")
 
 
 def _write_hosts(known):
@@ -255,9 +245,7 @@ def resolv_conf():
         with contextlib.suppress(OSError):
             lines = Path(path).read_text(errors="replace").splitlines()
             reachable = [
-                line
-                for line in lines
-                if not line.replace("\t", " ").startswith(("nameserver 127.", "nameserver ::1"))
+                line for line in lines if not line.replace("\t", " ").startswith(("nameserver 127.", "nameserver ::1"))
             ]
             return "".join(f"{line}\n" for line in reachable)
     return ""

@@ -40,9 +40,7 @@ class Port:
         *address, host, container = ports.rsplit(":", 2) if ports.count(":") else ("", "")
         address = address[0] if address else "127.0.0.1"
         try:
-            port = cls(
-                int(host), int(container), protocol if slash else "tcp", str(ipaddress.IPv4Address(address))
-            )
+            port = cls(int(host), int(container), protocol if slash else "tcp", str(ipaddress.IPv4Address(address)))
             if not (0 < port.host < 65536 and 0 < port.container < 65536 and port.protocol in ("tcp", "udp")):
                 raise ValueError
         except ValueError:
@@ -77,11 +75,7 @@ def rules(table, known):
             [
                 f'ip saddr {subnet} oifname != "{bridge}" masquerade',
                 f'ip saddr 127.0.0.0/8 oifname "{bridge}" masquerade',
-                *(
-                    [f'ip6 saddr {known["subnet6"]}/64 oifname != "{bridge}" masquerade']
-                    if known["subnet6"]
-                    else []
-                ),
+                *([f'ip6 saddr {known["subnet6"]}/64 oifname != "{bridge}" masquerade'] if known["subnet6"] else []),
             ],
         ),
         "forward": (

@@ -29,7 +29,16 @@ from labkit.isolation import mount_options, mounts, namespaces, seccomp, securit
 from labkit.oci import resources
 
 # the specification's word: ours
-KINDS = {"mount": "mnt", "network": "net", "pid": "pid", "ipc": "ipc", "uts": "uts", "user": "user", "cgroup": "cgroup", "time": "time"}
+KINDS = {
+    "mount": "mnt",
+    "network": "net",
+    "pid": "pid",
+    "ipc": "ipc",
+    "uts": "uts",
+    "user": "user",
+    "cgroup": "cgroup",
+    "time": "time",
+}
 
 _KNOWN = {
     "": "ociVersion root process hostname domainname mounts hooks annotations linux",
@@ -101,16 +110,24 @@ def read(path):
     version = config.get("ociVersion")
     if not isinstance(version, str) or not re.match(r"1\.\d+\.\d+", version):
         raise Unsupported(f"{file}: ociVersion {version!r}", "labkit reads version 1 of the specification, any 1.x.y")
-    warnings = [*_strange("", config), *_strange("root", config.get("root") or {}), *_strange("linux", config.get("linux") or {})]
+    warnings = [
+        *_strange("", config),
+        *_strange("root", config.get("root") or {}),
+        *_strange("linux", config.get("linux") or {}),
+    ]
     if not (config.get("root") or {}).get("path"):
         raise BadValue(f"{file}: root.path is missing", "the folder that becomes /")
     process = config.get("process") or {}
     warnings += check_process(process)
     bundle = Bundle(path, config, tuple(warnings), process)
     if not os.path.isdir(bundle.rootfs):
-        raise NotFound(f"{file}: root.path is {bundle.rootfs}, and there is no such folder", "put the files of the root there")
+        raise NotFound(
+            f"{file}: root.path is {bundle.rootfs}, and there is no such folder", "put the files of the root there"
+        )
     if "mount" not in {entry.get("type") for entry in bundle.linux.get("namespaces") or ()}:
-        raise Unsupported(f"{file}: no mount namespace in linux.namespaces", "without one the mounts would be the host's")
+        raise Unsupported(
+            f"{file}: no mount namespace in linux.namespaces", "without one the mounts would be the host's"
+        )
     return bundle
 
 
@@ -121,7 +138,9 @@ def shaped(what="config.json"):
         yield
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         missing = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise BadValue(f"{what} has another shape than the specification's: {missing}", "config.md of the runtime specification") from None
+        raise BadValue(
+            f"{what} has another shape than the specification's: {missing}", "config.md of the runtime specification"
+        ) from None
 
 
 def read_json(file):
@@ -186,7 +205,9 @@ def process_words(process, kinds, filter_words=None):
         # To gain privilege by exec stays possible, as with docker, unless the config forbids it.
         "unlocked": () if process.get("noNewPrivileges") else ("no_new_privs",),
         "settings": settings.Settings(
-            rlimits=tuple(settings.check_rlimit(one["type"], one["soft"], one["hard"]) for one in process.get("rlimits") or ()),
+            rlimits=tuple(
+                settings.check_rlimit(one["type"], one["soft"], one["hard"]) for one in process.get("rlimits") or ()
+            ),
             oom_score_adj=process.get("oomScoreAdj"),
             umask=user.get("umask", 0o022),
             apparmor=process.get("apparmorProfile") or None,
@@ -233,12 +254,16 @@ def job(bundle, group, state, **more):
     made, paths = _namespaces(linux.get("namespaces") or ())
     words = process_words(bundle.process, bundle.kinds(), linux.get("seccomp"))
     offsets = linux.get("timeOffsets") or {}
-    sysctls = tuple(settings.check_sysctl(name, value, bundle.kinds()) for name, value in (linux.get("sysctl") or {}).items())
+    sysctls = tuple(
+        settings.check_sysctl(name, value, bundle.kinds()) for name, value in (linux.get("sysctl") or {}).items()
+    )
     for name in ("hostname", "domainname"):
         if not isinstance(config.get(name, ""), str):
             raise BadValue(f"{name} {config[name]!r} is no text")
         if config.get(name) and "uts" not in made:
-            raise BadValue(f"{name} is set, and the container has no uts namespace of its own", "it would rename the host")
+            raise BadValue(
+                f"{name} is set, and the container has no uts namespace of its own", "it would rename the host"
+            )
     words["settings"] = replace(words["settings"], sysctls=sysctls, domainname=config.get("domainname") or None)
     return launch.Job(
         **words,
@@ -248,7 +273,9 @@ def job(bundle, group, state, **more):
         hostname=config.get("hostname") or None,
         uid_map=_maps(linux, "uidMappings"),
         gid_map=_maps(linux, "gidMappings"),
-        clock_offsets=tuple(_offset(offsets.get(clock)) for clock in ("monotonic", "boottime")) if "time" in made else None,
+        clock_offsets=tuple(_offset(offsets.get(clock)) for clock in ("monotonic", "boottime"))
+        if "time" in made
+        else None,
         hooks=bundle.hooks(),
         state=state,
         **more,
@@ -351,7 +378,9 @@ def _devices(bundle):
         numbers = [words.get(name, 0) for name in ("major", "minor")]
         mode = words.get("fileMode", 0o666)
         steps.append(mount_options.Device(path, kind, *numbers, mode & 0o777, words.get("uid", 0), words.get("gid", 0)))
-    steps += [mounts.Bind(f"/dev/{name}", f"/dev/{name}", recursive=False, follow=True) for name in standard_mounts.DEVICES]
+    steps += [
+        mounts.Bind(f"/dev/{name}", f"/dev/{name}", recursive=False, follow=True) for name in standard_mounts.DEVICES
+    ]
     return [*steps, *standard_mounts.device_links()]
 
 

@@ -68,7 +68,11 @@ def _log(options, level, error):
     if not options.log:
         return
     words = {"level": level, "msg": text.replace("\n", " "), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    line = json.dumps(words) if options.log_format == "json" else " ".join(f"{name}={json.dumps(text)}" for name, text in words.items())
+    line = (
+        json.dumps(words)
+        if options.log_format == "json"
+        else " ".join(f"{name}={json.dumps(text)}" for name, text in words.items())
+    )
     with contextlib.suppress(OSError), open(options.log, "a") as file:
         file.write(line + "\n")
 
@@ -93,7 +97,9 @@ def _create(options):
 
 def _made(options, box, survives):
     if options.no_pivot:
-        raise Unsupported("--no-pivot: labkit never leaves a container in a chroot", "a root filesystem that is not the initramfs")
+        raise Unsupported(
+            "--no-pivot: labkit never leaves a container in a chroot", "a root filesystem that is not the initramfs"
+        )
     spawned = box.create(
         options.bundle,
         console=options.console_socket,
@@ -219,7 +225,9 @@ def _ps(options):
     if options.format == "json":
         print(json.dumps(pids))
         return
-    table = subprocess.run(["ps", *(options.args or ["-ef"])], capture_output=True, text=True, check=True).stdout.splitlines()
+    table = subprocess.run(
+        ["ps", *(options.args or ["-ef"])], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     column = table[0].split().index("PID")
     print("\n".join([table[0], *(line for line in table[1:] if line.split()[column] in map(str, pids))]))
 
@@ -295,13 +303,17 @@ class _Unnamed:
 
 def _parser(argv):
     parser = argparse.ArgumentParser(prog="labkit-runtime", description="an OCI runtime", allow_abbrev=False)
-    parser.add_argument("--version", "-v", action="version", version=f"labkit-runtime version 0.1.0\nspec: {terms.VERSION}")
+    parser.add_argument(
+        "--version", "-v", action="version", version=f"labkit-runtime version 0.1.0\nspec: {terms.VERSION}"
+    )
     parser.add_argument("--root", help="the folder that keeps containers")
     parser.add_argument("--log", help="a file that errors are added to")
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
     parser.add_argument("--log-level", help="taken, and not needed: what is logged is always worth it")
     parser.add_argument("--debug", action="store_true", help="likewise")
-    parser.add_argument("--systemd-cgroup", action="store_true", help="cgroupsPath is SLICE:PREFIX:NAME, and systemd makes it")
+    parser.add_argument(
+        "--systemd-cgroup", action="store_true", help="cgroupsPath is SLICE:PREFIX:NAME, and systemd makes it"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     # Called for each step of each container: only the command that is named is set up.
@@ -319,7 +331,11 @@ def _parser(argv):
         return sub
 
     yes = {"action": "store_true"}
-    console = [(("--console-socket",), {}), (("--pid-file",), {}), (("--preserve-fds",), {"type": _count, "default": 0})]
+    console = [
+        (("--console-socket",), {}),
+        (("--pid-file",), {}),
+        (("--preserve-fds",), {"type": _count, "default": 0}),
+    ]
     make = [(("--bundle", "-b"), {"default": "."}), *console, (("--no-pivot",), yes), (("--no-new-keyring",), yes)]
     form = (("--format", "-f"), {"choices": ("table", "json"), "default": "table"})
     command("create", _create, *make, help="make a container of a bundle; its program waits")
@@ -351,7 +367,14 @@ def _parser(argv):
         (("--blkio-weight",), number), help="change its limits",
     )  # fmt: skip
     command("features", _features, number=False, help="tell what this runtime can, as JSON")
-    command("spec", _spec, (("--bundle", "-b"), {"default": "."}), (("--rootless",), yes), number=False, help="write a config.json")
+    command(
+        "spec",
+        _spec,
+        (("--bundle", "-b"), {"default": "."}),
+        (("--rootless",), yes),
+        number=False,
+        help="write a config.json",
+    )
     for name, why in _NOT_HERE.items():
         sub = command(name, _refuse, number=False, help=f"not here: {why}")
         sub.add_argument("rest", nargs=argparse.REMAINDER)

@@ -70,7 +70,9 @@ class Box:
         """Return its state, in the specification's words."""
         record = self.record()
         status = self.status(record)
-        words = {name: record[name] for name in ("ociVersion", "id", "bundle", "annotations", "rootfs", "created", "owner")}
+        words = {
+            name: record[name] for name in ("ociVersion", "id", "bundle", "annotations", "rootfs", "created", "owner")
+        }
         return words | {"status": status, "pid": record["pid"] if status not in ("creating", "stopped") else 0} | other
 
     def config(self):
@@ -163,7 +165,9 @@ class Box:
         record = self.record()
         status = self.status(record)
         if status != "created":
-            raise InUse(f"cannot start a container in the {status} state", "only a created one can be started, and once")
+            raise InUse(
+                f"cannot start a container in the {status} state", "only a created one can be started, and once"
+            )
         config = self.config()
         gate.open_for(self.folder, config["process"]["args"])
         try:
@@ -189,7 +193,12 @@ class Box:
             _check_console(process, console, survives)
             words = bundles.process_words(process, kinds, (config.get("linux") or {}).get("seccomp"))
         job = launch.Job(
-            **words, namespaces=kinds, join=record["pid"], survives=survives, keep_fds=keep_fds, **_into(self.cgroup(record))
+            **words,
+            namespaces=kinds,
+            join=record["pid"],
+            survives=survives,
+            keep_fds=keep_fds,
+            **_into(self.cgroup(record)),
         )
         box = bundles.Bundle(record["bundle"], config, (), process)
         _give_stdio_to(box.owner())
@@ -279,7 +288,11 @@ def forget(root, number):
 def boxes(root):
     """Return the containers below `root`."""
     root = Path(root)
-    return [Box(root, path.name) for path in sorted(root.iterdir()) if (path / "state.json").exists()] if root.is_dir() else []
+    return (
+        [Box(root, path.name) for path in sorted(root.iterdir()) if (path / "state.json").exists()]
+        if root.is_dir()
+        else []
+    )
 
 
 def _into(group):
@@ -298,7 +311,9 @@ def _unlock(job, lock):
 
 def _check_console(process, console, detached):
     if console and not process.get("terminal"):
-        raise BadValue("--console-socket without process.terminal", "a terminal is made only if the process asks for one")
+        raise BadValue(
+            "--console-socket without process.terminal", "a terminal is made only if the process asks for one"
+        )
     if process.get("terminal") and detached and not console:
         raise BadValue("process.terminal needs --console-socket here", "somebody must take the terminal's other end")
 

@@ -112,9 +112,13 @@ def _memory(words):
     beyond = None
     if swap is not None:
         if limit is None:
-            raise BadValue("linux.resources.memory.swap without a memory limit", "it is memory and swap together: set both")
+            raise BadValue(
+                "linux.resources.memory.swap without a memory limit", "it is memory and swap together: set both"
+            )
         if UNLIMITED not in (limit, swap) and swap < limit:
-            raise BadValue(f"linux.resources.memory.swap {swap} is less than the memory limit", "it is memory and swap together")
+            raise BadValue(
+                f"linux.resources.memory.swap {swap} is less than the memory limit", "it is memory and swap together"
+            )
         beyond = UNLIMITED if UNLIMITED in (limit, swap) else swap - limit
     return {"memory": limit, "memory_swap": beyond, "memory_low": words.get("reservation") or None}
 
@@ -147,7 +151,9 @@ def _io(words):
         ("throttleWriteIOPSDevice", "wiops"),
     ):
         for one in words.get(word) or ():
-            rates.setdefault(f"{one['major']}:{one['minor']}", {})[name] = one["rate"] or UNLIMITED  # 0 lifts a limit, as runc has it
+            rates.setdefault(f"{one['major']}:{one['minor']}", {})[name] = (
+                one["rate"] or UNLIMITED
+            )  # 0 lifts a limit, as runc has it
     return tuple(IoLimit(device, **found) for device, found in rates.items())
 
 
@@ -162,7 +168,9 @@ def _rules(words):
         if whole:
             allowed, everything = [], bool(word["allow"])
         elif kind == "a":
-            raise Unsupported(f"linux.resources.devices: {word} is for all devices, but not whole", "name type, major, minor")
+            raise Unsupported(
+                f"linux.resources.devices: {word} is for all devices, but not whole", "name type, major, minor"
+            )
         elif word["allow"]:
             allowed.append(devices.Rule(kind, major, minor, access))
         elif everything or any(_overlaps(rule, kind, major, minor) for rule in allowed):

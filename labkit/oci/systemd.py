@@ -31,7 +31,11 @@ class Unit:
     def path(self):
         """The folder, from the tree's root."""
         parts = self.slice.removesuffix(".slice").split("-")
-        steps = ["-".join(parts[: number + 1]) + ".slice" for number in range(len(parts))] if self.slice != "-.slice" else []
+        steps = (
+            ["-".join(parts[: number + 1]) + ".slice" for number in range(len(parts))]
+            if self.slice != "-.slice"
+            else []
+        )
         return "/" + "/".join([*steps, self.name])
 
     def start(self, pid, seconds=10):
@@ -43,7 +47,10 @@ class Unit:
         ]  # fmt: skip
         done = subprocess.run(call, capture_output=True, text=True)
         if done.returncode:
-            raise LabError(f"systemd did not make {self.name}: {done.stderr.strip()}", "journalctl -u dbus, or without --systemd-cgroup")
+            raise LabError(
+                f"systemd did not make {self.name}: {done.stderr.strip()}",
+                "journalctl -u dbus, or without --systemd-cgroup",
+            )
         deadline = time.monotonic() + seconds
         while self.path not in proc.cgroups(pid).values():
             if time.monotonic() > deadline:
@@ -61,9 +68,14 @@ def stop(name):
 def unit(place, number):
     """Return the Unit of a `slice:prefix:name`. Raise Unsupported where systemd does not rule, BadValue for another form."""
     if not os.path.isdir("/run/systemd/system") or not shutil.which("busctl"):
-        raise Unsupported("--systemd-cgroup: systemd is not PID 1 here", "the cgroupfs manager: docker's native.cgroupdriver=cgroupfs")
+        raise Unsupported(
+            "--systemd-cgroup: systemd is not PID 1 here", "the cgroupfs manager: docker's native.cgroupdriver=cgroupfs"
+        )
     parts = place.split(":") if place else ["system.slice", "labkit", number]
     if len(parts) != 3 or not parts[2] or not (parts[0] or "system.slice").endswith(".slice") or "/" in place:
-        raise BadValue(f"linux.cgroupsPath {place!r}", "with --systemd-cgroup it is SLICE:PREFIX:NAME, like machine.slice:libpod:web")
+        raise BadValue(
+            f"linux.cgroupsPath {place!r}",
+            "with --systemd-cgroup it is SLICE:PREFIX:NAME, like machine.slice:libpod:web",
+        )
     prefix = f"{parts[1]}-" if parts[1] else ""
     return Unit(f"{prefix}{parts[2]}.scope", parts[0] or "system.slice")

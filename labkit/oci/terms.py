@@ -63,12 +63,27 @@ def example():
         "hostname": "labkit",
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {
+                "destination": "/dev",
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+            },
             {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": devpts},
-            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*locked, "mode=1777", "size=65536k"]},
+            {
+                "destination": "/dev/shm",
+                "type": "tmpfs",
+                "source": "shm",
+                "options": [*locked, "mode=1777", "size=65536k"],
+            },
             {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": locked},
             {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*locked, "ro"]},
-            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*locked, "relatime", "ro"]},
+            {
+                "destination": "/sys/fs/cgroup",
+                "type": "cgroup",
+                "source": "cgroup",
+                "options": [*locked, "relatime", "ro"],
+            },
         ],
         "linux": {
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},

@@ -55,9 +55,7 @@ def remove(ref, force=False):
             for folder in _folders(layout, only=name):
                 if folder in used and folder not in kept:
                     container = used[folder]
-                    raise InUse(
-                        f"the image {name} is in use by container {container}", f"`lab rm -f {container}`"
-                    )
+                    raise InUse(f"the image {name} is in use by container {container}", f"`lab rm -f {container}`")
         layout.drop_name(name)
         return _collect(layout)
 

@@ -76,9 +76,7 @@ class Rootfs:
 
     def tree(self):
         """Return {role: folder}, top to bottom: which file is where."""
-        lowers = {
-            f"lowerdir {number}": folder for number, folder in reversed([*enumerate(self.lowerdirs, 1)])
-        }
+        lowers = {f"lowerdir {number}": folder for number, folder in reversed([*enumerate(self.lowerdirs, 1)])}
         return {"merged": self.merged, "upperdir": self.upperdir, "workdir": self.workdir, **lowers}
 
 
@@ -310,9 +308,7 @@ def mount(lowerdirs, upperdir, workdir, merged, options=DEFAULT_OPTIONS):
     lowerdirs = [lowerdirs] if isinstance(lowerdirs, (str, os.PathLike)) else list(lowerdirs)
     for folder in [*lowerdirs, *filter(None, (upperdir, workdir)), merged]:
         if not os.path.isdir(folder):
-            raise NotFound(
-                f"there is no folder {folder}", "overlayfs stacks folders that exist: make it first"
-            )
+            raise NotFound(f"there is no folder {folder}", "overlayfs stacks folders that exist: make it first")
     if not upperdir:  # without an upperdir the kernel wants two lowerdirs: empty ones below change nothing
         missing = range(max(0, 2 - len(lowerdirs)))
         lowerdirs = [*(state.run_dir("empty", str(number)) for number in missing), *lowerdirs]
@@ -400,6 +396,4 @@ def _cp(source, target):
     command = ["cp", "-a", "--sparse=auto", "--reflink=never", "-T", str(source), str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise LabError(
-            f"copying {source} to {target} failed: {done.stderr.strip()[:300]}", "df -h: is there room?"
-        )
+        raise LabError(f"copying {source} to {target} failed: {done.stderr.strip()[:300]}", "df -h: is there room?")

@@ -80,11 +80,7 @@ def path(name):
 
 def all():
     """Return every named Volume, by name."""
-    return [
-        Volume(home.name, str(home / "_data"))
-        for home in sorted(_home().iterdir())
-        if (home / "_data").is_dir()
-    ]
+    return [Volume(home.name, str(home / "_data")) for home in sorted(_home().iterdir()) if (home / "_data").is_dir()]
 
 
 def fill(name, rootfs_fd, target):
@@ -137,9 +133,7 @@ def remove(name):
     volume = get(name)
     user = user_of(volume)
     if user is not None:
-        raise InUse(
-            f"the volume {name} is in use by process {user}", "stop its container: `lab ps`, `lab stop`"
-        )
+        raise InUse(f"the volume {name} is in use by process {user}", "stop its container: `lab ps`, `lab stop`")
     home = _home() / name
     # Its name goes first, in one step: a volume is there whole, or not at all.
     doomed = home.with_name(f".{name}.{state.new_id()}.removed")

@@ -49,9 +49,7 @@ def main(argv):
     parser.add_argument("themes", nargs="*", metavar="THEME", help=" ".join(THEMES))
     parser.add_argument("--rounds", type=int, default=20, help="times that each thing is done")
     parser.add_argument("--full", action="store_true", help="1,000 in a row, an image of 500 MB")
-    parser.add_argument(
-        "--chapters", metavar="FILE", help="junit xml, or pytest's --durations=0, of a run under nbval"
-    )
+    parser.add_argument("--chapters", metavar="FILE", help="junit xml, or pytest's --durations=0, of a run under nbval")
     parser.add_argument("--figure", metavar="FILE", help="draw all of it as a PNG file")
     parser.add_argument("--json", metavar="FILE", help="write every single time to this file")
     options = parser.parse_args(argv)

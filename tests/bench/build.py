@@ -32,9 +32,7 @@ CACHED, ANEW = "all in the cache", "nothing in the cache"
 
 def in_notebook(area, cache):
     """Prepare labkit's build, in the process itself."""
-    return notebook(
-        60, lambda: lambda _: _named(build(area, "bench-built", cache=cache, say=lambda *_: None))
-    )
+    return notebook(60, lambda: lambda _: _named(build(area, "bench-built", cache=cache, say=lambda *_: None)))
 
 
 def _named(image):

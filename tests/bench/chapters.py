@@ -15,9 +15,7 @@ from report import Report
 
 from labkit.ground.errors import BadArchive, BadValue
 
-_LINE = re.compile(
-    r"^\s*(\d+\.\d+)s (setup|call|teardown)\s+(\S*?)([^/\s]+)\.ipynb::+(Cell \d+)", re.MULTILINE
-)
+_LINE = re.compile(r"^\s*(\d+\.\d+)s (setup|call|teardown)\s+(\S*?)([^/\s]+)\.ipynb::+(Cell \d+)", re.MULTILINE)
 
 
 def read(path):
@@ -25,14 +23,10 @@ def read(path):
     try:
         text = Path(path).read_text(errors="replace")
     except OSError as error:
-        raise BadArchive(
-            f"{path} can't be read: {error.strerror}", "--chapters FILE, as pytest wrote it"
-        ) from None
+        raise BadArchive(f"{path} can't be read: {error.strerror}", "--chapters FILE, as pytest wrote it") from None
     found = _from_xml(text, path) if text.lstrip().startswith("<") else _from_lines(text)
     if not found:
-        raise BadArchive(
-            f"{path} has no cells of notebooks in it", "pytest --nbval --junitxml=FILE notebooks"
-        )
+        raise BadArchive(f"{path} has no cells of notebooks in it", "pytest --nbval --junitxml=FILE notebooks")
     return found
 
 
@@ -59,9 +53,7 @@ def _from_lines(text):
 def measure(options):
     """Yield the Report."""
     if not options.chapters:
-        raise BadValue(
-            "which run of the chapters?", "lab bench chapters --chapters FILE, a junit xml of `lab test`"
-        )
+        raise BadValue("which run of the chapters?", "lab bench chapters --chapters FILE, a junit xml of `lab test`")
     chapters = read(options.chapters)
     rows, total = [], 0
     for chapter, cells in sorted(chapters.items()):
@@ -69,9 +61,7 @@ def measure(options):
         slowest = max(cells, key=cells.get)
         total += spent
         rows.append((chapter, float(spent), len(cells), slowest, float(cells[slowest])))
-    every = [
-        (spent, f"{chapter}, {cell}") for chapter, cells in chapters.items() for cell, spent in cells.items()
-    ]
+    every = [(spent, f"{chapter}, {cell}") for chapter, cells in chapters.items() for cell, spent in cells.items()]
     dearest = sorted(every, reverse=True)[:10]
     yield Report(
         f"the chapters under nbval, {total / 60:.1f} minutes",

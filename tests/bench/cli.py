@@ -86,9 +86,7 @@ def import_times(words):
     if done.returncode:
         raise LabError(f"{words} failed: {done.stderr.strip()[-300:]}")
     found = re.findall(r"^import time:\s+(\d+) \|\s+(\d+) \|\s+(\S+)$", done.stderr, re.MULTILINE)
-    return sorted(
-        ((name, int(own) / 1000, int(both) / 1000) for own, both, name in found), key=lambda row: -row[1]
-    )
+    return sorted(((name, int(own) / 1000, int(both) / 1000) for own, both, name in found), key=lambda row: -row[1])
 
 
 def measure(options):
@@ -134,12 +132,9 @@ def measure(options):
 def _imports(rounds):
     lines = ("import labkit", "from labkit import Container")
     times = {
-        line: [float(command_succeeds([*PYTHON, "-c", IMPORT.format(line)])) for _ in range(rounds)]
-        for line in lines
+        line: [float(command_succeeds([*PYTHON, "-c", IMPORT.format(line)])) for _ in range(rounds)] for line in lines
     }
-    loaded = command_succeeds(
-        [*PYTHON, "-c", "import labkit, sys; print('matplotlib' in sys.modules)"]
-    ).strip()
+    loaded = command_succeeds([*PYTHON, "-c", "import labkit, sys; print('matplotlib' in sys.modules)"]).strip()
     middle = statistics.median(times["import labkit"])
     return Report(
         "imports",
@@ -148,9 +143,7 @@ def _imports(rounds):
         [contestants.row(line, spent) for line, spent in times.items()],
         notes=[
             f"import labkit: {middle:.1f} ms (goal: under 60)" + ("" if middle < 60 else "  NOT reached"),
-            "matplotlib comes with it: NOT as it should be"
-            if loaded == "True"
-            else "matplotlib does not come with it",
+            "matplotlib comes with it: NOT as it should be" if loaded == "True" else "matplotlib does not come with it",
         ],
         shown=(1, "median [ms]"),
         ours=True,

@@ -58,9 +58,7 @@ def shell(command, apart=False, around=None):
 
 def command_succeeds(words, **more):
     """Run a command to its end; return its output. Raises LabError with its own complaint."""
-    done = subprocess.run(
-        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", **more
-    )
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", **more)
     if done.returncode:
         raise LabError(f"{words[0]} failed: {(done.stderr or done.stdout).strip()[-300:]}")
     return done.stdout

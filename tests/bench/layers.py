@@ -87,9 +87,7 @@ def _race(what, images_of, unit, rounds):
         times = contestants.race(makers, rounds)
         folder, refused = stack.enter_context(peers.scratch()), ""
         try:
-            alone = contestants.race(
-                {size: mount_alone(name, folder) for size, name in names.items()}, rounds
-            )
+            alone = contestants.race({size: mount_alone(name, folder) for size, name in names.items()}, rounds)
         except LabError as error:
             alone, refused = {}, str(error)
     first, *more = times
@@ -97,10 +95,7 @@ def _race(what, images_of, unit, rounds):
         f"start against {what}",
         f"{rounds} rounds, milliseconds",
         ("min", "median", "p99", "the mount alone"),
-        [
-            (*contestants.row(f"{size} {unit}", spent), _middle(alone.get(size)))
-            for size, spent in times.items()
-        ],
+        [(*contestants.row(f"{size} {unit}", spent), _middle(alone.get(size))) for size, spent in times.items()],
         ratios=[(f"{size} {unit}", first, ratio(times, size, first), None) for size in more],
         notes=[f"the mount alone is not measured: {refused}"] if refused else [],
         draw=lambda axes: _draw(axes, times, alone, unit),
@@ -123,9 +118,7 @@ def _draw(axes, times, alone, unit):
     if alone:
         mount = [_middle(spent) for spent in alone.values()]
         axes.plot(list(alone), mount, "o-", color=figures.BLACK)
-        axes.annotate(
-            "the mount alone", (list(alone)[-1], mount[-1]), (0, 8), textcoords="offset points", ha="right"
-        )
+        axes.annotate("the mount alone", (list(alone)[-1], mount[-1]), (0, 8), textcoords="offset points", ha="right")
     axes.set_ylim(0, 1.7 * max(middles))  # what else the machine did now and then is above
     axes.set_xticks(list(times))
     axes.set_xlabel(unit)

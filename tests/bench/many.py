@@ -154,9 +154,7 @@ def memory():
     """Prepare a notebook that tells what so many sleeping containers cost labkit, and each of themselves."""
 
     def once(count):
-        with Container(
-            "busybox", ["true"], **LIMITS
-        ).start() as first:  # what is loaded once is no container's
+        with Container("busybox", ["true"], **LIMITS).start() as first:  # what is loaded once is no container's
             first.wait()
         ours = {"keeper": "self", "spawner": spawner.current().owner()}
         before = {name: _pss(pid) for name, pid in ours.items()}
@@ -195,13 +193,8 @@ def measure(options):
         f"{count} at once",
         "start to exit of `true`",
         ("a second", "all, ms"),
-        [
-            (name, count / statistics.median(spent) * 1000, statistics.median(spent))
-            for name, spent in together.items()
-        ],
-        ratios=[
-            (f"{name}: time", "crun's", ratio(together, name, "crun"), None) for name in list(together)[:2]
-        ],
+        [(name, count / statistics.median(spent) * 1000, statistics.median(spent)) for name, spent in together.items()],
+        ratios=[(f"{name}: time", "crun's", ratio(together, name, "crun"), None) for name in list(together)[:2]],
         shown=(0, "containers a second"),
         raw=together,
     )

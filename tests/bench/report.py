@@ -25,9 +25,7 @@ class Report:
         cells = [[_cell(value) for value in row[1:]] for row in self.rows]
         widths = [max(len(text) for text in column) + 2 for column in zip(self.columns, *cells, strict=True)]
         for label, texts in zip(["", *(row[0] for row in self.rows)], [self.columns, *cells], strict=True):
-            print(
-                f"  {label:{wide}}" + "".join(f"{text:>{w}}" for text, w in zip(texts, widths, strict=True))
-            )
+            print(f"  {label:{wide}}" + "".join(f"{text:>{w}}" for text, w in zip(texts, widths, strict=True)))
         for a, b, found, goal in self.ratios:
             print(f"  {a} / {b}: {found:{'.2f' if found >= 0.1 else '.1g'}}" + _judged(found, goal))
         for note in self.notes:
@@ -54,9 +52,7 @@ def figure(reports, head):
 
     columns = next(number for number, most in ((1, 1), (2, 6), (3, len(reports))) if len(reports) <= most)
     lines = -(-len(reports) // columns)
-    tall = [
-        max(len(one.rows) for one in reports[line * columns : (line + 1) * columns]) for line in range(lines)
-    ]
+    tall = [max(len(one.rows) for one in reports[line * columns : (line + 1) * columns]) for line in range(lines)]
     heights = [min(rows, 14) * 0.42 + 2.0 for rows in tall]
     whole, axes = figures.new(
         9 * columns, sum(heights) + 0.6, lines, columns, squeeze=False, gridspec_kw={"height_ratios": heights}

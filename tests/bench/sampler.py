@@ -114,9 +114,7 @@ def measure(options):
             ):
                 raw[name] = found
                 rows.append((name, *found))
-    notes = [
-        "cost: CPU time of who reads, in % of one core; latest: the sample that came last after it was due"
-    ]
+    notes = ["cost: CPU time of who reads, in % of one core; latest: the sample that came last after it was due"]
     try:
         raw["docker stats"] = by_docker(4 * seconds)
         rows.append(("docker stats", *raw["docker stats"], None))

@@ -142,9 +142,7 @@ def measure(options):
             with _image(folder, packed) as (store, *names):
                 ways = commands(store, *names)
                 times, peaks = race(peak, ways, folder, rounds)
-            yield _report(
-                f"{megabytes} MB, {files} files, {'as gzip' if packed else 'plain'}", times, peaks, rounds
-            )
+            yield _report(f"{megabytes} MB, {files} files, {'as gzip' if packed else 'plain'}", times, peaks, rounds)
 
 
 @contextlib.contextmanager
@@ -162,9 +160,7 @@ def _report(what, times, peaks, rounds):
         f"{rounds} rounds, milliseconds",
         ("min, ms", "median, ms", "peak, MB"),
         [(name, min(spent), statistics.median(spent), max(peaks[name])) for name, spent in times.items()],
-        ratios=[
-            ("labkit", other, contestants.ratio(times, "labkit", other), None) for other in list(times)[1:]
-        ],
+        ratios=[("labkit", other, contestants.ratio(times, "labkit", other), None) for other in list(times)[1:]],
         notes=["peak: ru_maxrss of the command. skopeo copies and checks blobs, and makes no files of them"],
         shown=(1, "median [ms]"),
         raw={"ms": times, "MB": peaks},

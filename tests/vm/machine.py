@@ -71,7 +71,13 @@ class Machine:
 
     def ssh(self, command):
         """Return the words that run `command` in the machine, as root."""
-        options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=60"]
+        options = [
+            "BatchMode=yes",
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR",
+            "ConnectTimeout=60",
+        ]
         options += ["ServerAliveInterval=30", "ServerAliveCountMax=6"]  # a kernel that locked up closes no connection
         flags = [word for option in options for word in ("-o", option)]
         return ["ssh", "-F", "none", *flags, "-i", self.folder / "key", "-p", str(self.port), "root@127.0.0.1", command]

@@ -127,14 +127,31 @@ def make_memory_disk(folder, root):
 def boot(kernel, memory_disk, disk):
     """Boot it and wait until it switches itself off; print, and return, what it said."""
     command = [
-        *("qemu-system-aarch64", "-machine", "virt", "-cpu", "max", "-accel", "tcg,thread=multi", "-smp", "2", "-m", "3072"),
+        *(
+            "qemu-system-aarch64",
+            "-machine",
+            "virt",
+            "-cpu",
+            "max",
+            "-accel",
+            "tcg,thread=multi",
+            "-smp",
+            "2",
+            "-m",
+            "3072",
+        ),
         *("-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot", "-nic", "none"),
         *("-drive", f"format=raw,if=virtio,cache=unsafe,file={disk}"),
         *("-kernel", kernel, "-initrd", memory_disk, "-append", "console=ttyAMA0 loglevel=3 panic=-1"),
     ]
     said = []
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace", preexec_fn=die_with_parent
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        preexec_fn=die_with_parent,
     ) as process:
         end = threading.Timer(SECONDS, process.kill)
         end.start()

@@ -69,7 +69,16 @@ def nspawn(folder, command):
     with _home(name) as home, engine.own_cgroup(name) as places:
         # By itself it takes an image without systemd for an old one, and makes it a v1 tree, which stays until a reboot.
         words = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "UNIFIED_CGROUP_HIERARCHY=1") if _is_pure_v2(places) else ()
-        start = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network", "-D", folder, *command]
+        start = [
+            "systemd-nspawn",
+            "--quiet",
+            "--register=no",
+            "--keep-unit",
+            "--private-network",
+            "-D",
+            folder,
+            *command,
+        ]
         with _running(start, home, places, words) as pid:
             yield pid
 
@@ -156,7 +165,9 @@ def look(pid):
     ours, its = proc.namespaces(), proc.namespaces(pid)
     here, there = proc.cgroups(), proc.cgroups(pid)
     mounts = proc.mounts(pid)
-    read_only = [mount.target for mount in mounts if "ro" in mount.options and mount.target.startswith(("/proc/", "/sys"))]
+    read_only = [
+        mount.target for mount in mounts if "ro" in mount.options and mount.target.startswith(("/proc/", "/sys"))
+    ]
     kept = security.names(process.cap_bnd)
     return {
         "namespaces of its own": " ".join(kind for kind in its if its[kind] != ours.get(kind)),

@@ -29,7 +29,15 @@ class Nobody:
 
     def run(self, *command, timeout=60):
         """Run a command as this user; return the finished process, output and errors as text."""
-        words = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--no-new-privs", "--", *map(str, command)]
+        words = [
+            "setpriv",
+            f"--reuid={UID}",
+            f"--regid={UID}",
+            "--clear-groups",
+            "--no-new-privs",
+            "--",
+            *map(str, command),
+        ]
         env = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self.home),
@@ -37,7 +45,9 @@ class Nobody:
             "PYTHONPATH": str(_HOME),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        return subprocess.run(words, env=env, cwd="/", capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            words, env=env, cwd="/", capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+        )
 
     def lab(self, *words, timeout=60):
         """Run `lab` as this user; return the finished process."""

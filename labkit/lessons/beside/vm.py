@@ -96,7 +96,9 @@ def _fetch(path):
         done = subprocess.run(["sh", "-ec", script], cwd=folder, capture_output=True, text=True)
         found = list(Path(folder).glob("boot/vmlinuz*"))
         if not found:
-            raise Unsupported(f"no kernel for the guest: {(done.stderr or done.stdout).strip()[-200:]}", f"apt-get install {package}")
+            raise Unsupported(
+                f"no kernel for the guest: {(done.stderr or done.stdout).strip()[-200:]}", f"apt-get install {package}"
+            )
         os.rename(found[0], path)
 
 

@@ -85,7 +85,11 @@ def root(box):
     upper = next((value for name, _, value in options if name == "upperdir"), "")
     yield below == set(catalog.get("busybox").layers), "below is the image's layer", "lowerdir= should be `lower`"
     yield upper, "above is an upperdir, which takes every write", "upperdir= and workdir= are missing"
-    yield not os.path.exists(upper), "the upperdir goes when the box goes", "it should be on the tmpfs that only the box sees"
+    yield (
+        not os.path.exists(upper),
+        "the upperdir goes when the box goes",
+        "it should be on the tmpfs that only the box sees",
+    )
     yield "nodev" in overlay.options, "a device file in it opens nothing", "MS_NODEV is the flag for that"
     outside = {mount.device for mount in proc.mounts(box.outside)}
     yield overlay.device not in outside, "outside, nobody sees it", "make_private first, then mount"
@@ -133,7 +137,11 @@ def furnished(box):
             f'os.mknod(f"{{root}}/dev/{name}", stat.S_IFCHR, os.makedev(1, {minor}))',
         )
     modes = {_status(box, f"{top}/dev/{name}").st_mode for name in DEVICES}
-    yield modes == {stat.S_IFCHR | 0o666}, "everybody may use them", "os.chmod(…, 0o666): umask cuts what mknod is given"
+    yield (
+        modes == {stat.S_IFCHR | 0o666},
+        "everybody may use them",
+        "os.chmod(…, 0o666): umask cuts what mknod is given",
+    )
     disks = [name for name in there if stat.S_ISBLK(_status(box, f"{top}/dev/{name}").st_mode)]
     yield not disks, "no disk is among them", f"take away {', '.join(disks)}"
 
@@ -284,4 +292,9 @@ def container(script):
     """A script, run as `python3 SCRIPT COMMAND …`, keeps every promise that labkit's own containers keep."""
     for promise in promises.ALL:
         wrong = promise(promises.script(script))
-        yield not wrong, promise.__doc__.rstrip("."), wrong, f"{wrong}; which piece is for that? Its own check says more"
+        yield (
+            not wrong,
+            promise.__doc__.rstrip("."),
+            wrong,
+            f"{wrong}; which piece is for that? Its own check says more",
+        )

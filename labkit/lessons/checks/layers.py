@@ -45,9 +45,7 @@ def hides(lowers, upper, name):
 @exercise
 def shows_only(lowers, upper, folder, names):
     """In merged, `folder` holds `names` and nothing of the lowerdirs, whose files are still there."""
-    below = {
-        name for lower in lowers if Path(lower, folder).is_dir() for name in os.listdir(Path(lower, folder))
-    }
+    below = {name for lower in lowers if Path(lower, folder).is_dir() for name in os.listdir(Path(lower, folder))}
     yield below, f"the lowerdirs have files in {folder}", "make the lowerdirs again, as in the cells above"
     yield Path(upper, folder).is_dir(), f"the upperdir has a folder {folder}", f'(upper / "{folder}").mkdir()'
     with _seen(lowers, upper) as merged:
@@ -171,11 +169,7 @@ def kept_outside(box, path, volume, size):
         f"box.exec(['dd', 'if=/dev/zero', 'of={path}', 'bs=1M', 'count={size >> 20}'])",
     )
     yield (
-        any(
-            Path(folder, name).stat().st_size == size
-            for folder, _, names in os.walk(volume)
-            for name in names
-        ),
+        any(Path(folder, name).stat().st_size == size for folder, _, names in os.walk(volume) for name in names),
         "the volume's folder on the host holds them",
         'where must the volume be mounted? volumes=["NAME:/FOLDER/IN/THE/CONTAINER"]',
         f'volumes=["NAME:{os.path.dirname(path)}"]',

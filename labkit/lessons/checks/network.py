@@ -21,9 +21,7 @@ def cabled(left, right):
         "the rooms are two namespaces",
         "open two rooms",
     )
-    ends = [
-        {link["ifname"]: link for link in room.links() if _kind(link) == "veth"} for room in (left, right)
-    ]
+    ends = [{link["ifname"]: link for link in room.links() if _kind(link) == "veth"} for room in (left, right)]
     yield (
         all(ends), "there is an end of a veth pair in each",
         "`left.ip('link add cable type veth …')`: where does the other end go?",
@@ -80,8 +78,7 @@ def switched(switch, *rooms):
         f"switch.ip('link set {down[0] if down else ''} up')",
     )
     addresses = [
-        next((a for link in room.links() if _kind(link) == "veth" for a in _addresses(link)), None)
-        for room in rooms
+        next((a for link in room.links() if _kind(link) == "veth" for a in _addresses(link)), None) for room in rooms
     ]
     yield (
         all(addresses),

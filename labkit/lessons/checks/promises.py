@@ -120,7 +120,13 @@ def has_no_way_to_the_hosts_files(run):
     """No path leads to the host's files, and `..` does not either."""
     with tempfile.NamedTemporaryFile(prefix="host-only-") as secret:
         up = "/".join([".."] * 20)
-        tries = (secret.name, f"{up}{secret.name}", f"/old{secret.name}", f"/proc/1/root{secret.name}", f"/proc/1/cwd/{up}{secret.name}")
+        tries = (
+            secret.name,
+            f"{up}{secret.name}",
+            f"/old{secret.name}",
+            f"/proc/1/root{secret.name}",
+            f"/proc/1/cwd/{up}{secret.name}",
+        )
         return _prints(run, f"for f in {' '.join(tries)}; do [ ! -e $f ] || echo $f; done; echo none", "none")
 
 
@@ -138,7 +144,9 @@ def opens_no_disk(run):
 def commands_no_kernel(run):
     """It can't write what the host's kernel obeys."""
     # Opened for writing, never written: a broken container must not break the host.
-    shell = "for f in /proc/sys/kernel/core_pattern /proc/sysrq-trigger; do (: 3<>$f) 2>/dev/null && echo $f; done; echo no"
+    shell = (
+        "for f in /proc/sys/kernel/core_pattern /proc/sysrq-trigger; do (: 3<>$f) 2>/dev/null && echo $f; done; echo no"
+    )
     return _prints(run, shell, "no")
 
 
@@ -179,7 +187,9 @@ def gets_half_a_cpu(run):
     # A busy machine ends the second late.
     times = [float(seconds) for seconds in re.findall(r"^up ([\d.]+)$", text, re.M)]
     passed = max(1, times[-1] - times[0]) if times else 1
-    return "" if 0.05 < spent < 0.7 * passed else f"in {passed:.1f} s they got {spent:.2f} s of CPU: {text.strip()[:200]}"
+    return (
+        "" if 0.05 < spent < 0.7 * passed else f"in {passed:.1f} s they got {spent:.2f} s of CPU: {text.strip()[:200]}"
+    )
 
 
 @promise

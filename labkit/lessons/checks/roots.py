@@ -74,5 +74,7 @@ def only_receives(function):
             "it is shared still: what is mounted here shows up there",
             "MS_SLAVE alone; a slave that is made shared again gives to its own peers",
         )
-        rest = [mount for mount in proc.mounts(box.pid) if any(word.startswith("shared:") for word in mount.propagation)]
+        rest = [
+            mount for mount in proc.mounts(box.pid) if any(word.startswith("shared:") for word in mount.propagation)
+        ]
         yield not rest, "and so have all mounts below", "MS_REC does it for the whole tree"

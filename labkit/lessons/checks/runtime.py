@@ -26,7 +26,12 @@ def config(words):
     with _created(words) as box:
         pid = box.record()["pid"]
         name = child.in_child(_hostname, pid)
-        yield name == "web", "its host name is web", f"it is {name!r}: `hostname` is at the top of the config", 'config["hostname"] = "web"'
+        yield (
+            name == "web",
+            "its host name is web",
+            f"it is {name!r}: `hostname` is at the top of the config",
+            'config["hostname"] = "web"',
+        )
         group = box.cgroup()
         for file, wanted, path in (("memory.max", 64 << 20, "memory"), ("pids.max", 20, "pids")):
             found = group.read(file).strip()
@@ -60,7 +65,9 @@ def _created(words):
             words["process"]["terminal"] = False
             (folder / "config.json").write_text(json.dumps(words))
         except (TypeError, KeyError, AttributeError) as error:
-            raise LabError(f"that is no config any more: {error!r}", "change single places of the example, and no more") from None
+            raise LabError(
+                f"that is no config any more: {error!r}", "change single places of the example, and no more"
+            ) from None
         box = lifecycle.Box(lifecycle.default_root(), f"check-{state.new_id()}")
         done = subprocess.run(
             [lifecycle.PROGRAM, "--root", box.root, "create", "--bundle", folder, box.id],
@@ -71,7 +78,9 @@ def _created(words):
         try:
             yield box
         finally:
-            subprocess.run([lifecycle.PROGRAM, "--root", box.root, "delete", "--force", box.id], stdin=subprocess.DEVNULL)
+            subprocess.run(
+                [lifecycle.PROGRAM, "--root", box.root, "delete", "--force", box.id], stdin=subprocess.DEVNULL
+            )
 
 
 def _hostname(pid):
@@ -100,7 +109,7 @@ def gate(wait, seconds=3.0):
                 not ended,
                 "before the gate is opened, it waits",
                 "it has returned, or failed, already: opening a pipe to read waits for a writer, and so does reading",
-                'with open(path) as pipe: pipe.read()',
+                "with open(path) as pipe: pipe.read()",
             )
             before = proc.process(pid).cpu_ticks
             time.sleep(0.3)
@@ -112,9 +121,19 @@ def gate(wait, seconds=3.0):
                 "open(path) without O_NONBLOCK, then read",
             )
             opened = _open_it(fifo)
-            yield opened, "it waits at that pipe", "nobody has the pipe open for reading", "open(path), and no other file"
+            yield (
+                opened,
+                "it waits at that pipe",
+                "nobody has the pipe open for reading",
+                "open(path), and no other file",
+            )
             done = bool(select.select([pidfd], [], [], seconds)[0])
-            yield done, "when the gate is opened, it goes on", "a byte was written, and it still waits", "return after the first read"
+            yield (
+                done,
+                "when the gate is opened, it goes on",
+                "a byte was written, and it still waits",
+                "return after the first read",
+            )
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -179,4 +198,3 @@ def listener(docker, log):
             f'echo "$@" >> {log}',
         )
     yield len(said.splitlines()) >= 3, "a line for each call", "add a line, and keep those that are there: >>"
-

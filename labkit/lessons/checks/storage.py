@@ -150,9 +150,7 @@ def _merged(layers):
 def _contents(folder):
     """Return {path: mode and contents} of the files in a folder."""
     files = (path for path in Path(folder).rglob("*") if stat.S_ISREG(path.lstat().st_mode))
-    return {
-        str(path.relative_to(folder)): (stat.S_IMODE(path.stat().st_mode), path.read_bytes()) for path in files
-    }
+    return {str(path.relative_to(folder)): (stat.S_IMODE(path.stat().st_mode), path.read_bytes()) for path in files}
 
 
 def _inode(path):

@@ -45,7 +45,12 @@ def is_with(pid, other, kinds):
     found = _settled(lambda: own(pid), kinds)
     together = {kind for kind in proc.NAMESPACES if kind not in own(pid, other)}
     for kind in sorted(kinds):
-        yield kind in together, f"it sees the container's {kind}", "nsenter --target PID joins; a word a kind", f"--{kind}"
+        yield (
+            kind in together,
+            f"it sees the container's {kind}",
+            "nsenter --target PID joins; a word a kind",
+            f"--{kind}",
+        )
     extra = ", ".join(sorted(found - kinds))
     yield not extra, "and all else as this machine does", f"it joined {extra} too: take that word away"
 

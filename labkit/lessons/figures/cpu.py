@@ -52,9 +52,7 @@ def throttling(trace, quota, period, window=None, title="Use against quota, and 
     _, held = trace.growth("throttled_usec", window)
     limit_time, limit = _limit(quota, period, trace.time[-1] if len(trace) else 1)
     label = f"quota ÷ period = {limit[-1]:g}"
-    above.step(
-        limit_time, limit, where="post", color=figures.BLACK, linestyle="--", linewidth=1.8, label=label
-    )
+    above.step(limit_time, limit, where="post", color=figures.BLACK, linestyle="--", linewidth=1.8, label=label)
     if len(ends):
         ends = numpy.concatenate(([ends[0] - window], ends))
         used, held = (numpy.concatenate((values[:1], values)) for values in (used, held))
@@ -63,9 +61,7 @@ def throttling(trace, quota, period, window=None, title="Use against quota, and 
     above.set(ylabel="CPUs", ylim=(0, 1.4 * most), title=title)
     above.legend(loc="upper right", ncols=2)
     below.fill_between(ends, held / 1e6, step="pre", color=figures.ORANGE, alpha=0.75, linewidth=0)
-    below.set(
-        ylabel="throttled [s per s]", xlabel="time [s]", ylim=(0, max(1.0, 1.1 * max(held / 1e6, default=1)))
-    )
+    below.set(ylabel="throttled [s per s]", xlabel="time [s]", ylim=(0, max(1.0, 1.1 * max(held / 1e6, default=1))))
     return figure
 
 
@@ -124,9 +120,7 @@ def hierarchies(trees):
                   bbox={"boxstyle": "round,pad=0.3", "facecolor": colour, "edgecolor": "none"})  # fmt: skip
         axes.text(0.7, -row, str(tree.mount), va="center", family="monospace", fontsize=12)
         if not tree.controllers:
-            axes.text(
-                3.9, -row, "no controller", va="center", color=figures.GREY, fontsize=12, style="italic"
-            )
+            axes.text(3.9, -row, "no controller", va="center", color=figures.GREY, fontsize=12, style="italic")
         for column, name in enumerate(tree.controllers):
             axes.text(3.9 + 1.1 * column, -row, name, va="center", fontsize=12,
                       bbox={"boxstyle": "round,pad=0.3", "facecolor": figures.PALE, "edgecolor": "none"})  # fmt: skip

@@ -39,9 +39,7 @@ def museum(visits):
     axes.set(xlim=(0, 10), ylim=(len(visits), -0.9))
     axes.set_title("Each escape, tried: its lock off, then on")
     for x, text in ((3.5, "without its lock"), (8.85, "all locks on")):
-        axes.text(
-            x + (2.05 if x < 8 else 0), -0.4, text, ha="center", va="center", fontweight="bold", fontsize=11
-        )
+        axes.text(x + (2.05 if x < 8 else 0), -0.4, text, ha="center", va="center", fontweight="bold", fontsize=11)
     for row, visit in enumerate(visits):
         axes.text(3.3, row + 0.5, visit.exhibit.name, ha="right", va="center", fontsize=12)
         _cell(axes, 3.5, 4.1, row, visit.off)

@@ -35,9 +35,7 @@ def growth(trace, limit, high=None, title="It grows until it may not"):
         axes.axvline(when, ymax=peak / (1.6 * max(most, total.max())), color=figures.RED, linestyle=":")
         axes.plot(when, peak, marker="X", markersize=13, color=figures.RED, linestyle="none")
         if not number:  # one word for all of them: a panel has twenty
-            axes.annotate(
-                "killed", (when, peak), (6, 10), textcoords="offset points", color=figures.RED, weight="bold"
-            )
+            axes.annotate("killed", (when, peak), (6, 10), textcoords="offset points", color=figures.RED, weight="bold")
     axes.set(xlabel="time [s]", ylabel="memory [MiB]", xlim=(0, 1.02 * time[-1]), title=title)
     axes.set_ylim(0, 1.6 * max(most, total.max()))
     axes.legend(loc="upper left", fontsize=12, ncols=2, columnspacing=1)
@@ -104,9 +102,7 @@ def freezing(trace, window=0.05, title="Frozen: there, but not running"):
         trace.time, 0, 1, where=frozen, transform=axes.get_xaxis_transform(),
         color=figures.SKY, alpha=0.4, linewidth=0, label="frozen",
     )  # fmt: skip
-    axes.set(
-        xlabel="time [s]", ylabel="CPUs", ylim=(0, 1.35 * max(1.0, (used / 1e6).max(initial=0))), title=title
-    )
+    axes.set(xlabel="time [s]", ylabel="CPUs", ylim=(0, 1.35 * max(1.0, (used / 1e6).max(initial=0))), title=title)
     axes.legend(loc="upper right", ncols=2)
     return figure
 

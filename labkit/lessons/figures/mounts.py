@@ -37,4 +37,6 @@ def _arrow(axes, start, end, y, arrives):
         arrowprops={"arrowstyle": head, "color": colour, "linewidth": 3, "linestyle": style, "mutation_scale": 22},
     )  # fmt: skip
     if not arrives:
-        axes.text((start + end) / 2, y, "✕", color=figures.RED, ha="center", va="center", fontsize=20, fontweight="bold")
+        axes.text(
+            (start + end) / 2, y, "✕", color=figures.RED, ha="center", va="center", fontsize=20, fontweight="bold"
+        )

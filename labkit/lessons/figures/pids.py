@@ -13,7 +13,10 @@ def two_views(processes, title="The same processes, counted twice"):
     figures.blank(axes)
     axes.set(xlim=(0, 10), ylim=(-len(processes), 0.8))
     axes.set_title(title)
-    for x, words, colour in ((2, "outside: the host counts", figures.GREY), (8, "inside: the container counts", figures.BLUE)):
+    for x, words, colour in (
+        (2, "outside: the host counts", figures.GREY),
+        (8, "inside: the container counts", figures.BLUE),
+    ):
         axes.text(x, 0.35, words, ha="center", color=colour, fontweight="bold")
     rows = {process.pid: -row - 0.5 for row, process in enumerate(processes)}
     for process in processes:

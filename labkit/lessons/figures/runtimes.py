@@ -22,7 +22,9 @@ def beside(traces):
         chapter = taught.TAUGHT[name]
         if chapter != before:
             axes.axhline(row - 0.5, color=figures.BLACK, linewidth=0.8)
-            axes.text(most * 1.32, row - 0.3, taught.TITLES[chapter], ha="right", va="top", fontsize=11, color=figures.BLACK)
+            axes.text(
+                most * 1.32, row - 0.3, taught.TITLES[chapter], ha="right", va="top", fontsize=11, color=figures.BLACK
+            )
             before = chapter
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, most * 1.33)

@@ -75,9 +75,7 @@ def _cell(axes, column, row, name, colour, pale=False, gone=False):
     )  # fmt: skip
     if gone and not pale:
         for ends in ((-0.36, 0.36), (0.36, -0.36)):
-            axes.plot(
-                [column + ends[0], column + ends[1]], [row - 0.24, row + 0.24], color=figures.RED, alpha=0.35
-            )
+            axes.plot([column + ends[0], column + ends[1]], [row - 0.24, row + 0.24], color=figures.RED, alpha=0.35)
 
 
 def size(number, _=None):
@@ -220,8 +218,13 @@ def shared(stacks, title="Layers that images share"):
 def _layer(axes, column, row, wide, text, colour):
     axes.add_patch(
         FancyBboxPatch(
-            (column - 0.46, row - 0.42), wide - 0.08, 0.8,
-            boxstyle="round,pad=0,rounding_size=0.06", facecolor=colour, edgecolor=colour, alpha=0.35,
+            (column - 0.46, row - 0.42),
+            wide - 0.08,
+            0.8,
+            boxstyle="round,pad=0,rounding_size=0.06",
+            facecolor=colour,
+            edgecolor=colour,
+            alpha=0.35,
         )  # fmt: skip
     )
     axes.text(column + (wide - 1) / 2, row - 0.02, text, ha="center", va="center", fontsize=11, linespacing=1.3)

@@ -17,7 +17,9 @@ def compare(measured, note=""):
     for axes, (key, label, factor) in zip(panels, what, strict=True):
         values = [measured[name][key] * factor for name in names]
         floor = 10 ** (math.floor(math.log10(min(value for value in values if value > 0))) - 1)
-        for place, (value, colour) in enumerate(zip(values, (figures.ORANGE, figures.BLUE, figures.GREEN), strict=False)):
+        for place, (value, colour) in enumerate(
+            zip(values, (figures.ORANGE, figures.BLUE, figures.GREEN), strict=False)
+        ):
             axes.bar(place, max(value, floor), 0.62, color=colour)
             axes.text(place, max(value, floor) * 1.12, _short(value), ha="center", fontweight="bold")
         axes.set_yscale("log")
@@ -44,13 +46,23 @@ def stacks(where, guest=None):
     virtual = where["virtualisation"]
     below = "a hypervisor, seen by this kernel" if not virtual.startswith("none") else "no hypervisor to be seen"
     _box(axes, 0.2, 0.1, 11.6, 0.8, below, figures.PALE, figures.BLACK)
-    _box(axes, 0.2, 1.1, 11.6, 0.9, f"this machine's kernel: {where['kernel'].split('-')[0].split(' on ')[0]}", figures.GREY)
+    _box(
+        axes,
+        0.2,
+        1.1,
+        11.6,
+        0.9,
+        f"this machine's kernel: {where['kernel'].split('-')[0].split(' on ')[0]}",
+        figures.GREY,
+    )
     for x, name in ((0.2, "a program"), (2.5, "container"), (4.8, "container")):
         _box(axes, x, 2.2, 2.1, 0.9, name, figures.BLUE if name == "container" else figures.SKY)
     _box(axes, 7.3, 2.2, 4.5, 0.8, "qemu: one process", figures.ORANGE)
     _box(axes, 7.3, 3.1, 4.5, 0.8, f"a kernel of its own: {guest or 'not started'}", figures.GREY)
     _box(axes, 7.3, 4.0, 4.5, 0.8, "the guest's first process", figures.GREEN)
-    axes.text(3.4, 3.5, "processes of this kernel:\nwhat differs is what each may see", ha="center", va="center", fontsize=12)
+    axes.text(
+        3.4, 3.5, "processes of this kernel:\nwhat differs is what each may see", ha="center", va="center", fontsize=12
+    )
     return figure
 
 

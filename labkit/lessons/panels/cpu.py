@@ -138,9 +138,7 @@ def weights_panel(first=100, second=200, third=400):
         )
         for label, value in (("a", first), ("b", second), ("c", third))
     }
-    return Panel(
-        "weights", Weights(), knobs, alt="What share of one CPU each of three containers gets, and its ideal"
-    )
+    return Panel("weights", Weights(), knobs, alt="What share of one CPU each of three containers gets, and its ideal")
 
 
 def _run(experiment, values, seconds):

@@ -1,7 +1,7 @@
 """The layer stack to be pressed: a row a folder, a column a name, and the cell that wins is the filled one.
 
-    stack(lowers, upper)                 as overlayfs sees them, the lowest layer first
-    stack(lowers, upper, below="conf")   the same for a folder in them
+stack(lowers, upper)                 as overlayfs sees them, the lowest layer first
+stack(lowers, upper, below="conf")   the same for a folder in them
 """
 
 import html
@@ -35,12 +35,9 @@ class Stack(Live):
         """Return a part for each file in each folder, the uppermost folder first, and merged before them."""
         verdicts = self.verdicts()
         winners = {name: row for (row, name), word in reversed(verdicts.items()) if word in (SEEN, JOINED)}
-        merged = [
-            Part(("merged", name), name, colour=self._colour(row)) for name, row in sorted(winners.items())
-        ]
+        merged = [Part(("merged", name), name, colour=self._colour(row)) for name, row in sorted(winners.items())]
         return merged + [
-            Part(key, f"{key[1]} · {word}", 1, colour=self._colour(key[0], word))
-            for key, word in verdicts.items()
+            Part(key, f"{key[1]} · {word}", 1, colour=self._colour(key[0], word)) for key, word in verdicts.items()
         ]
 
     def _colour(self, row, word=SEEN):

@@ -42,9 +42,7 @@ class Live:
         self.pressed = None  # the key of the part that is explained
         self._buttons = {}
         self._thread, self._end, self._lock = None, threading.Event(), threading.RLock()
-        self.follow = ipywidgets.ToggleButton(
-            description="Follow", icon="play", tooltip="read it again every second"
-        )
+        self.follow = ipywidgets.ToggleButton(description="Follow", icon="play", tooltip="read it again every second")
         self.body = ipywidgets.VBox()
         self.words = ipywidgets.HTML()
         top = [self.follow] if choice is None else [choice, self.follow]

@@ -141,16 +141,10 @@ def memory_panel(limit=48, wants=96):
 
     least = MIN_MEMORY // MIB
     knobs = {
-        "limit": ipywidgets.IntSlider(
-            limit, min=least, max=256, description="limit [MiB]", continuous_update=False
-        ),
-        "wants": ipywidgets.IntSlider(
-            wants, min=8, max=256, description="wants [MiB]", continuous_update=False
-        ),
+        "limit": ipywidgets.IntSlider(limit, min=least, max=256, description="limit [MiB]", continuous_update=False),
+        "wants": ipywidgets.IntSlider(wants, min=8, max=256, description="wants [MiB]", continuous_update=False),
     }
-    return Panel(
-        "memory", Memory(), knobs, alt="Memory in use grows to the limit; there the process is killed"
-    )
+    return Panel("memory", Memory(), knobs, alt="Memory in use grows to the limit; there the process is killed")
 
 
 def processes_panel(limit=20):

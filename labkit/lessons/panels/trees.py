@@ -1,7 +1,7 @@
 """Trees of the kernel's, to be opened like folders: namespaces by their owners, cgroups with what they use.
 
-    namespaces("net")       which user namespace owns which; press one: who is in it
-    cgroups("memory")       labkit's cgroups, and what each uses of what it may
+namespaces("net")       which user namespace owns which; press one: who is in it
+cgroups("memory")       labkit's cgroups, and what each uses of what it may
 """
 
 import contextlib
@@ -199,6 +199,4 @@ def cgroups(controller="memory"):
 
     hierarchies.home(controller)  # raises Unsupported where it is in no tree
     options = ("memory", "cpu", "pids")
-    return Cgroups(
-        "cgroups", ipywidgets.Dropdown(options=options, value=controller, description="controller")
-    )
+    return Cgroups("cgroups", ipywidgets.Dropdown(options=options, value=controller, description="controller"))

@@ -1,9 +1,9 @@
 """Scenes: escapes, each tried for real, and containers half built.
 
-    museum       how an escape is tried, lock off and lock on
-    exhibits     the escapes
-    inspection   what a process inside finds out about its locks
-    workbench    a half-built container to look into
-    netrooms     network namespaces joined by hand
-    delegation   a part of the cgroup tree in somebody's hands
+museum       how an escape is tried, lock off and lock on
+exhibits     the escapes
+inspection   what a process inside finds out about its locks
+workbench    a half-built container to look into
+netrooms     network namespaces joined by hand
+delegation   a part of the cgroup tree in somebody's hands
 """

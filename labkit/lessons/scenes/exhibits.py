@@ -164,9 +164,7 @@ def _on_a_terminal(unlocked):
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     code = "import fcntl, termios\nfor c in b'echo owned\\n': fcntl.ioctl(0, termios.TIOCSTI, bytes([c]))"
-    with Container("busybox", [*PYTHON, code], volumes=LENT, unlocked=unlocked).start(
-        (slave, slave, slave)
-    ) as box:
+    with Container("busybox", [*PYTHON, code], volumes=LENT, unlocked=unlocked).start((slave, slave, slave)) as box:
         box.wait(30)
     typed = select.select([slave], [], [], 0)[0] and os.read(slave, 100)
     os.close(master)
@@ -204,9 +202,7 @@ def _exe(unlocked):
         }
         # The accomplice lives on when the program has ended: only then can its file be written to (ETXTBSY).
         with Container("busybox", [*PYTHON, _WRITE], **words).start():
-            _as_program(
-                program, base, f"run('busybox', '/attack', env={{'PYTHONHOME': {base!r}}}, **{words!r})"
-            )
+            _as_program(program, base, f"run('busybox', '/attack', env={{'PYTHONHOME': {base!r}}}, **{words!r})")
             deadline = time.monotonic() + (3 if unlocked else 0.5)
             while (owned := program.read_bytes()[:5] == b"owned") is False and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -299,9 +295,7 @@ def _with_a_key(unlocked):
     word = secrets.token_hex(8)
     names = {}
     exec(_KEYS, names)  # noqa: S102 - the same lines that the attacker runs
-    names["call"](
-        names["keyctl"], names["JOIN"], None
-    )  # a session of the museum's own, gone with this process
+    names["call"](names["keyctl"], names["JOIN"], None)  # a session of the museum's own, gone with this process
     names["call"](names["add_key"], b"user", b"bait", word.encode(), len(word), names["SESSION"])
     return "read a key of the host" * (word in python(_KEYS + _READ_KEY, unlocked))
 

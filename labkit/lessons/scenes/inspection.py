@@ -30,9 +30,7 @@ def read(text):
     lines = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     mounts = proc.parse_mounts(mounts)
     inside = [
-        mount
-        for mount in mounts
-        if mount.target.startswith(("/proc/", "/sys/")) and "cgroup" not in mount.target
+        mount for mount in mounts if mount.target.startswith(("/proc/", "/sys/")) and "cgroup" not in mount.target
     ]
     return {
         "capabilities": security.names(int(lines["CapBnd"], 16)),
@@ -40,9 +38,7 @@ def read(text):
         "seccomp": {"0": "off", "1": "strict", "2": "a filter"}[lines["Seccomp"]],
         # Covered by something else than itself: an empty tmpfs, or /dev/null.
         "masked": sorted(mount.target for mount in inside if mount.type not in ("proc", "sysfs")),
-        "read_only": sorted(
-            mount.target for mount in inside if mount.type == "proc" and "ro" in mount.options
-        ),
+        "read_only": sorted(mount.target for mount in inside if mount.type == "proc" and "ro" in mount.options),
         "nodev": "nodev" in next(mount for mount in mounts if mount.target == "/").options,
     }
 

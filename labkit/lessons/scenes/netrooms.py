@@ -115,9 +115,7 @@ def close_all():
 
 def host_links():
     """Return the links of this process's own network namespace, as ip(8) has them."""
-    return json.loads(
-        subprocess.run(["ip", "-json", "link"], capture_output=True, text=True, check=True).stdout
-    )
+    return json.loads(subprocess.run(["ip", "-json", "link"], capture_output=True, text=True, check=True).stdout)
 
 
 # ---- packets ----
@@ -198,9 +196,7 @@ def _read_frame(when, frame):
         asks = struct.unpack("!H", body[6:8])[0] == 1
         source, target = socket.inet_ntoa(body[14:18]), socket.inet_ntoa(body[24:28])
         hardware = ":".join(f"{byte:02x}" for byte in body[8:14])
-        return Packet(
-            when, source, target, f"ARP: who has {target}?" if asks else f"ARP: it is {hardware}", len(frame)
-        )
+        return Packet(when, source, target, f"ARP: who has {target}?" if asks else f"ARP: it is {hardware}", len(frame))
     if kind != 0x0800:
         return None
     length, total, protocol = (body[0] & 15) * 4, struct.unpack("!H", body[2:4])[0], body[9]

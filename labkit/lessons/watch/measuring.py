@@ -28,9 +28,7 @@ def ahead():
     could not do that. See Documentation/admin-guide/cgroup-v2.rst, "Weights".
     """
     with Cgroup.create(f"ahead-{state.new_id()}") as holder:  # keeps the folder above from being removed
-        name, most, usual = (
-            ("cpu.shares", 262_144, 1024) if holder.version("cpu") == 1 else ("cpu.weight", 10_000, 100)
-        )
+        name, most, usual = ("cpu.shares", 262_144, 1024) if holder.version("cpu") == 1 else ("cpu.weight", 10_000, 100)
         file = holder.path("cpu").parent / name
         file.write_text(str(most))
         try:

@@ -169,9 +169,7 @@ class Sampler:
             deadline = time.monotonic() + 5
             while not os.fstat(self._out).st_size:
                 if time.monotonic() > deadline or self._process.poll() is not None:
-                    raise LabError(
-                        "the sampling process did not start", f"try it: {sys.executable} {reader.__file__}"
-                    )
+                    raise LabError("the sampling process did not start", f"try it: {sys.executable} {reader.__file__}")
                 time.sleep(0.001)
         except BaseException:
             self.stop()

@@ -67,7 +67,20 @@ def trace(command, names=None, timeout=60):
     with tempfile.NamedTemporaryFile("r", prefix="trace-") as out:
         # `?`: a call that this processor's kernel never had is no error.
         wanted = ",".join(f"?{name}" for name in names)
-        strace = ["strace", "-f", "-ttt", "-s", "200", "-e", f"trace={wanted}", "-e", "signal=none", "-o", out.name, "--"]
+        strace = [
+            "strace",
+            "-f",
+            "-ttt",
+            "-s",
+            "200",
+            "-e",
+            f"trace={wanted}",
+            "-e",
+            "signal=none",
+            "-o",
+            out.name,
+            "--",
+        ]
         try:
             done = subprocess.run(
                 [*strace, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
@@ -80,7 +93,9 @@ def trace(command, names=None, timeout=60):
     return calls
 
 
-_LINE = re.compile(r"^(\d+) +(\d+\.\d+) (?:<\.\.\. )?(\w+)(?:\((.*?)| resumed>(.*?))(?:\) += (.+)| <unfinished \.\.\.>)$")
+_LINE = re.compile(
+    r"^(\d+) +(\d+\.\d+) (?:<\.\.\. )?(\w+)(?:\((.*?)| resumed>(.*?))(?:\) += (.+)| <unfinished \.\.\.>)$"
+)
 
 
 def parse(text):

@@ -109,9 +109,7 @@ def _make_image(image):
     try:
         with open(scratch, "wb") as file:
             file.truncate(SIZE)
-        made = subprocess.run(
-            ["mkfs.btrfs", "-q", "-m", "single", str(scratch)], capture_output=True, text=True
-        )
+        made = subprocess.run(["mkfs.btrfs", "-q", "-m", "single", str(scratch)], capture_output=True, text=True)
         if made.returncode:
             raise LabError(f"mkfs.btrfs failed: {made.stderr.strip()[:300]}", "df -h: is there room?")
         scratch.rename(image)

@@ -117,8 +117,7 @@ def _said(status, path):
     """Return what tells two states of one file apart. A folder's time says nothing of itself."""
     folder = stat.S_ISDIR(status.st_mode)
     xattrs = sorted(
-        (key, os.getxattr(path, key, follow_symlinks=False))
-        for key in os.listxattr(path, follow_symlinks=False)
+        (key, os.getxattr(path, key, follow_symlinks=False)) for key in os.listxattr(path, follow_symlinks=False)
     )
     return (
         status.st_mode,
@@ -149,9 +148,7 @@ def fill_upperdir(before, after, upperdir):
         elif source.is_dir() and not source.is_symlink():
             target.mkdir(exist_ok=True)
             _copy_folder(source, target)
-            if (before / inside).is_symlink() or (
-                (before / inside).exists() and not (before / inside).is_dir()
-            ):
+            if (before / inside).is_symlink() or ((before / inside).exists() and not (before / inside).is_dir()):
                 whiteouts.set_opaque(target)
         else:
             status = os.lstat(source)

@@ -71,9 +71,7 @@ class FuseOverlayfs(roots.Overlay):
             start_new_session=True,
         )
         if served.returncode:
-            raise LabError(
-                f"fuse-overlayfs failed: {served.stderr.strip()[:300]}", "--storage overlay needs no FUSE"
-            )
+            raise LabError(f"fuse-overlayfs failed: {served.stderr.strip()[:300]}", "--storage overlay needs no FUSE")
 
     def _unmake(self, container_id, home):
         for entry in reversed(ledger.entries()):

@@ -70,9 +70,7 @@ def attach(file):
     try:
         control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise Unsupported(
-            f"no loop devices here: /dev/loop-control, {error.strerror}", "modprobe loop"
-        ) from None
+        raise Unsupported(f"no loop devices here: /dev/loop-control, {error.strerror}", "modprobe loop") from None
     backing = os.open(file, os.O_RDWR | os.O_CLOEXEC)
     try:
         for _ in range(50):

@@ -21,9 +21,7 @@ class Vfs(roots.Driver):
 
     def _rootfs(self, image, container_id, home, userxattr):
         base = state.lib_dir("flat") / flat.chain(image.diff_ids)
-        return flat.FlatRootfs(
-            self.name, container_id, image.layers, None, None, str(home / "merged"), (), str(base)
-        )
+        return flat.FlatRootfs(self.name, container_id, image.layers, None, None, str(home / "merged"), (), str(base))
 
     def _make(self, rootfs, home):
         _base(rootfs)
