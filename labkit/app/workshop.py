@@ -103,8 +103,11 @@ def _pytest_arguments(argv):
 
 def _everything():
     """Return all that is tested, in order. Not the folder `tests`: pytest takes nothing of a folder by name as well."""
-    tests = [place for place in Path("tests").iterdir() if place.name.startswith("test_") or place.name == "browser"]
-    return [*sorted(map(str, tests)), "notebooks", *_in_a_vm(os.environ.get("LAB_TEST_VM", ""))]
+    return [
+        *sorted(map(str, Path("tests").rglob("test_*.py"))),
+        "notebooks",
+        *_in_a_vm(os.environ.get("LAB_TEST_VM", "")),
+    ]
 
 
 def _places_named(word):

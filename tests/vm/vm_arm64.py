@@ -27,8 +27,8 @@ python3 python3-numpy python3-hypothesis busybox-static util-linux mount procps 
 libcap2-bin e2fsprogs strace iptables coreutils bash linux-image-cloud-arm64
 """.split()  # noqa: SIM905
 TESTS = """
-test_floor0 test_namespaces test_isolation test_container test_security test_escapes test_cgroups test_storage
-test_network
+ground/test_ground isolation/test_namespaces isolation/test_isolation container/test_container isolation/test_security
+lessons/test_escapes cgroups/test_cgroups storage/test_storage network/test_network
 """.split()  # noqa: SIM905
 PURE = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments")  # Python packages for any processor
 SECONDS = 3600

@@ -24,9 +24,10 @@ test_network 10 test_neighbours 01 13
 """.split()  # noqa: SIM905
 # Tests of the host's own tools and of the network's registries, not of the kernel.
 LEFT_OUT = """
-test_lab_script test_hosts test_whole_run test_workshop test_lessons test_store_crash
-test_hostile_layers test_layers test_registry test_images_elsewhere test_vm
+test_lab_script test_hosts test_workshop test_coursework test_store_crash
+test_hostile_layers test_layers test_registry test_images_elsewhere test_vm test_browser test_bench
 """.split()  # noqa: SIM905
+FILES = {path.stem: path.relative_to(REPO) for path in sorted((REPO / "tests").rglob("test_*.py"))}
 CHAPTERS = [f"{number:02}" for number in range(14)]
 WORDS = ("passed", "failed", "skipped")
 
@@ -34,9 +35,8 @@ WORDS = ("passed", "failed", "skipped")
 def chosen():
     """Return what runs, as `lab test` calls it, and the seconds that it may take: three times what it does alone."""
     if os.environ.get("LAB_TEST_VM") != "all":
-        return [name if name.isdigit() else f"tests/{name}.py" for name in CGROUPS], 2400
-    files = sorted(path.stem for path in (REPO / "tests").glob("test_*.py"))
-    return [f"tests/{name}.py" for name in files if name not in LEFT_OUT] + CHAPTERS, 7200
+        return [name if name.isdigit() else str(FILES[name]) for name in CGROUPS], 2400
+    return [str(file) for name, file in FILES.items() if name not in LEFT_OUT] + CHAPTERS, 7200
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def counts(report):
     for case in ElementTree.fromstring(report).iter("testcase"):
         kinds = {child.tag for child in case}
         word = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-        found[case.get("classname").removeprefix("tests.").removeprefix("notebooks.")][word] += 1
+        found[re.sub(r"^(tests\.([a-z]+\.)?|notebooks\.)", "", case.get("classname"))][word] += 1
     return found
 
 

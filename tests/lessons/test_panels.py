@@ -4,12 +4,12 @@ import base64
 import re
 import time
 from html.parser import HTMLParser
-from pathlib import Path
 
 import ipywidgets
 import nbval.plugin
 import pytest
 
+from labkit.ground import state
 from labkit.lessons import figures, panels
 
 HOSTILE = """CPU < "limit" & it's
@@ -55,7 +55,7 @@ def test_a_shown_figure_says_in_html_what_is_to_be_seen(shown):
 
 
 def test_figures_are_no_difference_for_the_comparison_of_chapters(shown):
-    rules = Path(__file__).with_name("nbval-sanitize.cfg").read_text()
+    rules = (state.REPO / "tests" / "nbval-sanitize.cfg").read_text()
     patterns = nbval.plugin.get_sanitize_patterns(rules)
     for alt in ("one, 1.5 CPUs", HOSTILE):
         figures.show(drawn(), alt=alt)

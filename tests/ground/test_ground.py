@@ -1,4 +1,4 @@
-"""Floors 0 and 1: errors, state, syscalls, proc, child. Each test is one promise."""
+"""The ground: errors, state, syscalls, proc, child. Each test is one promise."""
 
 import ast
 import ctypes

@@ -19,7 +19,7 @@ from labkit.images import archives, catalog, layers
 from labkit.storage import garbage
 
 pytestmark = pytest.mark.usefixtures("needs_root", "own_root")
-REPO = Path(__file__).parent.parent
+REPO = state.REPO
 
 
 def kill_in_the_middle(code, after):

@@ -21,7 +21,7 @@ from labkit.storage import garbage, roots, volumes
 from labkit.storage.drivers import flat
 
 pytestmark = pytest.mark.usefixtures("needs_root", "own_root")
-REPO = Path(__file__).parent.parent
+REPO = state.REPO
 
 
 def order(code, tmp_path):

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).parent.parent
+from labkit.ground import state
+
+REPO = state.REPO
 TOOLS = """
 sh awk cat cksum df dirname flock id ls mkdir readlink sed sleep sort tr uname
 """.split()  # noqa: SIM905

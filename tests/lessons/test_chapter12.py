@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import types
-from pathlib import Path
 
 import pytest
 
@@ -24,7 +23,7 @@ from labkit.lessons.watch import tracing
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
-CHAPTER = Path(__file__).parent.parent / "notebooks" / "12-your-own-container.ipynb"
+CHAPTER = state.REPO / "notebooks" / "12-your-own-container.ipynb"
 
 
 def _source():

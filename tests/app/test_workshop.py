@@ -20,7 +20,9 @@ import hosts
 import nbformat
 import pytest
 
-REPO = Path(__file__).parent.parent
+from labkit.ground import state
+
+REPO = state.REPO
 ONLY_PROCESSES = ["^(?!process )"]
 
 
