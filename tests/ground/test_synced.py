@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from tars import entry, folder, tar
-from test_images import add_image
-from test_registry import host  # noqa: F401 - a fixture
 
 from labkit.ground import ledger, state
 from labkit.images import archives, catalog, registry
 from labkit.storage import garbage, roots, volumes
 from labkit.storage.drivers import flat
+from tests.images.test_images import add_image
+from tests.images.test_registry import host  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("needs_root", "own_root")
 REPO = state.REPO

@@ -9,13 +9,13 @@ import shutil
 import subprocess
 
 import pytest
-from test_runtime_docker import Podman
 from trees import differences, snapshot
 
 from labkit.build import builder
 from labkit.container.life import Container
 from labkit.images import archives, catalog, digests
 from labkit.lessons.beside import engine
+from tests.oci.test_runtime_docker import Podman
 
 pytestmark = [
     pytest.mark.usefixtures("needs_root", "own_root"),

@@ -11,14 +11,14 @@ import urllib.request
 
 import pytest
 from tars import entry, folder, tar
-from test_images import add_image
-from test_store_crash import assert_sound, kill_in_the_middle, time_of
 from trees import differences, snapshot
 
 from labkit.ground import ledger, state
 from labkit.ground.errors import BadValue, LabError, NotFound
 from labkit.images import catalog, digests, registry
 from labkit.storage import garbage
+from tests.images.test_images import add_image
+from tests.images.test_store_crash import assert_sound, kill_in_the_middle, time_of
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 

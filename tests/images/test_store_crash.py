@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from tars import entry, folder, tar
-from test_images import add_image
 from trees import differences, snapshot
 
 from labkit.build import builder
 from labkit.ground import ledger, state
 from labkit.images import archives, catalog, layers
 from labkit.storage import garbage
+from tests.images.test_images import add_image
 
 pytestmark = pytest.mark.usefixtures("needs_root", "own_root")
 REPO = state.REPO
