@@ -18,7 +18,7 @@ import pytest
 from timing import emulated, late_by
 
 from labkit.cgroups import cgroupfs, devices, events, hierarchies, versions
-from labkit.cgroups.cgroup import Cgroup, Limits, remove_folder
+from labkit.cgroups.cgroup import Cgroup, Limits
 from labkit.cgroups.limits import UNLIMITED, IoLimit
 from labkit.container.life import Container, run
 from labkit.ground import ledger, state
@@ -183,13 +183,13 @@ def test_clean_takes_what_a_killed_owner_left_running_and_nested():
 def test_the_undo_refuses_a_path_that_is_not_ours(path):
     tree = hierarchies.hierarchies()[0]
     with pytest.raises(BadValue):
-        remove_folder(path.format(mount=tree.mount, label=state.label()))
+        cgroupfs.remove_folder(path.format(mount=tree.mount, label=state.label()))
 
 
 def test_the_undo_is_quiet_when_it_is_gone_already(group):
     paths = [str(folder.path) for folder in group.folders]
     group.remove()
-    remove_folder(paths[0], paths[1:])
+    cgroupfs.remove_folder(paths[0], paths[1:])
 
 
 def test_remove_waits_for_emptiness_and_never_kills(group):
