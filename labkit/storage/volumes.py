@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.ground import child, ledger, proc, state, syscalls
-from labkit.ground.errors import InUse, KernelError, NotFound, from_oserror
+from labkit.ground.errors import InUse, KernelError, LabError, NotFound, from_oserror
 from labkit.isolation import inroot, mounts
 from labkit.storage import roots
 
@@ -147,7 +147,7 @@ def user_of(volume):
 
     Every mount namespace is looked at: containers' mounts are not in ours.
     """
-    status = os.stat(volume.path)
+    home = _on_its_filesystem(volume.path)
     seen = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -155,22 +155,27 @@ def user_of(volume):
             if namespace in seen:
                 continue
             seen.add(namespace)
-            if _mounted_in(pid, volume.path, status):
+            if any(_shows(mount, *home) for mount in proc.mounts(pid)):
                 return int(pid)
-        except OSError:
+        except (OSError, LabError):
             continue  # it has ended
     return None
 
 
-def _mounted_in(pid, path, status):
-    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.split(" ")
-            # The folder's own path ends in what mountinfo calls the root of the bind.
-            if fields[2] == device and fields[3] != "/" and path.endswith(proc.unescape(fields[3])):
-                return True
-    return False
+def _on_its_filesystem(path):
+    """Return the filesystem that a folder is on, and its path from that filesystem's own root.
+
+    The two paths differ where this process sees a part of the filesystem only: after pivot_root, on a subvolume.
+    """
+    above = max(
+        (mount for mount in proc.mounts() if f"{path}/".startswith(f"{mount.target.rstrip('/')}/")),
+        key=lambda mount: (len(mount.target), mount.id),
+    )
+    return above.device, above.root.rstrip("/") + path[len(above.target.rstrip("/")) :]
+
+
+def _shows(mount, device, path):
+    return mount.device == device and f"{mount.root}/".startswith(f"{path}/")
 
 
 def _home():
