@@ -194,6 +194,18 @@ def mounts(pid="self"):
     return parse_mounts(read(f"/proc/{pid}/mountinfo"))
 
 
+def on_its_filesystem(path: str) -> tuple[str, str]:
+    """Return the filesystem that a folder is on, and its path from that filesystem's own root.
+
+    The two paths differ where this process sees a part of the filesystem only: after pivot_root, on a subvolume.
+    """
+    above = max(
+        (mount for mount in mounts() if f"{path}/".startswith(f"{mount.target.rstrip('/')}/")),
+        key=lambda mount: (len(mount.target), mount.id),
+    )
+    return above.device, above.root.rstrip("/") + path[len(above.target.rstrip("/")) :]
+
+
 def parse_mounts(text):
     """Return the Mounts of a mountinfo file's text, in mount order."""
     return [_mount(line) for line in text.splitlines()]

@@ -147,7 +147,7 @@ def user_of(volume):
 
     Every mount namespace is looked at: containers' mounts are not in ours.
     """
-    home = _on_its_filesystem(volume.path)
+    home = proc.on_its_filesystem(volume.path)
     seen = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -160,18 +160,6 @@ def user_of(volume):
         except (OSError, LabError):
             continue  # it has ended
     return None
-
-
-def _on_its_filesystem(path):
-    """Return the filesystem that a folder is on, and its path from that filesystem's own root.
-
-    The two paths differ where this process sees a part of the filesystem only: after pivot_root, on a subvolume.
-    """
-    above = max(
-        (mount for mount in proc.mounts() if f"{path}/".startswith(f"{mount.target.rstrip('/')}/")),
-        key=lambda mount: (len(mount.target), mount.id),
-    )
-    return above.device, above.root.rstrip("/") + path[len(above.target.rstrip("/")) :]
 
 
 def _shows(mount, device, path):
