@@ -68,8 +68,7 @@ def _run(hook, state):
             executable=hook.path,
             env=dict(pair.partition("=")[::2] for pair in hook.env),
             input=json.dumps(state).encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             timeout=hook.timeout,
             cwd=state["bundle"] if os.path.isdir(state["bundle"]) else "/",
         )
@@ -80,5 +79,5 @@ def _run(hook, state):
     if done.returncode:
         raise LabError(
             f"the {hook.when} hook {hook.path} failed with status {done.returncode}: "
-            + done.stdout.decode(errors="replace").strip()[-500:]
+            + (done.stderr or done.stdout).decode(errors="replace").strip()[-500:]
         )

@@ -31,15 +31,15 @@ def clone():
 
 
 def vagrant(clone, *words, check=True, **environment):
-    """Call vagrant in the clone; return what it said."""
+    """Call vagrant in the clone; return what it printed, or with check=False what it complained of."""
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("LAB_", "VAGRANT_"))}
     aside = {"VAGRANT_HOME": str(clone.parent / "home"), "VAGRANT_CHECKPOINT_DISABLE": "1", "LAB_EMULATE": "1"}
     done = subprocess.run(
         ["vagrant", *words], cwd=clone, env=keep | aside | environment, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert not check or done.returncode == 0, done.stdout
-    return done.stdout
+    assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout if check else done.stderr
 
 
 # For Vagrantfile.local. A network of the test's own, of which no way leads out of this machine.

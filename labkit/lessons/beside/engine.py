@@ -96,22 +96,29 @@ _NO_NETWORK = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-f
 
 
 class Engine:
-    """One dockerd. Called with docker's own words it returns what docker prints."""
+    """One dockerd. Called with docker's own words it returns what docker prints; `ask` returns its complaints too."""
 
     def __init__(self, folder):
         self.folder = folder
         self.socket = folder / "s"
         self.process = None
 
-    def __call__(self, *words, check=True, stdin=None):
-        """Run one docker command; return its output. Raises LabError with docker's own complaint."""
+    def __call__(self, *words, stdin=None):
+        """Run one docker command; return its stdout. Raises LabError with docker's own complaint."""
+        done = self.ask(*words, stdin=stdin)
+        if done.returncode:
+            raise LabError(f"docker {words[0]} failed: {done.stderr.strip()[-500:]}")
+        return done.stdout
+
+    def ask(self, *words, stdin=None):
+        """Run one docker command; return its CompletedProcess, stdout and stderr apart.
+
+        They are never one text: what docker warns of on one machine and not on another is no part of the answer.
+        """
         command = [shutil.which("docker", path=_PATH), "-H", f"unix://{self.socket}", *map(str, words)]
         env = {"PATH": _PATH, "HOME": str(self.folder), "DOCKER_CONFIG": str(self.folder)}
         source = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", **source)
-        if check and done.returncode:
-            raise LabError(f"docker {words[0]} failed: {done.stderr.strip()[-500:]}")
-        return done.stdout + ("" if check else done.stderr)
+        return subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", **source)
 
     def start(self, places, seconds, runtimes, default, network, driver):
         """Start dockerd in its cgroup and wait until it answers."""
@@ -152,7 +159,7 @@ class Engine:
                 start_new_session=True,
             )
         deadline = time.monotonic() + seconds
-        while "Server Version" not in self("info", check=False):
+        while "Server Version" not in self.ask("info").stdout:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self._refuse(driver)
             time.sleep(0.05)

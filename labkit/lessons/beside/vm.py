@@ -185,16 +185,16 @@ def start(accel=None, seconds=90):
         "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
         "-kernel", str(image), "-initrd", str(disk), "-append", f"console={line} quiet panic=-1 mitigations=off",
     ]  # fmt: skip
-    with cgroup.Cgroup.create(f"vm-{state.new_id()}") as group:
+    with cgroup.Cgroup.create(f"vm-{state.new_id()}") as group, tempfile.TemporaryFile() as complaints:
         # Born in a cgroup of ours: whatever happens here, `lab clean` ends it.
         enter = "".join(f"echo $$ > {shlex.quote(str(path))}; " for path in group.procs_files)
         process = subprocess.Popen(
             ["sh", "-c", f"{enter}exec {shlex.join(command)}"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, start_new_session=True,
         )  # fmt: skip
         begin = time.monotonic()
         try:
-            said = _listen(process, begin + seconds, accel)
+            said = _listen(process, begin + seconds, accel, complaints)
             size = sum(os.path.getsize(path) for path in (image, disk))
             yield Guest(process.pid, accel, time.monotonic() - begin, said, size)
         finally:
@@ -203,15 +203,16 @@ def start(accel=None, seconds=90):
             process.stdout.close()
 
 
-def _listen(process, deadline, accel):
-    """Read the serial line until the guest's first process has said all."""
+def _listen(process, deadline, accel, complaints):
+    """Read the serial line until the guest's first process has said all; what qemu itself says is in `complaints`."""
     text, said = b"", {}
     while "first" not in said:
         if not select.select([process.stdout], [], [], max(0, deadline - time.monotonic()))[0]:
             raise LabError(f"the guest said nothing in time, with -accel {accel}", "a slow machine? start(seconds=…)")
         block = os.read(process.stdout.fileno(), 65536)
         if not block:
-            raise LabError(f"qemu ended: {text.decode(errors='replace').strip()[-300:]}")
+            complaints.seek(0)
+            raise LabError(f"qemu ended: {(complaints.read() or text).decode(errors='replace').strip()[-300:]}")
         text += block
         for line in text.decode(errors="replace").split("\n")[:-1]:
             words = line.strip().split(" ", 2)

@@ -35,25 +35,24 @@ def labkits_own():
 
 
 def runner(command):
-    """Return a function that runs `command` and some words behind it."""
+    """Return a function that runs `command` and some words behind it: (exit status, stdout, stderr)."""
 
     def run(words):
         done = subprocess.run(
             [*command, *words],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             timeout=60,
             text=True,
             errors="replace",
         )
-        return done.returncode, done.stdout
+        return done.returncode, done.stdout, done.stderr
 
     return run
 
 
 def _prints(run, shell, expected):
-    code, text = run(["sh", "-c", shell])
+    code, text, complaint = run(["sh", "-c", shell])
     return "" if text.strip() == expected else f"`{shell}` printed {text.strip()[:200]!r} and not {expected!r}"
 
 
@@ -80,7 +79,7 @@ def has_a_name(run):
 @promise
 def has_a_network_of_its_own(run):
     """It has network links of its own, and not the host's."""
-    _, text = run(["readlink", "/proc/self/ns/net"])
+    _, text, _ = run(["readlink", "/proc/self/ns/net"])
     if not text.startswith("net:["):
         return f"it can't read which network namespace it is in: {text.strip()[:200]}"
     return "it is in the host's network namespace" if text.strip() == os.readlink("/proc/self/ns/net") else ""
@@ -89,9 +88,9 @@ def has_a_network_of_its_own(run):
 @promise
 def has_a_root_of_its_own(run):
     """Its root is an overlay, and no folder of the host is mounted in it."""
-    code, text = run(["cat", "/proc/self/mountinfo"])
+    code, text, complaint = run(["cat", "/proc/self/mountinfo"])
     if code:
-        return f"it can't read its own mount table: {text.strip()[:200]}"
+        return f"it can't read its own mount table: {complaint.strip()[:200]}"
     mounts = proc.parse_mounts(text)
     if mounts[0].type != "overlay" or mounts[0].target != "/":
         return f"its root is {mounts[0]}"
@@ -153,10 +152,10 @@ def commands_no_kernel(run):
 @promise
 def keeps_little_power(run):
     """Its root has few capabilities and can win no more."""
-    code, text = run(["cat", "/proc/self/status"])
+    code, text, complaint = run(["cat", "/proc/self/status"])
     lines = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)
     if code or "CapBnd" not in lines:
-        return f"it can't read its own status: {text.strip()[:200]}"
+        return f"it can't read its own status: {complaint.strip()[:200]}"
     if any(int(lines[name], 16) >> 21 & 1 for name in ("CapEff", "CapPrm", "CapBnd")):
         return "CAP_SYS_ADMIN is still there"
     return "" if lines["NoNewPrivs"] == "1" else "no_new_privs is not set"
@@ -173,7 +172,7 @@ def dies_of_too_much_memory(run):
 @promise
 def holds_a_fork_bomb(run):
     """A fork bomb gets no more than its 20 processes."""
-    code, text = run(["sh", "-c", "for i in $(seq 40); do sleep 5 & done; echo all 40"])
+    code, text, complaint = run(["sh", "-c", "for i in $(seq 40); do sleep 5 & done; echo all 40"])
     return "it could start 40 processes" if "all 40" in text else ""
 
 
@@ -182,7 +181,7 @@ def gets_half_a_cpu(run):
     """Processes that never stop get half of a CPU together."""
     spin = "for i in 1 2 3; do timeout 1 sh -c 'while :; do :; done' & done; wait; times"
     now = "read up idle </proc/uptime; echo up $up"
-    _, text = run(["sh", "-c", f"{now}; {spin}; {now}"])
+    _, text, _ = run(["sh", "-c", f"{now}; {spin}; {now}"])
     spent = sum(int(minutes) * 60 + float(seconds) for minutes, seconds in re.findall(r"(\d+)m([\d.]+)s", text))
     # A busy machine ends the second late.
     times = [float(seconds) for seconds in re.findall(r"^up ([\d.]+)$", text, re.M)]

@@ -175,20 +175,20 @@ def listener(docker, log):
     """A runtime named spy lets Docker run a container, and writes down each time that it is called."""
     log = Path(log)
     log.write_text("")
-    done = docker("run", "-d", "--runtime", "spy", "busybox", "sleep", "60", check=False).strip()
-    number = done.splitlines()[0] if done else ""
+    done = docker.ask("run", "-d", "--runtime", "spy", "busybox", "sleep", "60")
+    number = done.stdout.strip()
     try:
         yield (
-            re.fullmatch("[0-9a-f]{64}", done),
+            re.fullmatch("[0-9a-f]{64}", number),
             "Docker can start a container with it",
-            f"Docker says: {done[-300:]}",
+            f"Docker says: {done.stderr.strip()[-300:]}",
             'the last line of the script hands everything on: exec labkit-runtime "$@"',
         )
         own = proc.namespace(docker.pid(number), "pid") != proc.namespace("self", "pid")
         yield own, "and it is a real one, with a PID namespace of its own", "exec labkit-runtime, or runc"
     finally:
         if number:
-            docker("rm", "-f", number, check=False)
+            docker.ask("rm", "-f", number)
     said = log.read_text()
     for word in ("create", "start", "delete"):
         yield (

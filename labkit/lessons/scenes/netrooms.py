@@ -44,7 +44,7 @@ class Room:
         """Run a command in it; print what it says and return its exit status."""
         done = self._do(words.split() if isinstance(words, str) else words)
         if show:
-            print(done.stdout, end="")
+            print(done.stdout, done.stderr, sep="", end="")
         return done.returncode
 
     def links(self):
@@ -60,8 +60,7 @@ class Room:
         return subprocess.run(
             [*where, *command],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             text=True,
             timeout=30,
         )

@@ -39,13 +39,11 @@ class Box:
     outside: int  # the bench's; the same process if nothing was cloned
 
     def run(self, *words, show=True):
-        """Run a command in all of its namespaces with nsenter(1); print what it says and return that."""
+        """Run a command in all of its namespaces with nsenter(1); print what it says, return its stdout."""
         command = ["nsenter", "--all", "--target", str(self.pid), "--", *words]
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, text=True
-        )
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, text=True)
         if show:
-            print(done.stdout, end="")
+            print(done.stdout, done.stderr, sep="", end="")
         return done.stdout
 
 
