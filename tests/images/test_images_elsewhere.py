@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from trees import differences, snapshot
 
 from labkit.build import builder
-from labkit.container.life import Container
 from labkit.images import archives, catalog, digests
 from labkit.lessons.beside import engine
 from tests.oci.test_runtime_docker import Podman
