@@ -9,4 +9,5 @@ Read in this order:
     ledger      what we made and must give back, written down first
     child       kernel work in a process of its own
     synced      what is there after a power cut
+    packages    which package brings what is not here
 """
