@@ -25,7 +25,7 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from labkit.container import launch
 from labkit.ground import proc, state
@@ -51,6 +51,13 @@ def spawn(job, stdio, at_hooks=None, enter=None):
     anything else, to move the process to its cgroup in some other way. Raises what stopped it, CommandError if only the last step, exec, failed. The
     caller must have one thread. See clone3(2).
     """
+    if job.plan and "user" in (*job.namespaces, *(kind for kind, _ in job.paths)):
+        with job.plan.gathered() as plan:
+            return _spawn(replace(job, plan=plan), stdio, at_hooks, enter)
+    return _spawn(job, stdio, at_hooks, enter)
+
+
+def _spawn(job, stdio, at_hooks, enter):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     into = None
     spawned = None
