@@ -13,6 +13,7 @@ fail() {
 
 # ---- is it a guest that can do it? ------------------------------------------
 
+# shellcheck disable=SC1091
 . /etc/os-release
 command -v apt-get >/dev/null || fail \
     "this box is $PRETTY_NAME, and the lab is made for Debian 12 and Ubuntu 24.04 or newer" \

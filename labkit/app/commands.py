@@ -13,7 +13,7 @@ import argparse
 
 from labkit.ground.errors import BadValue
 
-COMMANDS = {}  # name: (function, what it does in a line)
+COMMANDS: dict[str, tuple] = {}  # name: (function, what it does in a line)
 
 
 def command(name, summary):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from labkit.ground import packages
 from labkit.ground.errors import Unsupported, from_oserror
 
-PROBES = {}
+PROBES: dict[str, "Probe"] = {}
 PATIENCE = 20  # seconds for one command
 
 

@@ -28,6 +28,7 @@ import shutil
 import signal
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from labkit.ground import proc, state, syscalls
@@ -56,11 +57,13 @@ class Entry:
         return boot == proc.boot_id() and proc.is_running(pid, ticks)
 
 
-_UNDOERS = {}  # kind: the function that takes one away
+_UNDOERS: dict[str, Callable] = {}  # kind: the function that takes one away
 
 
 def undoes(kind):
-    """Register the decorated function as what takes a `kind` away: it gets what `write` was told, and is quiet if it is gone.
+    """Register the decorated function as what takes a `kind` away.
+
+    It gets what `write` was told, and is quiet if the thing is gone.
 
     The module that makes a kind of thing holds its undoer too. The entry names that module,
     so that `lab clean`, another process, finds it without a list of all there are.
@@ -199,7 +202,7 @@ def scope(name):
 
 
 def begin(chapter):
-    """Give back what an earlier run of `chapter` left; mark what this process, and those it starts, make from now on as its own."""
+    """Give back what an earlier run of `chapter` left; mark as its own what is made from now on, here or by a child."""
     global _chapter
     _, _, failed = clean(scope=chapter)
     if failed:

@@ -56,7 +56,7 @@ def _made(short, default, parts):
     return path
 
 
-_seen = {}  # folders that this process has made or looked at before
+_seen: dict[tuple, Path] = {}  # folders that this process has made or looked at before
 
 
 # The user id of an ordinary user who is root only in a user namespace: see rootless.

@@ -115,7 +115,8 @@ class Overlay:
     attrs: int = NODEV
 
     def describe(self):
-        return f"mount overlay of {len(self.lowerdirs)} lowerdir(s) and a writable upperdir as the root{_options(self.attrs)}"
+        layers = f"{len(self.lowerdirs)} lowerdir(s) and a writable upperdir"
+        return f"mount overlay of {layers} as the root{_options(self.attrs)}"
 
     def resolved(self):
         """Return the same with the folders' own paths."""

@@ -67,7 +67,8 @@ def nspawn(folder, command):
     _need("systemd-nspawn")
     name = f"nspawn-{state.new_id()}"
     with _home(name) as home, engine.own_cgroup(name) as places:
-        # By itself it takes an image without systemd for an old one, and makes it a v1 tree, which stays until a reboot.
+        # By itself it takes an image without systemd for an old one, and makes it a v1 tree, which stays
+        # until a reboot.
         words = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "UNIFIED_CGROUP_HIERARCHY=1") if _is_pure_v2(places) else ()
         start = [
             "systemd-nspawn",
@@ -112,7 +113,10 @@ def _running(start, home, places, environment=(), seconds=20):
     with open(home / "says", "wb") as says:
         process = subprocess.Popen(
             # Their orphans become children of this one, and not of the machine's PID 1.
-            [sys.executable, "-S", "-E", "-c", engine.REAPER, "unshare", "--mount", "--propagation=private", "sh", "-ec", "\n".join(lines)],
+            [
+                *(sys.executable, "-S", "-E", "-c", engine.REAPER),
+                *("unshare", "--mount", "--propagation=private", "sh", "-ec", "\n".join(lines)),
+            ],
             stdin=subprocess.DEVNULL, stdout=says, stderr=says, start_new_session=True,
         )  # fmt: skip
     try:
@@ -153,9 +157,10 @@ def _first_process(starter):
         with contextlib.suppress(LabError, OSError):
             process = proc.process(pid)
             root = os.stat(f"/proc/{pid}/root")
-            if process.nspid[-1] == 1 and len(process.nspid) > 1 and not os.path.samestat(root, os.stat("/")):
-                if process.name not in ("lxc-start", "systemd-nspawn", "(sd-stubinit)"):
-                    return pid
+            first = process.nspid[-1] == 1 and len(process.nspid) > 1
+            started = process.name not in ("lxc-start", "systemd-nspawn", "(sd-stubinit)")
+            if first and started and not os.path.samestat(root, os.stat("/")):
+                return pid
     return None
 
 

@@ -14,7 +14,7 @@ import tempfile
 
 from labkit.ground import ledger, proc
 
-ALL = []
+ALL: list = []
 
 
 def promise(function):
@@ -30,7 +30,8 @@ def script(path):
 
 def labkits_own():
     """Return a `run` for `lab run` with the same limits and name."""
-    flags = "--memory 32m --memory-swap 32m --pids-limit 20 --cpus 0.5 --hostname mycontainer --cap-drop MKNOD --network none"
+    flags = "--memory 32m --memory-swap 32m --pids-limit 20 --cpus 0.5"
+    flags += " --hostname mycontainer --cap-drop MKNOD --network none"
     return runner([sys.executable, "-m", "labkit", "run", "--rm", *flags.split(), "busybox"])
 
 
@@ -133,7 +134,8 @@ def has_no_way_to_the_hosts_files(run):
 def opens_no_disk(run):
     """It can make no device file that opens a disk, and mount none."""
     shell = (
-        "for at in /dev /tmp; do mknod $at/disk b 8 0 2>/dev/null && head -c1 $at/disk 2>/dev/null >/dev/null && echo opened;"
+        "for at in /dev /tmp; do mknod $at/disk b 8 0 2>/dev/null"
+        " && head -c1 $at/disk 2>/dev/null >/dev/null && echo opened;"
         " done; mount -t tmpfs none /tmp 2>/dev/null && echo mounted; echo no"
     )
     return _prints(run, shell, "no")
