@@ -99,6 +99,8 @@ def _owner(pid):
 
 def write(kind, owner=None, **what):
     """Write down that a `kind` named by `what` is about to be made; return the Entry."""
+    if kind not in _UNDOERS:
+        raise BadValue(f"nothing that is imported knows how to take a {kind!r} away", "import the module that makes it")
     number = _next_number()
     group = _group.get()
     path = f"{_folder()}/{number:020d}-{os.urandom(4).hex()}.{group}.json"
