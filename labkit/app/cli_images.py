@@ -61,24 +61,27 @@ def _push(argv):
 
 @command("build", "make an image from a Dockerfile")
 def _build(argv):
-    from labkit.build import builder
+    from labkit.build import builder, plan
 
     words = parser("build")
-    words.add_argument("-t", "--tag", required=True, metavar="NAME")
-    words.add_argument("-f", "--file", help="another Dockerfile than FOLDER/Dockerfile")
-    words.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
+    words.add_argument("-t", "--tag", required=True, action="append", metavar="NAME", help="more than one is possible")
+    words.add_argument("-f", "--file", help="another Dockerfile than FOLDER/Dockerfile; - is standard input")
+    words.add_argument("--build-arg", action="append", default=[], metavar="NAME[=VALUE]")
+    words.add_argument("--label", action="append", default=[], metavar="NAME=VALUE")
     words.add_argument("--target", help="stop after this stage")
     words.add_argument("--no-cache", action="store_true")
     words.add_argument("--network", default="none", help="what RUN has: none, host or bridge")
     words.add_argument("folder")
     options = words.parse_args(argv)
-    if wrong := [pair for pair in options.build_arg if "=" not in pair]:
-        raise BadValue(f"build argument {wrong[0]!r} can't be read", "write NAME=VALUE")
+    if wrong := [pair for pair in options.label if not pair.partition("=")[0]]:
+        raise BadValue(f"label {wrong[0]!r} can't be read", "write NAME=VALUE")
     image = builder.build(
         options.folder,
         options.tag,
-        file=options.file,
-        args=dict(pair.split("=", 1) for pair in options.build_arg),
+        file=options.file if options.file != "-" else None,
+        text=sys.stdin.read() if options.file == "-" else None,
+        args=plan.given(options.build_arg),
+        labels=dict(pair.partition("=")[::2] for pair in options.label),
         target=options.target,
         cache=not options.no_cache,
         network=options.network,

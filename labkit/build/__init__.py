@@ -2,7 +2,10 @@
 
 Read in this order:
 
+    words         quotes, backslashes, variables
     dockerfile    the instructions, read
+    plan          which stages there are, and which are needed
+    ignore        .dockerignore
     context       the files that they may copy
     builder       each instruction a layer
     layer_cache   an instruction that was carried out before

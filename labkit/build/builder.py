@@ -10,105 +10,124 @@ So `build` is `commit`, once for each line. Whoever looks at the layers sees the
 A layer that was made before is not made again: see layer_cache.
 """
 
-import os
 import posixpath
+import re
 from dataclasses import replace
 from pathlib import Path
 
-from labkit.build import context, dockerfile, layer_cache
-from labkit.ground.errors import BadValue, LabError, NotFound
+from labkit.build import context, dockerfile, layer_cache, plan
+from labkit.ground.errors import BadValue, NotFound
 from labkit.images import catalog
 from labkit.images.catalog import ImageConfig
-from labkit.isolation import inroot
-from labkit.storage import roots
 
 
-def build(folder, name, *, file=None, args=None, target=None, cache=True, network="none", say=print):
+def build(
+    folder, name, *, file=None, args=None, target=None, cache=True, network="none", labels=None, text=None, say=print
+):
     """Build an image from the Dockerfile in `folder`; name it and return the Image.
 
-    `file` is another Dockerfile (a path), `args` the values of its ARGs, `target` the
-    stage to stop after, `network` what RUN has ("none", "host", "bridge"). `say` is
+    `name` is one name or a list of them, `file` another Dockerfile (a path), `text` one's
+    contents in its place, `args` the values of its ARGs, `target` the stage to stop after,
+    `network` what RUN has ("none", "host", "bridge"), `labels` more of them. `say` is
     called with each step's line and what RUN prints. Raises BadValue with the line, LabError if a
     RUN fails; then nothing has the name that had not before.
     """
-    name = catalog.normal(name)
-    area = context.Context(folder)
-    try:
-        text = Path(file or area.folder / "Dockerfile").read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotFound(f"no Dockerfile to read in {folder}: {error}", "build(folder, file=…) names another") from None
-    instructions = dockerfile.parse(text)
+    names = [catalog.normal(one) for one in ([name] if isinstance(name, str) else name)]
+    found = _dockerfile(Path(folder), file) if text is None else None
+    area = context.Context(folder, found)
+    if found is not None:
+        try:
+            text = found.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise NotFound(
+                f"no Dockerfile to read in {folder}: {error}", "build(folder, file=…) names another"
+            ) from None
+    stages = plan.stages(dockerfile.parse(text), dict(args or {}))
     # Held to the end: no layer of a half-built image is garbage.
     with catalog.locked(shared=True) as store:
         builder = _Builder(store, area, dict(args or {}), cache, network, say)
-        image = builder.run(instructions, target)
-        return catalog.adopt(store, name, image.digest)
+        image = builder.run(stages, target, labels or {})
+        return [catalog.adopt(store, one, image.digest) for one in names][0]
+
+
+def _dockerfile(folder, file):
+    """Return the path of the Dockerfile: the one that is named, else either spelling."""
+    if file:
+        return Path(file)
+    small = folder / "dockerfile"
+    return small if small.is_file() and not (folder / "Dockerfile").exists() else folder / "Dockerfile"
 
 
 class _Builder(layer_cache.Layers):
     def __init__(self, store, area, args, cache, network, say):
         super().__init__(store, cache, network, say)
         self.area, self.args = area, args
-        self.stages = {}  # name or number: Image
+        self.done = {}  # number of a plan.Stage: what has become of it
         self.globals = {}  # ARGs before the first FROM
+        self.used = set()
 
-    def run(self, instructions, target):
-        count, total, wanted = 0, len(instructions), target and target.lower()
-        current = None
-        for number, raw in enumerate(instructions, 1):
-            if raw.word == "FROM" and current is not None:
-                if wanted in current:
-                    break
+    def run(self, stages, target, labels):
+        wanted = plan.needed(stages, target)
+        total, count = sum(len(stage.instructions) for stage in wanted), 0
+        self.globals = dict(stages[0].globals)
+        for stage in wanted:
+            self.now = stage
+            for instruction in stage.instructions:
                 count += 1
-            variables = self.stage.seen() if self.stage and raw.word != "FROM" else self.globals
-            instruction = raw.expanded(variables)
-            self.say(f"Step {number}/{total} : {raw}")
-            getattr(self, f"_{raw.word.lower()}")(instruction)
-            if raw.word == "FROM":
-                current = {str(count), self._name_of_stage(instruction)}
-            if self.stage is not None:
-                for key in current:
-                    self.stages[key] = self.stage
-        if wanted and wanted not in current:
-            raise BadValue(
-                f"the Dockerfile has no stage {target!r}",
-                f"it has {', '.join(sorted(filter(None, self.stages)))}",
-            )
+                self.say(f"Step {count}/{total} : {instruction}")
+                self._do(instruction)
+            self.done[stage.number] = self.stage
+        if labels:
+            self._set(stage.instructions[-1], labels=self.stage.config.labels | labels)
+        declared = {name for one in stages for name in one.arguments()} | plan.PROXIES | self.globals.keys()
+        for name in sorted(self.args.keys() - declared):
+            self.say(f"warning: no ARG takes the build argument {name}")
         return self.stage.image
 
-    # FROM, ARG
+    def _do(self, instruction):
+        getattr(self, f"_{instruction.word.lower()}")(instruction)
 
-    def _name_of_stage(self, instruction):
-        words = instruction.text.split()
-        return words[2].lower() if len(words) == 3 else None
+    def _variables(self):
+        return self.stage.seen()
+
+    # FROM, ARG, ONBUILD
 
     def _from(self, instruction):
-        words = instruction.text.split()
-        if len(words) not in (1, 3) or (len(words) == 3 and words[1].lower() != "as"):
-            raise instruction.refuse(f"{instruction.text!r} can't be read", "FROM IMAGE, or FROM IMAGE AS NAME")
-        if words[0].lower() in self.stages:
-            before = self.stages[words[0].lower()]
+        now = self.now
+        if now.base is not None:
+            before = self.done[now.base]
             self.stage = layer_cache.Stage(before.image, before.config)
-        elif words[0] == "scratch":
-            self.stage = layer_cache.Stage(None, ImageConfig())
+        elif now.image == "scratch":
+            path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+            self.stage = layer_cache.Stage(None, ImageConfig(env=(path,)))
             self.commit(instruction, None)
         else:
-            image = catalog.get(words[0])
+            image = catalog.get(now.image)
             self.stage = layer_cache.Stage(image, image.config)
+        self.stage.variables |= {name: value for name, value in self.args.items() if name in plan.PROXIES}
+        for text in self.stage.config.on_build:
+            trigger = replace(dockerfile.parse_one(text), line=instruction.line)
+            if trigger.word in ("FROM", "ONBUILD", "MAINTAINER"):
+                raise instruction.refuse(f"the image has ONBUILD {text!r:.60}, and that can't be one")
+            self.say(f"# ONBUILD {text}")
+            self._do(trigger)
+        if self.stage.config.on_build:
+            self._set(instruction, on_build=())
 
     def _arg(self, instruction):
-        for word in dockerfile.split(instruction.text):
-            name, equals, default = word.partition("=")
-            if not name.isidentifier():
-                raise instruction.refuse(f"{name!r} is no name of a variable")
-            if self.stage is None:
-                self.globals[name] = self.args.get(name, default)
-            elif name in self.args:
+        for name, default in plan.arguments(instruction, self._variables()):
+            if name in self.args:
                 self.stage.variables[name] = self.args[name]
-            elif equals:
+            elif default is not None:
                 self.stage.variables[name] = default
             elif name in self.globals:
                 self.stage.variables[name] = self.globals[name]
+
+    def _onbuild(self, instruction):
+        trigger = dockerfile.parse_one(instruction.text, instruction.line)
+        if trigger.word in ("FROM", "ONBUILD", "MAINTAINER"):
+            raise instruction.refuse(f"{trigger.word} can't be one")
+        self._set(instruction, on_build=(*self.stage.config.on_build, instruction.text))
 
     # What changes only the config
 
@@ -117,79 +136,104 @@ class _Builder(layer_cache.Layers):
         self.commit(instruction, None)
 
     def _env(self, instruction):
-        env = dict(pair.split("=", 1) for pair in self.stage.config.env) | dict(instruction.pairs())
+        env = dict(pair.split("=", 1) for pair in self.stage.config.env) | dict(instruction.pairs(self._variables()))
         self._set(instruction, env=tuple(f"{name}={value}" for name, value in env.items()))
 
     def _label(self, instruction):
-        self._set(instruction, labels=self.stage.config.labels | dict(instruction.pairs()))
+        self._set(instruction, labels=self.stage.config.labels | dict(instruction.pairs(self._variables())))
 
     def _maintainer(self, instruction):
         self._set(instruction, labels=self.stage.config.labels | {"maintainer": instruction.text})
 
     def _user(self, instruction):
-        self._set(instruction, user=instruction.text)
+        self._set(instruction, user=instruction.one(self._variables()))
 
     def _cmd(self, instruction):
-        self._set(instruction, cmd=instruction.command(self.stage.shell))
+        self.stage.has_cmd = True
+        self._set(instruction, cmd=instruction.command(self.stage.shell) if instruction.text else ())
 
     def _entrypoint(self, instruction):
-        # An image's CMD was meant for its own ENTRYPOINT.
-        self._set(instruction, entrypoint=instruction.command(self.stage.shell), cmd=())
+        # The base image's CMD was meant for its own ENTRYPOINT; one of this Dockerfile for this.
+        cmd = self.stage.config.cmd if self.stage.has_cmd else ()
+        command = instruction.command(self.stage.shell) if instruction.text else ()
+        self._set(instruction, entrypoint=command, cmd=cmd)
 
     def _expose(self, instruction):
-        ports = {word if "/" in word else f"{word}/tcp" for word in instruction.words()}
-        for port in ports:
-            number, _, protocol = port.partition("/")
-            if not all(part.isdigit() and 0 < int(part) < 65536 for part in number.split("-")) or protocol not in (
-                "tcp",
-                "udp",
-                "sctp",
-            ):
-                raise instruction.refuse(f"{port!r} is no port", "EXPOSE 80, or EXPOSE 53/udp")
+        ports = set()
+        for word in instruction.parted(self._variables()):
+            number, _, protocol = word.lower().partition("/")
+            ends = number.split("-")
+            good = all(end.isdecimal() and 0 < int(end) < 65536 for end in ends) and len(ends) <= 2
+            if not good or protocol not in ("", "tcp", "udp", "sctp") or int(ends[0]) > int(ends[-1]):
+                raise instruction.refuse(f"{word!r} is no port", "EXPOSE 80, or EXPOSE 53/udp")
+            ports |= {f"{port}/{protocol or 'tcp'}" for port in range(int(ends[0]), int(ends[-1]) + 1)}
         self._set(instruction, exposed_ports=tuple(sorted({*self.stage.config.exposed_ports, *ports})))
 
     def _volume(self, instruction):
-        self._set(instruction, volumes=tuple(sorted({*self.stage.config.volumes, *instruction.words()})))
+        self._set(
+            instruction, volumes=tuple(sorted({*self.stage.config.volumes, *instruction.each(self._variables())}))
+        )
 
     def _stopsignal(self, instruction):
-        self._set(instruction, stop_signal=instruction.text)
+        self._set(instruction, stop_signal=instruction.one(self._variables()))
 
     def _shell(self, instruction):
         words = instruction.list()
         if not words:
             raise instruction.refuse("takes a JSON list", 'SHELL ["/bin/sh", "-c"]')
-        self.stage.shell = words
+        self._set(instruction, shell=words)
+
+    def _healthcheck(self, instruction):
+        """Keep it in the image, for engines that ask a container whether it is well; labkit asks none."""
+        kind, *rest = instruction.text.split(None, 1)
+        if kind.upper() not in ("NONE", "CMD") or (kind.upper() == "CMD") != bool(rest):
+            raise instruction.refuse(
+                f"{instruction.text!r:.40} can't be read", "HEALTHCHECK CMD …, or HEALTHCHECK NONE"
+            )
+        check = {"Test": ["NONE"]}
+        if rest:
+            listed = replace(instruction, text=rest[0]).list()
+            check = {"Test": ["CMD", *listed] if listed is not None else ["CMD-SHELL", rest[0]]}
+            check |= plan.health_times(instruction)
+        self._set(instruction, others=self.stage.config.others | {"Healthcheck": check})
 
     # What makes a layer
 
     def _workdir(self, instruction):
-        path = posixpath.normpath(posixpath.join("/", self.stage.config.workdir, instruction.text))
+        path = posixpath.normpath(posixpath.join("/", self.stage.config.workdir, instruction.one(self._variables())))
         self.stage.config = replace(self.stage.config, workdir=path)
-        with self.layer(instruction, path) as root:
+        owner = self._owner_of(instruction, self.stage.config.user or "0:0", "USER")
+        with self.layer(instruction, path, owner) as root:
             if root is not None:
                 with context.scratch("empty") as empty:
-                    context.put(empty, root.merged, path)
+                    context.put(empty, root.merged, path, owner)
 
     def _copy(self, instruction):
         *sources, target = self._places(instruction)
+        chown = instruction.flags.get("chown")
+        owner = (
+            self._owner_of(instruction, self._expanded(instruction, chown), "--chown") if chown is not None else None
+        )
         with context.scratch("copy") as folder:
-            if "from" in instruction.flags:
-                image = self._source(instruction)
-                single = context.gather_from(image, instruction, sources, folder)
-            else:
-                single = self.area.gather(instruction, sources, folder)
-            unpacked = instruction.word == "ADD" and context.unpack_archives(folder)
-            self._own(instruction, folder)
+            single = self._gather(instruction, sources, folder)
+            # Docker gives what it copies to root, wherever it is from; only --from keeps owners.
+            if owner is not None or "from" not in instruction.flags:
+                context.set_owner(folder, *(owner or (0, 0)))
+            unpacked = instruction.word == "ADD" and context.unpack_archives(folder, owner)
+            self._set_mode(instruction, folder)
             if single and not unpacked and not target.endswith("/"):
                 target = self._rename(folder, target)
             elif len(sources) > 1 and not target.endswith("/"):
                 raise instruction.refuse("several sources need a folder as target", f"{target}/")
-            with self.layer(instruction, target, context.fingerprint(folder)) as root:
+            with self.layer(instruction, target, owner, context.fingerprint(folder)) as root:
                 if root is not None:
-                    context.put(folder, root.merged, target)
+                    try:
+                        context.put(folder, root.merged, target, owner or (0, 0))
+                    except BadValue as error:
+                        raise instruction.refuse(error.message, error.hint) from None
 
     def _add(self, instruction):
-        for word in instruction.words()[:-1]:
+        for word in instruction.each(self._variables())[:-1]:
             if "://" in word or word.startswith("git@"):
                 raise instruction.refuse(
                     f"{word} is on the network, and a build here fetches nothing",
@@ -197,64 +241,84 @@ class _Builder(layer_cache.Layers):
                 )
         self._copy(instruction)
 
+    def _expanded(self, instruction, text):
+        return instruction.expand(text, self._variables())
+
     def _places(self, instruction):
-        words = instruction.words()
-        unknown = set(instruction.flags) - {"from", "chown", "chmod"}
-        if len(words) < 2 or unknown or any("\0" in word for word in words):
+        parts = instruction.each(self._variables())
+        if len(parts) < 2 or any("\0" in part for part in parts):
             raise instruction.refuse(f"{instruction.text!r} can't be read", f"{instruction.word} SOURCE … TARGET")
-        target = posixpath.join("/", self.stage.config.workdir, words[-1])
-        keep = "/" if words[-1].endswith(("/", "/.")) or words[-1] == "." else ""
-        if ".." in target.split("/"):
-            target = posixpath.normpath(target)
-        return [*words[:-1], posixpath.normpath(target).rstrip("/") + keep or "/"]
+        target = posixpath.join("/", self.stage.config.workdir, parts[-1])
+        keep = "/" if parts[-1].endswith(("/", "/.")) or parts[-1] == "." else ""
+        return [*parts[:-1], posixpath.normpath(target).rstrip("/") + keep or "/"]
+
+    def _gather(self, instruction, sources, folder):
+        """Copy what the sources name into `folder`; return whether it is a single file."""
+        documents = {f"<<{dash}{one.name}": one for one in instruction.heredocs for dash in ("", "-")}
+        written = [documents[source] for source in sources if source in documents]
+        sources = [source for source in sources if source not in documents]
+        for one in written:
+            body = self._expanded_document(instruction, one.body) if one.expands else one.body
+            (folder / one.name).write_text(body)
+            (folder / one.name).chmod(0o644)
+        if not sources:
+            return len(written) == 1
+        if "from" in instruction.flags:
+            single = context.gather_from(self._source(instruction), instruction, sources, folder)
+        else:
+            single = self.area.gather(instruction, sources, folder)
+        return single and not written
+
+    def _expanded_document(self, instruction, body):
+        """Fill in a here-document's variables; quotes are text in it."""
+        quoted = re.sub(r"(['\"])", lambda sign: instruction.escape + sign[0], body)
+        return instruction.expand(quoted, self._variables())
 
     def _rename(self, folder, target):
-        """Give a single file the target's name, unless that is a folder; return the folder it goes to."""
-        if self._is_folder(target):
-            return target
+        """Give a single file the target's name, through links; return the folder it goes to."""
+        with context.opened(self.stage.image) as root:
+            if context.is_folder(root, target):
+                return target
+            target = context.behind_links(root, target)
         (only,) = folder.iterdir()
         only.rename(folder / posixpath.basename(target))
         return posixpath.dirname(target) or "/"
 
-    def _is_folder(self, target):
-        if self.stage.image is None or not self.stage.image.layers:
-            return target == "/"
-        with context.scratch("look") as merged, roots.mounted(self.stage.image.layers, None, None, merged):
-            root = os.open(merged, os.O_PATH | os.O_DIRECTORY)
-            try:
-                os.close(inroot.open_in_root(root, target, os.O_PATH | os.O_DIRECTORY))
-                return True
-            except LabError:
-                return False
-            finally:
-                os.close(root)
-
     def _source(self, instruction):
-        name = instruction.flags["from"]
-        if name.lower() in self.stages and self.stages[name.lower()] is not self.stage:
-            return self.stages[name.lower()].image
+        name = self._expanded(instruction, instruction.flags["from"])
+        stage = self.now.before(name)
+        if stage is not None:
+            image = self.done[stage].image
+            if image is None:
+                raise instruction.refuse(f"the stage {name} has no files yet")
+            return image
         return catalog.get(name)
 
-    def _own(self, instruction, folder):
-        # Docker gives what it copies to root, wherever it is from; only --from keeps owners.
-        owner = instruction.flags.get("chown")
-        if owner is not None or "from" not in instruction.flags:
-            try:
-                context.set_owner(folder, *context.find_owner(self.stage.image, owner or "0:0"))
-            except (NotFound, BadValue) as error:
-                hint = "a number is always possible: --chown=1000:1000"
-                raise instruction.refuse(f"--chown={owner}: {error.message}", hint) from None
+    def _owner_of(self, instruction, text, what):
+        try:
+            return context.find_owner(self.stage.image, text)
+        except (NotFound, BadValue) as error:
+            hint = "a number is always possible: --chown=1000:1000"
+            raise instruction.refuse(f"{what}={text}: {error.message}", hint) from None
+
+    def _set_mode(self, instruction, folder):
         mode = instruction.flags.get("chmod")
-        if mode is not None:
-            try:
-                for path in folder.rglob("*"):
-                    if not path.is_symlink():
-                        path.chmod(int(mode, 8) & 0o7777)
-            except ValueError:
-                raise instruction.refuse(f"--chmod={mode} is no mode", "--chmod=755") from None
+        if mode is None:
+            return
+        try:
+            bits = int(self._expanded(instruction, mode), 8) & 0o7777
+        except ValueError:
+            raise instruction.refuse(f"--chmod={mode} is no mode", "--chmod=755") from None
+        for path in folder.rglob("*"):
+            if not path.is_symlink():
+                path.chmod(bits)
 
     def _run(self, instruction):
+        if "mount" in instruction.flags or instruction.flags.get("security", "sandbox") != "sandbox":
+            name = "mount" if "mount" in instruction.flags else "security"
+            raise instruction.refuse(f"labkit does not do --{name}", "COPY what it brings, or build with BuildKit")
+        if instruction.flags.get("network", "default") not in ("default", "none", "host"):
+            raise instruction.refuse(f"--network={instruction.flags['network']} is none", "default, none or host")
         command = instruction.command(self.stage.shell)
-        variables = sorted(self.stage.variables.items())
-        with self.layer(instruction, command, variables, mounted=False):
+        with self.layer(instruction, command, self.stage.environment(), mounted=False):
             pass  # a container makes and mounts its own root

@@ -1,58 +1,49 @@
-"""A Dockerfile read: its lines as instructions, its variables filled in.
+"""A Dockerfile read: lines become instructions. What their variables hold is filled in later, by `words`.
 
     FROM busybox AS build            word, then what it is about
     COPY --from=build /a /b          flags begin with two dashes
     RUN ["echo", "hi"]               a JSON list is executed as it is,
     RUN echo hi                      anything else by a shell
 
-A line that ends in a backslash goes on in the next; a line that begins with `#` is a
-comment, even in the middle of one that goes on. `RUN <<EOF` takes the lines up to EOF
-as a script. Nothing is done here: reading changes nothing. See Docker's Dockerfile
+Three steps, each on what the one before gives: comments at the very top may be
+directives (`# escape=`); a line that ends in the escape sign goes on in the next, past
+comments and empty lines; a line with `<<EOF` in it takes the lines up to EOF as a
+here-document. Nothing is done here: reading changes nothing. See Docker's Dockerfile
 reference.
 """
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from labkit.build import words
 from labkit.ground.errors import BadValue
 
-WORDS = [
-    "FROM",
-    "RUN",
-    "COPY",
-    "ADD",
-    "ENV",
-    "WORKDIR",
-    "USER",
-    "ENTRYPOINT",
-    "CMD",
-    "EXPOSE",
-    "VOLUME",
-    "LABEL",
-    "ARG",
-    "SHELL",
-    "STOPSIGNAL",
-    "MAINTAINER",
-]
-# Docker's own additions: the OCI's image config has no place for them.
-_DOCKERS = {
-    "HEALTHCHECK": "leave it out: the image runs the same, only nobody asks it whether it is well",
-    "ONBUILD": "write the line where it is to happen: in the Dockerfile that builds on this image",
+# Each instruction and the flags that it may have.
+FLAGS = {
+    "FROM": {"platform"},
+    "RUN": {"network", "mount", "security"},
+    "COPY": {"from", "chown", "chmod", "link"},
+    "ADD": {"chown", "chmod", "link"},
+    "HEALTHCHECK": {"interval", "timeout", "start-period", "start-interval", "retries"},
+    **{
+        word: set()
+        for word in (
+            "ENV WORKDIR USER ENTRYPOINT CMD EXPOSE VOLUME LABEL ARG SHELL STOPSIGNAL MAINTAINER ONBUILD"
+        ).split()
+    },
 }
-_EXPANDED = {
-    "FROM",
-    "COPY",
-    "ADD",
-    "ENV",
-    "WORKDIR",
-    "USER",
-    "EXPOSE",
-    "VOLUME",
-    "LABEL",
-    "ARG",
-    "STOPSIGNAL",
-}
+_REFERENCE = "see Docker's Dockerfile reference"
+
+
+@dataclass(frozen=True)
+class Heredoc:
+    """A here-document: its name, its lines, whether variables in it are filled in."""
+
+    name: str
+    body: str
+    expands: bool
 
 
 @dataclass(frozen=True)
@@ -61,161 +52,203 @@ class Instruction:
 
     line: int
     word: str
-    text: str  # after the flags, not yet expanded
-    flags: dict = field(default_factory=dict)
-    script: str | None = None  # of a heredoc
+    text: str  # after the flags, as it stands
+    flags: Mapping[str, str] = field(default_factory=dict)
+    heredocs: tuple[Heredoc, ...] = ()
+    escape: str = "\\"
 
-    def __str__(self):
+    def __str__(self) -> str:
         flags = "".join(f"--{key}={value} " for key, value in self.flags.items())
         return f"{self.word} {flags}{self.text}"
 
-    def refuse(self, why, hint=None):
+    def refuse(self, why: str, hint: str | None = None) -> BadValue:
         """Return the BadValue that says why this instruction can't be meant."""
-        return BadValue(
-            f"Dockerfile, line {self.line}: {self.word}: {why}", hint or "see Docker's Dockerfile reference"
-        )
+        return BadValue(f"Dockerfile, line {self.line}: {self.word}: {why}", hint or _REFERENCE)
 
-    def expanded(self, variables):
-        """Return this instruction with its variables filled in, where its word has them filled in."""
-        if self.word not in _EXPANDED:
-            return self
-        flags = {key: expand(value, variables) for key, value in self.flags.items()}
+    def expand(self, text: str, variables: Mapping[str, str]) -> str:
+        """Return the one word that `text` means here."""
         try:
-            return Instruction(self.line, self.word, expand(self.text, variables), flags, self.script)
+            return words.expand(text, variables, self.escape)
         except BadValue as error:
-            raise self.refuse(error.message) from None
+            raise self.refuse(error.message, error.hint) from None
 
-    def command(self, shell):
-        """Return what RUN, CMD or ENTRYPOINT execute: the list, or the text by a shell."""
-        if self.script is not None:
-            return (*shell, self.script)
-        words = self.list()
-        return words if words is not None else (*shell, self.text)
+    def one(self, variables: Mapping[str, str]) -> str:
+        """Return the whole text as one word: of WORKDIR, USER, STOPSIGNAL."""
+        return self.expand(self.text, variables)
 
-    def list(self):
+    def each(self, variables: Mapping[str, str]) -> list[str]:
+        """Return the words of ADD, COPY, FROM or VOLUME: a JSON list, or what spaces part; each filled in."""
+        listed = self.list()
+        parts = listed if listed is not None else self.text.split()
+        return [self.expand(part, variables) for part in parts]
+
+    def parted(self, variables: Mapping[str, str]) -> list[str]:
+        """Return the words of EXPOSE: a variable may hold several."""
+        try:
+            return words.expand_words(self.text, variables, self.escape)
+        except BadValue as error:
+            raise self.refuse(error.message, error.hint) from None
+
+    def pairs(self, variables: Mapping[str, str]) -> list[tuple[str, str]]:
+        """Return [(name, value)] of ENV or LABEL: `A=1 B="2 3"`, or the old `A 1`."""
+        parts = words.split(self.text, self.escape)
+        if "=" not in parts[0]:
+            name, *rest = self.text.split(None, 1)
+            if not rest:
+                raise self.refuse(f"{name} has no value", f"{self.word} {name}=value")
+            return [(self.expand(name, variables), self.expand(rest[0], variables))]
+        found = []
+        for part in parts:
+            name, equals, value = part.partition("=")
+            if not name or not equals:
+                raise self.refuse(f"{part!r} is no pair", f"{self.word} NAME=value NAME2=value2")
+            found.append((self.expand(name, variables), self.expand(value, variables)))
+        return found
+
+    def list(self) -> tuple[str, ...] | None:
         """Return the JSON list of strings that the text is, or None if it is none."""
         if not self.text.startswith("["):
             return None
         try:
-            words = json.loads(self.text)
+            parts = json.loads(self.text)
         except (ValueError, RecursionError):
             return None
-        return tuple(words) if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
+        return tuple(parts) if isinstance(parts, list) and all(isinstance(part, str) for part in parts) else None
 
-    def words(self):
-        """Return the text's words: the JSON list, or what quotes and spaces separate."""
-        return self.list() or tuple(split(self.text))
+    def command(self, shell: tuple[str, ...]) -> tuple[str, ...]:
+        """Return what RUN, CMD or ENTRYPOINT execute: the list, or the text by a shell."""
+        if self.heredocs:
+            return self._script(shell)
+        listed = self.list()
+        return listed if listed is not None else (*shell, self.text)
 
-    def pairs(self):
-        """Return [(name, value)] of ENV or LABEL: `A=1 B="2 3"`, or the old `A 1`."""
-        words = split(self.text, keep_quotes=True)
-        if words and "=" not in words[0]:
-            name, _, value = self.text.partition(" ")
-            if not value:
-                raise self.refuse(f"{name} has no value", f"{self.word} {name}=value")
-            return [(name, unquote(value.strip()))]
-        pairs = [tuple(map(unquote, word.partition("=")[::2])) for word in words]
-        if not pairs or any(not name for name, _ in pairs) or any("=" not in word for word in words):
-            raise self.refuse(f"{self.text!r} are no pairs", f"{self.word} NAME=value NAME2=value2")
-        return pairs
+    def _script(self, shell: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the command of a RUN with here-documents: the one is the script, or the shell reads all of it."""
+        first = self.heredocs[0]
+        if not re.fullmatch(r"<<-?\s*(['\"]?)\w+\1", self.text):
+            documents = "".join(f"{one.body}{one.name}\n" for one in self.heredocs)
+            return (*shell, f"{self.text}\n{documents}")
+        if not first.body.startswith("#!"):
+            return (*shell, first.body)
+        # By its own interpreter: written to a file, since the kernel reads the first line of files only.
+        file = "/tmp/.build-script"
+        mark = "END-OF-BUILD-SCRIPT"
+        lines = f"cat >{file} <<'{mark}' && chmod 700 {file} && {file}; code=$?; rm -f {file}; exit $code\n"
+        return ("/bin/sh", "-c", f"{lines}{first.body}{mark}\n")
 
 
-def parse(text):
+def parse(text: str) -> list[Instruction]:
     """Return the Instructions of a Dockerfile. Raises BadValue with the line."""
-    lines = text.splitlines()
-    escape = "\\"
-    directive = re.match(r"\s*#\s*escape\s*=\s*([\\`])\s*$", lines[0], re.I) if lines else None
-    if directive:
-        escape = directive[1]
-    found, at = [], 0
-    while at < len(lines):
-        first, joined = at, ""
-        while at < len(lines):
-            line = lines[at]
-            at += 1
-            if line.lstrip().startswith("#") or (joined and not line.strip()):
-                if not joined:
-                    first = at
-                continue
-            stripped = line.rstrip()
-            goes_on = stripped.endswith(escape)
-            joined += stripped[:-1] if goes_on else stripped
-            if not goes_on:
-                break
-        if joined.strip():
-            instruction = _instruction(first + 1, joined.strip())
-            instruction, at = _heredoc(instruction, lines, at)
-            found.append(instruction)
-        elif at >= len(lines):
-            break
+    # Only a newline ends a line: str.splitlines knows eight other signs.
+    lines = [line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n")]
+    found = _Lines(lines, _escape(lines)).instructions()
     first = next((one for one in found if one.word != "ARG"), None)
     if first is None or first.word != "FROM":
         raise BadValue("the Dockerfile does not begin with FROM", "FROM busybox, or FROM scratch")
     return found
 
 
-def _instruction(line, text):
-    word, _, rest = text.partition(" ")
-    word, rest, flags = word.upper(), rest.strip(), {}
-    if word in _DOCKERS:
-        raise BadValue(f"Dockerfile, line {line}: {word} is Docker's own, and not built here", _DOCKERS[word])
-    if word not in WORDS:
-        raise BadValue(f"Dockerfile, line {line}: {word!r:.40} is no instruction", f"one of {', '.join(WORDS)}")
-    while match := re.match(r"--([a-z-]+)(?:=(\S*))?\s+", rest):
-        flags[match[1]] = match[2] or ""
-        rest = rest[match.end() :]
-    if not rest:
-        raise BadValue(f"Dockerfile, line {line}: {word} of what?", "see Docker's Dockerfile reference")
-    return Instruction(line, word, rest, flags)
+def parse_one(text: str, line: int = 0) -> Instruction:
+    """Return the Instruction that one line is: an image's ONBUILD."""
+    (one,) = _Lines(text.split("\n"), "\\").instructions() or (None,)
+    if one is None:
+        raise BadValue("an ONBUILD of nothing")
+    return one
 
 
-def _heredoc(instruction, lines, at):
-    match = re.fullmatch(r"<<(-?)(['\"]?)(\w+)\2", instruction.text) if instruction.word == "RUN" else None
-    if not match:
-        return instruction, at
-    body = []
-    for number in range(at, len(lines)):
-        line = lines[number].lstrip("\t") if match[1] else lines[number]
-        if line == match[3]:
-            script = "\n".join(body) + "\n"
-            return Instruction(instruction.line, "RUN", instruction.text, instruction.flags, script), number + 1
-        body.append(line)
-    raise instruction.refuse(f"the script that {instruction.text} begins does not end", f"a line {match[3]}")
+def _escape(lines: list[str]) -> str:
+    """Return the escape sign: a directive names it, among those comments at the very top that look like one."""
+    for line in lines:
+        directive = re.match(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*$", line.strip())
+        if not directive:
+            break
+        if directive[1].lower() == "escape":
+            if directive[2] not in ("\\", "`"):
+                raise BadValue(f"Dockerfile: escape={directive[2]} is no escape sign", "\\ or `")
+            return directive[2]
+    return "\\"
 
 
-_VARIABLE = re.compile(r"\\(.)|\$(?:(\w+)|\{(\w+)(?:(:?[-+])([^}]*))?\}|\{)")
+class _Lines:
+    """The lines of a Dockerfile, taken from the front."""
 
+    def __init__(self, lines: list[str], escape: str) -> None:
+        self.lines, self.escape, self.at = lines, escape, 0
+        sign = re.escape(escape)
+        self._goes_on = re.compile(rf"(?:(?<!{sign})|^){sign}[ \t]*$")
 
-def expand(text, variables):
-    r"""Fill in `$NAME`, `${NAME}`, `${NAME:-else}`, `${NAME:+then}`; `\$` stays a dollar. Raises BadValue."""
+    def instructions(self) -> list[Instruction]:
+        """Return all that they hold."""
+        found = []
+        while self.at < len(self.lines):
+            number, joined = self._joined()
+            if joined.strip():
+                found.append(self._instruction(number, joined.strip()))
+        return found
 
-    def fill(match):
-        if match[1] is not None:
-            return "$" if match[1] == "$" else match[0]
-        name = match[2] or match[3]
-        if name is None:
-            raise BadValue(f"{text!r:.60} has a ${{ that no }} ends", "${NAME}")
-        value, operator = variables.get(name, ""), (match[4] or "")
-        is_set = bool(value) if operator.startswith(":") else name in variables
-        if operator.endswith("-"):
-            return value if is_set else match[5]
-        if operator.endswith("+"):
-            return match[5] if is_set else ""
-        return value
+    def _joined(self) -> tuple[int, str]:
+        """Take one instruction's lines; return (the number of the first, all as one)."""
+        joined, number, begun = "", self.at + 1, False
+        while self.at < len(self.lines):
+            line = self.lines[self.at]
+            self.at += 1
+            if line.lstrip().startswith("#") or not line.strip():
+                if begun:
+                    continue  # also in the middle of one that goes on
+                return number, ""
+            begun = True
+            shorter = self._goes_on.sub("", line)
+            joined += shorter
+            if shorter == line:
+                break
+        return number, joined
 
-    return _VARIABLE.sub(fill, text)
+    def _instruction(self, number: int, text: str) -> Instruction:
+        name, *rest = re.split(r"[ \t\v\f\r]+", text, maxsplit=1)
+        word, text = name.upper(), (rest[0] if rest else "")
+        if word not in FLAGS:
+            raise BadValue(f"Dockerfile, line {number}: {name!r:.40} is no instruction", f"one of {', '.join(FLAGS)}")
+        flags, text = self._flags(text)
+        one = Instruction(number, word, text.strip(), flags, escape=self.escape)
+        for flag in flags:
+            if flag not in FLAGS[word]:
+                known = ", ".join(f"--{name}" for name in sorted(FLAGS[word])) or "none"
+                raise one.refuse(f"labkit has no flag --{flag} for it", f"flags of {word}: {known}")
+        if not one.text and (word not in ("CMD", "ENTRYPOINT")):
+            raise one.refuse("of what?")
+        return self._with_heredocs(one)
 
+    def _flags(self, text: str) -> tuple[dict[str, str], str]:
+        """Take the flags off the front; return them and what is left."""
+        flags: dict[str, str] = {}
+        while match := re.match(r"--([a-zA-Z][\w-]*)?", text):
+            if match[1] is None:  # `--` alone ends them
+                return flags, text[2:].lstrip()
+            parts = words.split(text, self.escape)
+            whole = parts[0]
+            text = text[text.index(whole) + len(whole) :].lstrip()
+            name, equals, value = whole[2:].partition("=")
+            value = words.expand(value.replace("$", f"{self.escape}$"), {}, self.escape) if equals else "true"
+            flags[name] = f"{flags[name]}\n{value}" if name in flags and name == "mount" else value
+        return flags, text
 
-def split(text, keep_quotes=False):
-    """Return the words of a text; quotes hold one together, a backslash keeps a space."""
-    words = re.findall(r"""(?:[^\s"'\\]|\\.|"(?:[^"\\]|\\.)*"|'[^']*')+""", text)
-    return words if keep_quotes else [unquote(word) for word in words]
+    def _with_heredocs(self, one: Instruction) -> Instruction:
+        if one.word not in ("RUN", "COPY", "ADD") or "<<" not in one.text or one.list() is not None:
+            return one
+        found = []
+        for part in words.split(one.text, self.escape):
+            match = re.fullmatch(r"\d*<<(-?)((['\"]?)([\w.-]+)\3)(?:[>|&;)].*)?", part)
+            if match:
+                body = self._body(one, match[4], bool(match[1]))
+                found.append(Heredoc(match[4], body, expands=not match[3]))
+        return Instruction(one.line, one.word, one.text, one.flags, tuple(found), self.escape)
 
-
-def unquote(word):
-    """Take the quotes and backslashes of a word away."""
-    return re.sub(
-        r""""((?:[^"\\]|\\.)*)"|'([^']*)'|\\(.)""",
-        lambda m: re.sub(r"\\(.)", r"\1", m[1]) if m[1] is not None else m[2] if m[2] is not None else m[3],
-        word,
-    )
+    def _body(self, one: Instruction, name: str, strips: bool) -> str:
+        taken: list[str] = []
+        while self.at < len(self.lines):
+            line = self.lines[self.at].lstrip("\t") if strips else self.lines[self.at]
+            self.at += 1
+            if line == name:
+                return "".join(f"{line}\n" for line in taken)
+            taken.append(line)
+        raise one.refuse(f"the here-document <<{name} does not end", f"a line {name}")

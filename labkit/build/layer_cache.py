@@ -8,6 +8,7 @@ The cache holds no layers, only which key made which: a cached layer lives as lo
 some image has it.
 """
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -34,11 +35,21 @@ class Stage:
     image: Image | None
     config: ImageConfig
     variables: dict = field(default_factory=dict)  # ARGs, seen by what follows and by RUN, kept nowhere
-    shell: tuple = SHELL
+    has_cmd: bool = False  # a CMD of its own, and not of the image that it began with
+
+    @property
+    def shell(self):
+        """What a text is run by."""
+        return self.config.shell or SHELL
 
     def seen(self):
         """Return the variables an instruction may use: ENV wins over ARG."""
         return self.variables | dict(pair.split("=", 1) for pair in self.config.env)
+
+    def environment(self):
+        """Return the ARGs that RUN has beside the image's own ENV, as "NAME=value"."""
+        named = {pair.partition("=")[0] for pair in self.config.env}
+        return [f"{name}={value}" for name, value in sorted(self.variables.items()) if name not in named]
 
     def lowest(self):
         return self.image.diff_ids if self.image else ()
@@ -59,8 +70,7 @@ class Layers:
             [
                 self.stage.lowest(),
                 instruction.word,
-                instruction.flags.get("chown"),
-                instruction.flags.get("chmod"),
+                sorted(instruction.flags.items()),
                 made_of,
             ]
             + ([config.env, config.workdir, config.user] if instruction.word == "RUN" else [])
@@ -103,22 +113,44 @@ class Layers:
             raise instruction.refuse("there is nothing in the image yet to run", "COPY a program first")
         base = self.stage.image
         words = {
-            "env": [f"{name}={value}" for name, value in self.stage.variables.items()],
-            "network": self.network,
+            "env": self.stage.environment(),
+            "network": {"default": self.network}.get(asked := instruction.flags.get("network", "default"), asked),
         }
         # An entrypoint is for who runs the image, not for its build.
         plain = commit.add(self.store, base, None, None, replace(self.stage.config, entrypoint=()), "for RUN")
-        with Container(plain.digest, command, **words).start() as box:
-            code = box.wait()
-            output = box.logs()
-            if output:
-                self.say(output.rstrip("\n"))
-            if code:
+        with self._started(plain.digest, command, words) as (box, output):
+            last = self._repeated(output)
+            if code := box.wait():
                 raise LabError(
-                    f"Dockerfile, line {instruction.line}: {instruction} ended with status {code}", _last_word(output)
+                    f"Dockerfile, line {instruction.line}: {instruction} ended with status {code}", _last_word(last)
                 )
             _drop_mount_points(box.rootfs)
             return self._take(box.rootfs)
+
+    @contextlib.contextmanager
+    def _started(self, image, command, words):
+        """Start a container whose output comes through a pipe; yield (it, the pipe's end to read)."""
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        with open(read_end, "rb", 0) as output, Container(image, command, **words) as box:
+            try:
+                with open(os.devnull, "rb") as nothing:
+                    box.start((nothing.fileno(), write_end, write_end))
+            finally:
+                os.close(write_end)
+            yield box, output
+
+    def _repeated(self, output):
+        """Say each line while it comes; return the last that was no empty one."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        rest, last = "", ""
+        while block := output.read(1 << 16):
+            *lines, rest = (rest + decoder.decode(block)).split("\n")
+            for line in lines:
+                self.say(line)
+                last = line.strip() or last
+        if rest:
+            self.say(rest)
+        return rest.strip() or last
 
     def _take(self, root):
         """Store what is in an upperdir as a layer; return (diff_id, digest, size), or None if it is empty."""
@@ -161,9 +193,9 @@ def _drop_mount_points(rootfs):
                 path.unlink()
 
 
-def _last_word(output):
+def _last_word(last):
     """Return what a command that failed said last; on a full disk it could not even say that."""
     disk = os.statvfs(state.lib_dir())
     if disk.f_bavail * disk.f_frsize < 64 << 10:
         return f"no space left on the disk of {state.lib_dir()} (ENOSPC): make room, then build again"
-    return (output.strip().splitlines() or ["it printed nothing"])[-1]
+    return last or "it printed nothing"

@@ -36,6 +36,9 @@ class ImageConfig:
     volumes: tuple = ()  # paths that want a volume
     labels: dict = field(default_factory=dict, hash=False)
     stop_signal: str = "SIGTERM"
+    shell: tuple = ()  # what a build runs text by, if not by /bin/sh -c
+    on_build: tuple = ()  # instructions for who builds on it
+    others: dict = field(default_factory=dict, hash=False)  # what only other tools read, Healthcheck among it: kept
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,8 @@ def parse_config(config):
         return not any(not isinstance(item, str) or "\0" in item for item in items)
 
     return ImageConfig(
-        env=tuple(field_of("Env", list)),
+        # A word without a value is no variable: dockerd drops it too.
+        env=tuple(pair for pair in field_of("Env", list) if pair.partition("=")[0] and "=" in pair),
         entrypoint=tuple(field_of("Entrypoint", list)),
         cmd=tuple(field_of("Cmd", list)),
         workdir=field_of("WorkingDir", str) or "/",
@@ -185,7 +189,14 @@ def parse_config(config):
         volumes=tuple(sorted(field_of("Volumes", dict, None))),
         labels=dict(field_of("Labels", dict)),
         stop_signal=field_of("StopSignal", str) or "SIGTERM",
+        shell=tuple(field_of("Shell", list)),
+        on_build=tuple(field_of("OnBuild", list)),
+        others={key: value for key, value in inner.items() if key not in KNOWN and value},
     )
+
+
+# What of an image's config is a field of ImageConfig.
+KNOWN = set("Env Entrypoint Cmd WorkingDir User ExposedPorts Volumes Labels StopSignal Shell OnBuild".split())
 
 
 # Layers as folders

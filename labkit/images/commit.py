@@ -81,5 +81,8 @@ def in_docker_words(config):
         "Volumes": {path: {} for path in config.volumes},
         "Labels": dict(config.labels),
         "StopSignal": config.stop_signal if config.stop_signal != ImageConfig.stop_signal else "",
+        "Shell": list(config.shell),
+        "OnBuild": list(config.on_build),
+        **config.others,
     }
     return {key: value for key, value in said.items() if value}

@@ -12,8 +12,10 @@ is then what was used. A small blob can claim to be endless when it is unpacked
 See the OCI image specification, descriptor.md and layer.md.
 """
 
+import bz2
 import contextlib
 import hashlib
+import lzma
 import re
 import zlib
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from labkit.ground.errors import BadArchive, BadValue, Unsupported
 BLOCK = 1 << 18  # bytes a read: large enough for speed, small enough for a progress bar
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_XZ, _BZIP2 = b"\xfd7zXZ\0", b"BZh"
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,28 @@ def _decompressed(first, blob):
         return _gunzip(first, blob)
     if first.startswith(_ZSTD):
         return _unzstd(first, blob)
+    if first.startswith(_XZ):
+        return _streams(first, blob, lambda: lzma.LZMADecompressor(memlimit=1 << 28), "xz")
+    if first.startswith(_BZIP2):
+        return _streams(first, blob, bz2.BZ2Decompressor, "bzip2")
     return _plain(first, blob)
+
+
+def _streams(data, blob, begin, kind):
+    """Yield what xz or bzip2 hold: one stream after the other."""
+    while data:
+        stream = begin()
+        while not stream.eof:
+            try:
+                plain = stream.decompress(data, BLOCK)
+            except (OSError, EOFError, lzma.LZMAError) as error:
+                raise BadArchive(f"the layer is not sound {kind}: {error}", "it was damaged: fetch it again") from None
+            if plain:
+                yield plain
+            data = b""
+            if stream.needs_input and not stream.eof and not (data := blob.read(BLOCK)):
+                raise BadArchive(f"the layer's {kind} stream stops before its end", "it was cut short: fetch it again")
+        data = (stream.unused_data or blob.read(BLOCK)).lstrip(b"\0")  # xz may be padded
 
 
 def _plain(first, blob):

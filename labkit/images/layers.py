@@ -129,3 +129,12 @@ def apply_onto(
         if not reader.whole and digest is None and diff_id is None:
             raise BadArchive("the layer's tar has no end mark", "it was cut short: fetch it again")
     return Applied(stream.digest, stream.diff_id, stream.size, reader.entries)
+
+
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file is a tar with at least one entry, plain or compressed: what ADD unpacks."""
+    with open(path, "rb") as file:
+        try:
+            return next(iter(tarread.Reader(digests.TarStream(file), digests.Limits())), None) is not None
+        except (LabError, *tarread.DAMAGE):
+            return False

@@ -28,12 +28,10 @@ DEPTH = 256  # folders in folders: what removes a tree, or lists it, goes as dee
 
 
 def normal(name, what="path"):
-    """Return the components of a relative path from an archive. Raises BadArchive if it is not one.
+    """Return the components of a path from an archive, from the layer's root on. Raises BadArchive if it is none.
 
-    `./a//b/` is a, b. Refused: an absolute path, a `..`, a NUL, a name over 255 bytes.
+    `./a//b/` is a, b, and so is `/a/b`: some tools write it. Refused: a `..`, a NUL, a name over 255 bytes.
     """
-    if name.startswith("/"):
-        raise BadArchive(f"{what} {shown(name)} is absolute", "a layer names files relative to its root")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     for part in parts:
         if part == "..":

@@ -50,14 +50,20 @@ class Reader:
     def __iter__(self):
         source = self._source
         source.headers()
-        self._tar = tarfile.open(  # noqa: SIM115 - nothing to close: the stream is the caller's
-            fileobj=source,
-            mode="r|",
-            bufsize=1 << 16,
-            tarinfo=_Entry,
-            encoding="utf-8",
-            errors="surrogateescape",
-        )
+        try:
+            self._tar = tarfile.open(  # noqa: SIM115 - nothing to close: the stream is the caller's
+                fileobj=source,
+                mode="r|",
+                bufsize=1 << 16,
+                tarinfo=_Entry,
+                encoding="utf-8",
+                errors="surrogateescape",
+            )
+        except tarfile.ReadError as error:
+            if str(error) != "empty file":
+                raise
+            source.whole = True  # a layer of no bytes at all is one that changes nothing
+            return
         while (entry := self._tar.next()) is not None:
             source.data()
             self._count(entry)

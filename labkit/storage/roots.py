@@ -386,14 +386,14 @@ def copy_tree(source, target):
     shutil.copystat(source, target)
 
 
-def copy_file(source, target):
-    """Copy one file, link or device with all that is said of it, by cp(1)."""
-    _cp(source, target)
+def copy_file(source, target, follow=False):
+    """Copy one file, link or device with all that is said of it, by cp(1); with `follow` what a link leads to."""
+    _cp(source, target, *(["-L"] if follow else []))
 
 
-def _cp(source, target):
+def _cp(source, target, *flags):
     # --reflink=never: a copy is a copy, also where the file system could share blocks.
-    command = ["cp", "-a", "--sparse=auto", "--reflink=never", "-T", str(source), str(target)]
+    command = ["cp", "-a", *flags, "--sparse=auto", "--reflink=never", "-T", str(source), str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise LabError(f"copying {source} to {target} failed: {done.stderr.strip()[:300]}", "df -h: is there room?")
