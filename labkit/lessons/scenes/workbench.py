@@ -39,7 +39,7 @@ class Box:
     outside: int  # the bench's; the same process if nothing was cloned
 
     def run(self, *words, show=True):
-        """Run a command in all of its namespaces with nsenter(1); print and return its stdout; print what it complains of if it fails."""
+        """Run a command in all its namespaces with nsenter(1); print and return its stdout, print why it failed."""
         command = ["nsenter", "--all", "--target", str(self.pid), "--", *words]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, text=True)
         if show:
