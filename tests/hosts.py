@@ -36,8 +36,9 @@ class Host:
 
     @classmethod
     def snapshot(cls):
-        """List mounts, cgroup trees, cgroups, links, processes, loop devices, nft tables and our own fds."""
-        looks = (_mounts, _hierarchies, _cgroups, _links, _network_namespaces, _loops, _tables, _fds, _processes)
+        """List mounts, cgroup trees, cgroups, links, processes, loop devices, nft tables, settings and our own fds."""
+        network = (_links, _network_namespaces, _tables)
+        looks = (_mounts, _hierarchies, _cgroups, *network, _loops, _settings, _fds, _processes)
         return cls(Counter(line for look in looks for line in look()))
 
     def difference(self, later, ignore=()):
@@ -143,6 +144,17 @@ def _tables():
     if shutil.which("nft"):
         listing = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
         yield from (f"nft {line}" for line in listing.stdout.splitlines())
+
+
+def _settings():
+    """Yield what a container engine would like to turn: whoever tests after it is on no fresh machine any more."""
+    names = (
+        "net/ipv4/ip_forward net/ipv4/conf/all/route_localnet net/ipv6/conf/all/forwarding net/ipv6/conf/all/disable_ipv6 "
+        "net/bridge/bridge-nf-call-iptables kernel/core_pattern kernel/keys/maxkeys user/max_user_namespaces"
+    )
+    for name in names.split():
+        if value := _read(f"/proc/sys/{name}").strip():
+            yield f"setting {name} {value}"
 
 
 def _fds():

@@ -13,7 +13,8 @@ import hosts
 import pytest
 
 from labkit.cgroups import hierarchies
-from labkit.ground import state
+from labkit.ground import state, syscalls
+from labkit.ground.child import in_child
 
 REPO = Path(__file__).parent.parent
 
@@ -157,6 +158,20 @@ def test_unchanged_says_what_is_left(tmp_path, undo):
     undo.append(("umount", tmp_path))
     with pytest.raises(AssertionError, match=f"left: mount {tmp_path}"), hosts.unchanged(patience=0):
         run("mount", "-t", "tmpfs", "lab", tmp_path)
+
+
+def test_a_setting_that_was_turned_is_seen():
+    """As Docker and Podman turn forwarding on, if they are let into the host's own network namespace."""
+
+    def apart():
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        forward = Path("/proc/sys/net/ipv4/ip_forward")
+        was = forward.read_text().strip()
+        new = "01"[was == "0"]
+        return new, was, left_by(lambda: forward.write_text(new), "setting net/ipv4/ip_forward")
+
+    new, was, found = in_child(apart)
+    assert found == [f"gone: setting net/ipv4/ip_forward {was}", f"left: setting net/ipv4/ip_forward {new}"]
 
 
 def test_a_run_of_passing_tests_that_leaves_something_fails(tmp_path):

@@ -67,6 +67,16 @@ def pytest_runtest_protocol(item):
     return result
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Fail what is skipped for want of a package: `lab test` installs them all, and nothing is lost unseen."""
+    report = yield
+    if report.skipped and "apt-get install" in str(report.longrepr) and "LAB_NO_APT" not in os.environ:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and not for the kernel's sake: {report.longrepr[2]} (LAB_NO_APT=1 lets it pass)"
+    return report
+
+
 def _ignored():
     """Return what LAB_TEST_IGNORE excuses: regular expressions with spaces between."""
     return os.environ.get("LAB_TEST_IGNORE", "").split()

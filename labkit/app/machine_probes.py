@@ -11,7 +11,7 @@ from pathlib import Path
 
 from labkit.app.probing import probe, run
 from labkit.cgroups import hierarchies
-from labkit.ground import proc, state, syscalls
+from labkit.ground import packages, proc, state, syscalls
 from labkit.ground.child import in_child
 from labkit.ground.errors import LabError, Unsupported
 
@@ -146,7 +146,7 @@ def _version(*command):
 def _probe_busybox():
     binary = shutil.which("busybox")
     if not binary:
-        raise Unsupported("no command busybox")
+        raise Unsupported(f"no command busybox ({packages.advice('busybox')})")
     with tempfile.TemporaryDirectory(dir=state.lib_dir(), prefix="doctor-") as folder:
         shutil.copy2(binary, Path(folder, "busybox"))
         try:
@@ -165,6 +165,7 @@ for _name, _lost, *_command in (
     ("docker engine", "02 to 13: docker is only a client here, and no engine can be started", "dockerd", "--version"),
     ("podman", "13: podman does not run labkit's containers", "podman", "--version"),
     ("skopeo", "09: images come from no registry and go to none", "skopeo", "--version"),
+    ("docker-registry", "09: no registry of one's own to push to", "docker-registry", "--version"),
     ("runc", "13: no trace of a real runtime beside labkit's", "runc", "--version"),
     ("crun", "13: one runtime less to compare", "crun", "--version"),
     ("bwrap", "13: one runtime less to compare", "bwrap", "--version"),

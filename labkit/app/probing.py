@@ -54,4 +54,4 @@ def run(*command, **options):
         raise Unsupported(f"{command[0]} does not answer") from None
     if done.returncode:
         raise Unsupported((done.stderr.strip() or f"{command[0]} ended with {done.returncode}").splitlines()[-1])
-    return done.stdout.strip() or done.stderr.strip()
+    return done.stdout.strip()

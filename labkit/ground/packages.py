@@ -14,7 +14,7 @@ def bringing(command: str) -> str:
     """Return the name of the package that brings `command`, or the command's own name if the list has none."""
     for line in (state.REPO / "vagrant" / "packages").read_text().splitlines():
         words = line.split()
-        if len(words) > 2 and words[0] != "#" and words[2] == command:
+        if len(words) > 2 and words[0] != "#" and command in (words[2], words[2].rpartition("/")[2]):
             return _known(words[1].split("|"))
     return command
 

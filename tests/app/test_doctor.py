@@ -13,8 +13,8 @@ from pathlib import Path
 import hosts
 import pytest
 
-from labkit.app import doctor, kernel_probes, probing
-from labkit.ground import errors, syscalls
+from labkit.app import doctor, kernel_probes, machine_probes, probing
+from labkit.ground import errors, state, syscalls
 from labkit.ground.child import in_child
 from labkit.isolation import namespaces
 
@@ -128,6 +128,13 @@ def test_a_docker_client_without_an_engine_is_told_apart(command):
     assert doctor.find("docker").detail == "1.2.3"
     engine = doctor.find("docker engine")
     assert not engine.found and "broken" in engine.detail
+
+
+def test_every_command_that_can_be_missed_has_a_package_in_the_list():
+    lines = [line.split() for line in (state.REPO / "vagrant/packages").read_text().splitlines() if line[:1] not in "#"]
+    version = machine_probes._version
+    tools = {p.look.args[0] for p in probing.PROBES.values() if getattr(p.look, "func", None) is version}
+    assert len(tools) > 15 and tools <= {words[2].rpartition("/")[2] for words in lines}
 
 
 def test_a_command_that_does_not_answer_is_no_help(command, monkeypatch):

@@ -1,5 +1,7 @@
 """The habits that a machine can hold: the linter, the formatter, the type checker, shellcheck."""
 
+import ast
+import json
 import shutil
 import subprocess
 import sys
@@ -56,3 +58,60 @@ def test_every_shell_script_passes_shellcheck(tmp_path):
     assert {"lab", "run", "provision.sh", "labkit-runtime"} <= names
     done = said(("shellcheck", "--severity=info", *map(str, scripts)), tmp_path)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+def mixtures(code):
+    """Return the lines of Python code that make one text of a program's stdout and stderr."""
+    tree = ast.parse(code)
+    # What is only read when a test has failed is compared with nothing.
+    messages = [node for node in ast.walk(tree) if isinstance(node, (ast.Assert, ast.Raise))]
+    told = {id(inner) for node in messages for part in _words(node) for inner in ast.walk(part)}
+    return sorted({node.lineno for node in ast.walk(tree) if id(node) not in told and _mixes(node)})
+
+
+def _words(node):
+    parts = (node.msg,) if isinstance(node, ast.Assert) else (node.exc,)
+    return [part for part in parts if part is not None]
+
+
+def _mixes(node):
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return {"stdout", "stderr"} <= {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+    named = getattr(node, "attr", None) or getattr(node, "id", None)
+    return isinstance(node, (ast.Attribute, ast.Name)) and named in ("STDOUT", "getoutput", "getstatusoutput")
+
+
+def python_code():
+    """Yield (where, code) of every module, test and chapter's cell."""
+    for part in ("labkit", "tests"):
+        for path in sorted((state.REPO / part).rglob("*.py")):
+            yield str(path.relative_to(state.REPO)), path.read_text()
+    for path in sorted((state.REPO / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text())["cells"]:
+            code = "".join(cell["source"])
+            if cell["cell_type"] == "code" and not code.startswith("%%"):
+                yield f"{path.name} {cell['id']}", code
+
+
+def test_no_programs_stdout_and_stderr_are_made_one_text():
+    """What a program warns of on one machine and not on another must be in no comparison."""
+    found = {where: lines for where, code in python_code() if (lines := mixtures(code))}
+    assert not found, f"stdout and stderr are one text in {found}: capture_output=True, and compare stdout"
+
+
+@pytest.mark.parametrize(
+    "code, mixed",
+    [
+        ("subprocess.run(x, stdout=PIPE, stderr=subprocess.STDOUT)", True),
+        ("run(x, stderr=STDOUT)", True),
+        ("subprocess.getoutput(x)", True),
+        ("said = done.stdout + done.stderr", True),
+        ("print(done.stdout + '' + done.stderr.strip())", True),
+        ("assert 'x' in done.stdout + done.stderr", True),
+        ("assert done.stdout == 'x', done.stdout + done.stderr", False),
+        ("subprocess.run(x, capture_output=True)", False),
+        ("run(x, stdout=log, stderr=log)", False),
+    ],
+)
+def test_a_mixture_is_seen(code, mixed):
+    assert bool(mixtures(code)) is mixed

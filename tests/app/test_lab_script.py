@@ -187,6 +187,32 @@ def test_a_folder_with_other_things_in_it_is_not_cleared(lab):
     assert (lab.venv / "thesis").exists()
 
 
+# ---- names that only some systems have ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "known, wanted",
+    [
+        ("docker.io docker-cli", "docker-cli docker.io"),  # Debian 13
+        ("docker.io", "docker.io"),  # Debian 12: the client is in the engine's package
+    ],
+)
+def test_of_several_names_the_one_is_installed_that_this_system_has(lab, known, wanted):
+    lab.packages("all docker.io dockerd-x why\nall docker-cli|docker.io docker-x why")
+    lab.command("dpkg-query", "exit 1")
+    lab.command("dpkg", "")
+    # A fresh machine's apt knows no names before its lists are there.
+    lab.command("apt-cache", f'[ -e {lab.folder}/lists ] && case " {known} " in *" $2 "*) ;; *) exit 100 ;; esac')
+    lab.command(
+        "apt-get",
+        f'[ "$1" != update ] || touch {lab.folder}/lists; [ "$1" != install ] || echo "$@" >{lab.folder}/asked',
+    )
+    status, _, said = lab.run("ps", LAB_NO_APT=None)
+    asked = (lab.folder / "asked").read_text().split()
+    assert [word for word in asked if word.startswith("docker")] == wanted.split()
+    assert status == 0 and f"to install: {wanted}\n" in said
+
+
 # ---- registries out of reach -----------------------------------------------------
 
 
@@ -338,7 +364,7 @@ def test_every_package_has_a_when_a_proof_and_a_reason():
     lines = [line for line in (REPO / "vagrant" / "packages").read_text().splitlines() if line and line[0] != "#"]
     for line in lines:
         when, _, _, why = line.split(maxsplit=3)
-        assert when in ("all", "test", "bench", "box", "vm", "vagrant") and len(why) > 10
+        assert when in ("all", "test", "bench", "box", "vm", "vagrant", "named") and len(why) > 10
 
 
 def test_ci_runs_what_the_readme_says_and_nothing_else():

@@ -326,6 +326,21 @@ def test_test_runs_tests_then_chapters_in_a_root_of_their_own(tmp_path):
     assert not Path(root).exists()
 
 
+def test_a_skip_for_want_of_a_package_is_a_failure_where_lab_test_installs_them(clone):
+    (clone.folder / "tests" / "test_two.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.skipif(True, reason='no docker here (apt-get install docker.io)')\n"
+        "def test_marked(): pass\n"
+        "def test_skipped(): pytest.skip('no strace: apt-get install strace')\n"
+        "def test_kernel(): pytest.skip('this kernel has none')\n"
+    )
+    status, out, _ = clone.run("test", "tests/test_two.py")
+    assert (status, "0 passed, 2 failed, 1 skipped" in out.splitlines()[-1]) == (1, True), out
+    assert "apt-get install docker.io" in out and "apt-get install strace" in out
+    status, out, _ = clone.run("test", "tests/test_two.py", LAB_NO_APT="1")
+    assert "0 failed, 3 skipped" in out.splitlines()[-1], out
+
+
 def test_test_of_a_chapter_fails_where_its_output_changed(tmp_path):
     clone = Clone(tmp_path)
     clone.chapter("01-second.ipynb", "print(3)", "2\n")

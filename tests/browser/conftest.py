@@ -39,7 +39,7 @@ def browser():
 
     chromium = shutil.which("chromium")
     if not chromium:
-        pytest.skip("chromium is not here: `lab test` installs it, vagrant/packages lists it")
+        pytest.skip("chromium is not here: apt-get install chromium (`lab test` does)")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser

@@ -32,6 +32,7 @@ def test_dockers_client_is_named_as_this_system_names_it(apt):
 def test_without_apt_a_name_is_said_all_the_same(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert packages.bringing("docker") == "docker.io"
+    assert packages.bringing("tini-static") == "tini", "the list proves it by its path"
     assert packages.bringing("no-such-command") == "no-such-command"
 
 

@@ -206,11 +206,10 @@ def test_hostile_layer_is_refused_for_what_it_is_and_nothing_is_kept(place, name
     refused(place, HOSTILE[name], match=reason(name))
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+# Not "no end mark": with its digest promised nothing can have been cut off, and it is whole.
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name != "no end mark"])
 def test_a_matching_digest_makes_a_hostile_layer_no_better(place, name):
     """A registry can promise the digest of what it sends: that proves only that it was not damaged."""
-    if name == "no end mark":
-        pytest.skip("with its digest promised, nothing can have been cut off: it is whole")
     refused(place, HOSTILE[name], match=reason(name), digest=digests.digest(HOSTILE[name]))
 
 

@@ -370,7 +370,7 @@ def test_the_workbench_raises_what_a_piece_raises_and_leaves_nothing():
 
 def test_a_trace_holds_the_containers_own_calls_in_order(script):
     if not shutil.which("strace"):
-        pytest.skip("strace is not here")
+        pytest.skip("strace is not here: apt-get install strace")
     calls = tracing.of_a_container(tracing.trace([sys.executable, str(script), "true"]))
     names = [call.name for call in calls if call.name in ("clone3", "sethostname", "pivot_root", "umount2", "execve")]
     assert names == ["clone3", "sethostname", "pivot_root", "umount2", "execve"]

@@ -145,6 +145,20 @@ def test_the_spy_has_to_listen_and_to_hand_on(spying, lines, passes):
     assert bool(check.listener(docker, log)) is passes
 
 
+def test_what_dockers_client_warns_of_fails_no_right_answer(spying, tmp_path, monkeypatch):
+    """As with net.ipv4.ip_forward=0, which a fresh machine has."""
+    docker, spy, log = spying
+    client = tmp_path / "docker"
+    real = shutil.which("docker", path=engine._PATH)
+    client.write_text(f'#!/bin/sh\necho "WARNING: IPv4 forwarding is disabled." >&2\nexec {real} "$@"\n')
+    client.chmod(0o755)
+    monkeypatch.setattr(engine, "_PATH", f"{tmp_path}:{engine._PATH}")
+    spy.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {lifecycle.PROGRAM} "$@"\n')
+    assert docker.ask("version").stderr.startswith("WARNING"), "this client does warn"
+    result = check.listener(docker, log)
+    assert result, repr(result)
+
+
 # ---- the traces ----
 
 

@@ -38,24 +38,28 @@ def debian():
 
 
 def start(root, *words):
-    """Run a command in the root; return its process, whose output is one stream of lines."""
+    """Run a command in the root; return its process. What it says of its progress goes to `progress(root)`."""
     flags = ["--mount", "--pid", "--fork", "--kill-child"]
-    return subprocess.Popen(
-        ["unshare", *flags, "sh", "-ec", ENTER.format(root=root), "sh", *words],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={name: value for name, value in os.environ.items() if not name.startswith("LAB")},
-    )  # fmt: skip
+    with open(progress(root), "w") as said:
+        return subprocess.Popen(
+            ["unshare", *flags, "sh", "-ec", ENTER.format(root=root), "sh", *words],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True,
+            env={name: value for name, value in os.environ.items() if not name.startswith("LAB")},
+        )  # fmt: skip
+
+
+def progress(root):
+    """Return the file with what the last command said on stderr."""
+    return root.parent / "said"
 
 
 def up(root):
-    """Start the lab; return (its process, the address it printed, all it said before)."""
+    """Start the lab; return (its process, the address it printed, all it said of its progress)."""
     process = start(root, "/lab/vagrant/lab", "up", "--port", str(free_port()))
-    said = ""
     for line in process.stdout:
-        said += line
         if line.startswith("http://"):
-            return process, line.split()[0], said
-    raise AssertionError(f"it ended with {process.wait()}:\n{said}")
+            return process, line.split()[0], progress(root).read_text()
+    raise AssertionError(f"it ended with {process.wait()}:\n{progress(root).read_text()}")
 
 
 def test_lab_up_on_a_bare_debian_ends_at_a_jupyterlab_that_answers(debian, capsys):

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.cgroups import cgroup
-from labkit.ground import ledger, proc, state
+from labkit.ground import ledger, packages, proc, state
 from labkit.ground.errors import LabError, Unsupported, from_oserror
 
 # qemu's program and machine, the serial line's name in the guest, Debian's package of a kernel
@@ -57,7 +57,7 @@ def missing():
     if platform.machine() not in _MACHINES:
         return f"the lab has no guest for {platform.machine()}"
     program = _MACHINES[platform.machine()][0]
-    return None if shutil.which(program) else f"no {program} on this machine: apt-get install qemu-system"
+    return None if shutil.which(program) else f"no {program} on this machine ({packages.advice(program)})"
 
 
 def cache():

@@ -37,14 +37,16 @@ class Room:
         """Run ip(8) in it. Raises LabError with what ip says."""
         done = self._do(["ip", *words.split()])
         if done.returncode:
-            raise LabError(f"ip {words}: {done.stdout.strip()}")
+            raise LabError(f"ip {words}: {done.stderr.strip()}")
         print(done.stdout, end="")
 
     def run(self, words, show=True):
-        """Run a command in it; print what it says and return its exit status."""
+        """Run a command in it; print its stdout, what it complains of if it fails, and return its exit status."""
         done = self._do(words.split() if isinstance(words, str) else words)
         if show:
-            print(done.stdout, done.stderr, sep="", end="")
+            print(done.stdout, end="")
+            # A warning is no answer: some machines have one to give, others have not.
+            print(done.stderr if done.returncode else "", end="")
         return done.returncode
 
     def links(self):

@@ -39,11 +39,12 @@ class Box:
     outside: int  # the bench's; the same process if nothing was cloned
 
     def run(self, *words, show=True):
-        """Run a command in all of its namespaces with nsenter(1); print what it says, return its stdout."""
+        """Run a command in all its namespaces with nsenter(1); print and return its stdout, print why it failed."""
         command = ["nsenter", "--all", "--target", str(self.pid), "--", *words]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, text=True)
         if show:
-            print(done.stdout, done.stderr, sep="", end="")
+            print(done.stdout, end="")
+            print(done.stderr if done.returncode else "", end="")  # a warning is no answer, and not every machine's
         return done.stdout
 
 
