@@ -220,6 +220,8 @@ def _settings(ip, record):
             # bash as a login shell would set PATH anew, without `lab` on it.
             "terminado_settings": {"shell_command": ["/bin/bash"]},
         },
+        # What was passed is shown by the chapters: the file is no chapter of theirs.
+        "ContentsManager": {"hide_globs": ["__pycache__", "*.pyc", "*~", "progress.json"]},
         "IdentityProvider": {"token": record["token"]},
         "LabApp": {"extension_manager": "readonly", "default_url": first_page()},
         # It would call npm to look for servers of other languages.

@@ -6,8 +6,8 @@ chapters. A copy is made once. From then on it is the participant's,
 and nothing here ever writes over it; `lab reset 12` puts it aside under another
 name before it makes a fresh one.
 
-What was passed is in `progress.json` beside the copies: counts by the check's name,
-no name of a person. It is what `labkit.progress()` shows, and `lab room` collects.
+What was passed is in `progress.json` beside the copies (JupyterLab does not list it):
+counts by the check's name, no name of a person. It is what `labkit.progress()` shows, and `lab room` collects.
 """
 
 import ast
@@ -20,8 +20,10 @@ import re
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from labkit.ground import state
 from labkit.ground.errors import BadValue, LabError, NotFound, Unsupported, from_oserror
@@ -31,12 +33,12 @@ REPO = state.REPO
 CHAPTERS = REPO / "notebooks"
 
 
-def chapters():
+def chapters() -> list[Path]:
     """Return the chapters as the repo has them, solved, in their order."""
     return sorted(CHAPTERS.glob("[0-9][0-9]-*.ipynb"))
 
 
-def folder():
+def folder() -> Path:
     """Return (and make) the folder of the participant's copies.
 
     `.participant` in the repo: in a VM that is a folder of the host, so their work
@@ -55,13 +57,13 @@ def folder():
 # ---- copies ----
 
 
-def with_progress(notebook, number):
+def with_progress(notebook: dict[str, Any], number: str) -> dict[str, Any]:
     """Return a participant's notebook with cells that show what was passed; in chapter 00 of all chapters."""
     cells = list(notebook["cells"])
     named = any("id" in cell for cell in cells)
 
-    def cell(kind, name, source):
-        code = {"outputs": [], "execution_count": None} if kind == "code" else {}
+    def cell(kind: str, name: str, source: str) -> dict[str, Any]:
+        code: dict[str, Any] = {"outputs": [], "execution_count": None} if kind == "code" else {}
         return {"cell_type": kind, **({"id": name} if named else {}), "metadata": {}, "source": source, **code}
 
     if not any("labkit.progress(" in "".join(one["source"]) for one in cells):
@@ -76,7 +78,7 @@ def with_progress(notebook, number):
     return notebook | {"cells": cells}
 
 
-def copy_all():
+def copy_all() -> list[str]:
     """Give the participant a copy of each chapter that they have none of; return what there is to say, as lines.
 
     A copy that was never touched follows the repo; one that was is left as it is,
@@ -90,22 +92,19 @@ def copy_all():
     words = []
     for chapter in chapters():
         copy = folder() / chapter.name
-        edition = _digest(chapter)
-        note = _notes().get(chapter.name)
-        if not copy.exists():
+        note = _notes().get(chapter.name, {})
+        is_newer = note and note["edition"] != _digest(chapter)
+        if not copy.exists() or is_newer and _work(copy) == note["copy"]:
             _make(chapter, copy)
-        elif note and note["edition"] != edition:
-            if _work(copy) == note["copy"]:
-                _make(chapter, copy)
-            else:
-                number = chapter.name[:2]
-                words.append(
-                    f"chapter {number} has a newer edition; `lab reset {number}` gets it and keeps yours beside it"
-                )
+        elif is_newer:
+            number = chapter.name[:2]
+            words.append(
+                f"chapter {number} has a newer edition; `lab reset {number}` gets it and keeps yours beside it"
+            )
     return words
 
 
-def reset(number):
+def reset(number: str | int) -> Path | None:
     """Put the participant's copy of a chapter aside, make a fresh one; return the Path of the old one or None.
 
     Raises NotFound for a number that no chapter has.
@@ -113,16 +112,15 @@ def reset(number):
     number = f"{int(number):02}" if str(number).isdigit() else str(number)
     chapter = next((path for path in chapters() if path.name.startswith(f"{number}-")), None)
     if chapter is None:
-        raise NotFound(
-            f"there is no chapter {number}", "the chapters: " + ", ".join(path.name[:2] for path in chapters())
-        )
+        known = ", ".join(path.name[:2] for path in chapters())
+        raise NotFound(f"there is no chapter {number}", f"the chapters: {known}")
     copy = folder() / chapter.name
     aside = _put_aside(copy) if copy.exists() else None
     _make(chapter, copy)
     return aside
 
 
-def _put_aside(copy):
+def _put_aside(copy: Path) -> Path:
     for number in range(1, 1000):
         aside = copy.with_name(f"{copy.stem}.before-{number}.ipynb")
         try:
@@ -138,7 +136,7 @@ def _put_aside(copy):
     raise LabError(f"{copy.name} was put aside 999 times", f"remove some of them from {copy.parent}")
 
 
-def _make(chapter, copy):
+def _make(chapter: Path, copy: Path) -> None:
     notebook = state.read_json(chapter)
     try:
         served = with_progress(gaps.participants(notebook), chapter.name[:2])
@@ -152,19 +150,19 @@ def _make(chapter, copy):
         state.write_json(_notes_file(), notes)
 
 
-def _notes_file():
+def _notes_file() -> Path:
     return folder() / ".editions.json"
 
 
-def _notes():
+def _notes() -> dict[str, Any]:
     return state.read_json(_notes_file()) or {}
 
 
-def _digest(path):
+def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _work(copy):
+def _work(copy: Path) -> str | None:
     """Return a digest of what a person did in a notebook: its texts and outputs.
 
     JupyterLab changes the rest by opening it.
@@ -180,7 +178,7 @@ def _work(copy):
 # ---- progress ----
 
 
-def note(check, passed):
+def note(check: str, passed: bool) -> None:
     """Remember that a check was tried, and whether it passed. Never fails: a full disk must not fail an exercise."""
     with contextlib.suppress(LabError, OSError), state.lock("lessons"):
         record = read_progress()
@@ -194,12 +192,12 @@ def note(check, passed):
             state.write_json(Path(room) / f"seat-{record['seat']}.json", record, sync=False)
 
 
-def in_notebook():
+def in_notebook() -> bool:
     """Tell whether this process is a notebook's kernel: only there a check counts as a participant's."""
     return "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None
 
 
-def read_progress():
+def read_progress() -> dict[str, Any]:
     """Return what was passed: {seat: random, checks: {name: {tries, passed: when or None}}, last: when}."""
     record = state.read_json(folder() / "progress.json")
     return record or {"seat": secrets.token_hex(2), "checks": {}, "last": None}
@@ -215,26 +213,24 @@ class Chapter:
     checks: tuple
 
 
-def contents():
+def contents() -> list[Chapter]:
     """Return every Chapter of the repo."""
     return [_contents(path) for path in chapters()]
 
 
-def _contents(path):
+def _contents(path: Path) -> Chapter:
     cells = state.read_json(path)["cells"]
-    texts = ["".join(cell["source"]) for cell in cells]
-    heading = next(
-        (text for cell, text in zip(cells, texts, strict=True) if cell["cell_type"] == "markdown"), path.stem
-    )
+    texts = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    heading = next((text for kind, text in texts if kind == "markdown"), path.stem)
     title = re.sub(r"^#+\s*(\d+\s*[·:.-]\s*)?", "", heading.split("\n")[0])
-    code = [text for cell, text in zip(cells, texts, strict=True) if cell["cell_type"] == "code"]
+    code = [text for kind, text in texts if kind == "code"]
     checks = [check for check in dict.fromkeys(_functions_called(code)) if hasattr(_function(check), "exercise")]
     return Chapter(path.name[:2], path.name, title, tuple(checks))
 
 
-def _functions_called(code):
+def _functions_called(code: list[str]) -> Iterator[str]:
     """Yield `module.function` of what cells call in labkit.lessons.checks: found in the syntax, no cell is run."""
-    modules = {}
+    modules: dict[str, str] = {}
     for text in code:
         try:
             tree = ast.parse(text)
@@ -244,73 +240,59 @@ def _functions_called(code):
             if isinstance(node, ast.ImportFrom) and node.module == "labkit.lessons.checks":
                 modules |= {name.asname or name.name: name.name for name in node.names}
         for node in ast.walk(tree):
-            function = node.func if isinstance(node, ast.Call) else None
-            if (
-                isinstance(function, ast.Attribute)
-                and isinstance(function.value, ast.Name)
-                and function.value.id in modules
-            ):
-                yield f"{modules[function.value.id]}.{function.attr}"
+            match node:
+                case ast.Call(ast.Attribute(ast.Name(module), function)) if module in modules:
+                    yield f"{modules[module]}.{function}"
 
 
 class Progress:
     """What was passed, of one chapter or of all; its repr is what to read."""
 
-    def __init__(self, number=None):
+    def __init__(self, number: str | None = None) -> None:
         self.chapters = [chapter for chapter in contents() if number in (None, chapter.number)]
         if not self.chapters:
             raise NotFound(f"there is no chapter {number}", "labkit.progress() shows all")
         self.checks = read_progress()["checks"]
         self.number = number
 
-    def _passed(self, check):
+    def _passed(self, check: str) -> bool:
         return bool(self.checks.get(check, {}).get("passed"))
 
-    def count(self, chapter):
+    def count(self, chapter: Chapter) -> tuple[int, int]:
         """Return (how many checks were passed, how many there are)."""
         return sum(map(self._passed, chapter.checks)), len(chapter.checks)
 
-    def __repr__(self):
-        if self.number is not None:
-            (chapter,) = self.chapters
-            lines = [f"  {'[x]' if self._passed(check) else '[ ]'} {_sentence(check)}" for check in chapter.checks]
-            passed, total = self.count(chapter)
-            return "\n".join(
-                [f"Chapter {chapter.number}, {chapter.title}: {passed} of {total} exercises passed", *lines]
-            )
-        return "\n".join(
-            f"{chapter.number}  {_bar(*self.count(chapter))}  {chapter.title}" for chapter in self.chapters
-        )
+    def __repr__(self) -> str:
+        if self.number is None:
+            return "\n".join(f"{one.number}  {self._told(one, '{:2} of {:2}'):8}  {one.title}" for one in self.chapters)
+        (chapter,) = self.chapters
+        lines = [f"  {'[x]' if self._passed(check) else '[ ]'} {_sentence(check)}" for check in chapter.checks]
+        first = f"Chapter {chapter.number}, {chapter.title}: {self._told(chapter, '{} of {}')} exercises passed"
+        return "\n".join([first, *lines])
 
-    def _repr_html_(self):
+    def _told(self, chapter: Chapter, words: str, none: str = "") -> str:
+        passed, total = self.count(chapter)
+        return words.format(passed, total) if total else none
+
+    def _repr_html_(self) -> str | None:
         if self.number is not None:
             return None
-        rows = []
-        for chapter in self.chapters:
-            passed, total = self.count(chapter)
-            meter = (
-                f'<progress value="{passed}" max="{total}"></progress> {passed} of {total}' if total else "no exercises"
-            )
-            rows.append(
-                f"<tr><td>{chapter.number}</td>"
-                f'<td style="text-align:left"><a href="{chapter.file}">{chapter.title}</a></td>'
-                f'<td style="text-align:left">{meter}</td></tr>'
-            )
-        left = "<th style='text-align:left'>"
-        head = f"<tr><th></th>{left}chapter</th>{left}exercises passed</th></tr>"
+        left, meter = "style='text-align:left'", '<progress value="{0}" max="{1}"></progress> {0} of {1}'
+        rows = [
+            f'<tr><td>{one.number}</td><td {left}><a href="{one.file}">{one.title}</a></td>'
+            f"<td {left}>{self._told(one, meter, 'no exercises')}</td></tr>"
+            for one in self.chapters
+        ]
+        head = f"<tr><th></th><th {left}>chapter</th><th {left}>exercises passed</th></tr>"
         return f"<table>{head}{''.join(rows)}</table>"
 
 
-def _bar(passed, total):
-    return f"{passed:2} of {total:2}" if total else "        "
-
-
-def _sentence(check):
+def _sentence(check: str) -> str:
     """Return what a check's docstring promises, in one line."""
     return (_function(check).__doc__ or check).strip().split("\n")[0]
 
 
-def _function(check):
+def _function(check: str) -> Any:
     """Return the function that `module.function` names in labkit.lessons.checks, or None."""
     module, _, function = check.partition(".")
     try:
@@ -319,6 +301,6 @@ def _function(check):
         return None
 
 
-def progress(number=None):
+def progress(number: str | None = None) -> Progress:
     """Return what was passed: of the chapter `number` ("12") each exercise, without it a line a chapter."""
     return Progress(number)

@@ -15,51 +15,37 @@ executed by "Run all".
 
 import json
 import re
+from typing import Any
 
 from labkit.ground.errors import BadValue
 
-_BEGIN = re.compile(r"^(\s*)# >>> ?(.*)$")
-_END = re.compile(r"^\s*# <<<\s*$")
-_SHOWN = re.compile(r"^(\s*)#: ?(.*)$")
+_GAP = re.compile(r"^((?:[ \t]*# >>>.*\n)+)((?:.*\n)*?)[ \t]*# <<<[ \t]*\n", re.MULTILINE)
+_ASKED = re.compile(r"^([ \t]*)# >>> ?", re.MULTILINE)
+_SHOWN = re.compile(r"^([ \t]*)#: ?(.*\n)", re.MULTILINE)
+_MARK = re.compile(r"^[ \t]*(# >>>.*|# <<<[ \t]*)$", re.MULTILINE)
 
 
-def opened(source):
+def opened(source: str) -> str:
     """Return a cell's text with its marked gaps open. Raises BadValue for a mark without its other half."""
-    return "\n".join(_split(source)[0])
+    closed(source)
+
+    def gap(match: re.Match[str]) -> str:
+        asked = _ASKED.sub(r"\1# ", match[1])
+        shown = "".join(indent + code for indent, code in _SHOWN.findall(match[2]))
+        return asked + (shown or f"{asked[: asked.index('#')]}...\n")
+
+    return _GAP.sub(gap, source + "\n")[:-1]
 
 
-def closed(source):
-    """Return a cell's text as the solution, without the marks."""
-    return "\n".join(_split(source)[1])
+def closed(source: str) -> str:
+    """Return a cell's text as the solution, without the marks. Raises BadValue as `opened` does."""
+    solution = _GAP.sub(lambda match: _SHOWN.sub("", match[2]), source + "\n")[:-1]
+    if half := _MARK.search(solution):
+        raise BadValue(f"an exercise has the mark {half[1]!r} without its other half")
+    return solution
 
 
-def _split(source):
-    """Return (the lines with the gaps open, the lines of the solution)."""
-    gap, solution, inside, shown, before = [], [], None, False, None
-    for line in source.split("\n"):
-        begin = _BEGIN.match(line)
-        before, just_begun = begin, before is not None
-        if begin and (inside is None or just_begun):
-            inside, shown = begin[1], False
-            gap.append(f"{begin[1]}# {begin[2]}")
-        elif begin or (_END.match(line) and inside is None):
-            raise BadValue(f"an exercise has the mark {line.strip()!r} without its other half")
-        elif _END.match(line):
-            gap += [] if shown else [f"{inside}..."]
-            inside = None
-        elif inside is not None and (code := _SHOWN.match(line)):
-            gap.append(code[1] + code[2])
-            shown = True
-        else:
-            solution.append(line)
-            if inside is None:
-                gap.append(line)
-    if inside is not None:
-        raise BadValue("an exercise has the mark '# >>>' without its other half '# <<<'")
-    return gap, solution
-
-
-def participants(notebook):
+def participants(notebook: dict[str, Any]) -> dict[str, Any]:
     """Return a chapter's notebook (parsed JSON) as a participant gets it: nothing run, gaps open."""
     cells = []
     for number, cell in enumerate(notebook["cells"]):

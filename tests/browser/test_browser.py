@@ -73,6 +73,10 @@ def test_an_exercise_is_open_filled_wrong_gives_a_hint_then_a_bigger_one_and_fil
     chapter.page.screenshot(path=shots / "passed.png")
     record = json.loads((seat.root / "lib" / "notebooks" / "progress.json").read_text())
     assert record["checks"]["build.new_namespaces"]["passed"]
+    host, _, token = seat.address.partition("/lab/tree/00-start-here.ipynb?")
+    listed = chapter.page.request.get(f"{host}/api/contents/?{token}").json()["content"]
+    assert "progress.json" not in [one["name"] for one in listed], "it is no chapter of theirs"
+    assert chapter.page.request.get(f"{host}/api/contents/progress.json?{token}").ok, "`lab room` reads it there"
 
 
 def gap_with(flags):
@@ -146,6 +150,28 @@ def panel_in(chapter, seat, monkeypatch):
 
 PANEL = "from labkit.lessons.panels import cpu as panels\npanels.quota_panel()"
 SHOWS = """([image, name]) => image.naturalHeight > 100 && image.title.includes(name)"""
+
+
+CUT = """labels => labels.filter(label => label.scrollWidth > label.clientWidth).map(label => label.innerText)"""
+
+
+@pytest.mark.parametrize("width", [1280, 700])
+def test_a_panel_shows_its_picture_before_it_is_started_and_its_labels_in_full(
+    notebook, seat, shots, monkeypatch, width
+):
+    chapter = notebook(solve(seat, FOUR))
+    page, cell = chapter.page, panel_in(chapter, seat, monkeypatch)
+    page.set_viewport_size({"width": width, "height": 720})
+    image, name = cell.locator(".jp-OutputArea-output img"), "quota ÷ period = 0.5 CPUs"
+    page.wait_for_function(SHOWS, arg=[image.element_handle(), name])
+    labels = cell.locator(".widget-label")
+    assert [label for label in labels.all_inner_texts() if label] == ["quota [CPUs]", "period [ms]"]
+    assert labels.evaluate_all(CUT) == []
+    for slider in cell.locator(".widget-slider .noUi-target").all():
+        assert slider.bounding_box()["width"] >= 100, "no hand can set that"
+    page.screenshot(path=shots / f"panel-{width}.png")
+    cell.locator("button", has_text="Start").wait_for()
+    assert not quotas(seat, monkeypatch), "nothing was started"
 
 
 def wait_for_limit(cell, readout):

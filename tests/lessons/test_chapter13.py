@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("needs_root")
 
 @pytest.fixture(autouse=True)
 def _fresh_hints():
-    checks._failures.clear()
+    checks.forget()
 
 
 # ---- say it in config.json ----

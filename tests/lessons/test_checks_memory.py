@@ -23,8 +23,8 @@ MIB = 1 << 20
 @pytest.fixture(autouse=True)
 def first_try(monkeypatch):
     """Every check is tried for the first time, and waits less long for wrong work."""
-    monkeypatch.setattr(checks, "_failures", {})
-    monkeypatch.setattr(check._until, "__defaults__", (4,))
+    checks.forget()
+    monkeypatch.setattr(check, "PATIENCE", 4)
 
 
 def cache(megabytes, path="/tmp/file"):

@@ -189,6 +189,12 @@ def test_progress_counts_what_was_passed_and_once_passed_stays_passed(lab):
     assert 'value="1" max="2"' in coursework.progress()._repr_html_()
 
 
+def test_the_list_says_what_was_asked_and_names_no_argument_of_a_check():
+    for chapter in coursework.contents():
+        for line in repr(coursework.Progress(chapter.number)).splitlines()[1:]:
+            assert "`" not in line and line.endswith("."), line
+
+
 def test_progress_of_no_chapter_is_told(lab):
     with pytest.raises(NotFound, match="no chapter 99"):
         coursework.progress("99")

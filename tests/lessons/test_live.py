@@ -45,7 +45,7 @@ def buttons(live):
         shown.add(box.model_id)
         boxes += getattr(box, "children", ())
     # One that its thread has not made yet is None.
-    return {key: button for key, button in live._buttons.items() if button and button.model_id in shown}
+    return {key: button for key, button in live.buttons.items() if button and button.model_id in shown}
 
 
 # ---- what is common to all ----
@@ -66,13 +66,13 @@ def test_it_follows_what_changes_with_the_same_buttons_and_stops_by_its_button(t
     (tmp_path / "f").write_text("")
     live = layers.stack([tmp_path])
     button = buttons(live)[0, "f"]
-    live.follow.value = True
+    live.button.value = True
     assert until(lambda: live.running)
     (tmp_path / "g").write_text("")
     assert until(lambda: (0, "g") in buttons(live))
     assert buttons(live)[0, "f"] is button, "another button has not the keyboard's focus"
-    live.follow.value = False
-    assert not live.running and live.follow.description == "Follow"
+    live.button.value = False
+    assert not live.running and live.button.description == "Follow"
 
 
 def test_it_stops_by_itself_and_when_its_cell_is_run_again(tmp_path):
@@ -82,7 +82,7 @@ def test_it_stops_by_itself_and_when_its_cell_is_run_again(tmp_path):
     assert not first.running
     second.seconds = 1
     second.start()
-    assert until(lambda: not second.running) and second.follow.value is False
+    assert until(lambda: not second.running) and second.button.value is False
 
 
 # ---- namespaces ----

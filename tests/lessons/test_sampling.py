@@ -97,9 +97,9 @@ def test_who_waits_all_of_the_time_is_seen_to_wait_all_of_it_at_any_rate(group):
 def test_a_late_sample_does_not_make_the_next_one_late(group):
     with Sampler(group, ("usage_usec",), rate=100) as sampler:
         time.sleep(0.2)
-        os.kill(sampler._process.pid, signal.SIGSTOP)
+        os.kill(sampler.process.pid, signal.SIGSTOP)
         time.sleep(0.3)
-        os.kill(sampler._process.pid, signal.SIGCONT)
+        os.kill(sampler.process.pid, signal.SIGCONT)
         time.sleep(0.3)
     trace = sampler.trace()
     assert trace.late.max() > 0.2  # it is told
@@ -133,7 +133,7 @@ def test_it_ends_when_the_cgroup_is_removed_and_keeps_what_it_read():
         sampler = Sampler(group)
         sampler.start()
         time.sleep(0.1)
-    sampler._process.wait(30)
+    sampler.process.wait(30)
     sampler.stop()
     assert len(sampler.trace()) > 5
 
@@ -161,7 +161,7 @@ def test_an_unknown_number_is_refused(group):
 
 def test_its_process_is_in_the_ledger_and_struck_out_after(group):
     with Sampler(group) as sampler:
-        pid = sampler._process.pid
+        pid = sampler.process.pid
         assert any(entry.kind == "process" and entry.what["pid"] == pid for entry in ledger.entries())
     assert not any(entry.kind == "process" for entry in ledger.entries())
     assert proc.start_ticks(pid) is None
@@ -171,7 +171,7 @@ def test_its_process_dies_with_its_parent(group):
     code = (
         "import os, signal\nfrom labkit.cgroups.cgroup import Cgroup\nfrom labkit.lessons.watch.sampling import Sampler\n"
         "sampler = Sampler(Cgroup.open('sampled')); sampler.start()\n"
-        "print(sampler._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "print(sampler.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     out = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True).stdout
     deadline = time.monotonic() + 30

@@ -120,7 +120,7 @@ def make_memory_disk(folder, root):
     files += [(module.name, 0o100644, module.read_bytes()) for module in modules]
     files.append(("modules", 0o100644, "".join(f"/{module.name}\n" for module in modules).encode()))
     path = folder / "initramfs"
-    path.write_bytes(gzip.compress(vm._cpio(files), 1))
+    path.write_bytes(gzip.compress(vm.cpio(files), 1))
     return path
 
 

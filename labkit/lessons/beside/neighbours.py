@@ -18,19 +18,21 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from labkit.ground import ledger, packages, proc, state
+from labkit.ground import packages, proc, state
 from labkit.ground.errors import LabError, Unsupported
 from labkit.isolation import security
+from labkit.lessons import scratch
 from labkit.lessons.beside import engine
 
 _COMMON = "/usr/share/lxc/config/common.conf"  # what LXC's own templates include: its locks
 
 
-def missing(program):
+def missing(program: str) -> str | None:
     """Return why an engine can't be started here, or None."""
     if os.geteuid() != 0:
         return f"{program} needs root"
@@ -38,11 +40,9 @@ def missing(program):
 
 
 @contextlib.contextmanager
-def lxc(folder, command):
+def lxc(folder: Path, command: list[str]) -> Iterator[int]:
     """Start `command` by LXC with `folder` as its root; yield its pid. Raises Unsupported without LXC."""
-    _need("lxc-start")
-    name = f"lxc-{state.new_id()}"
-    with _home(name) as home, engine.own_cgroup(name) as places:
+    with _place("lxc-start") as (name, home, places):
         v1 = any(tree.version == 1 and tree.controllers for tree, _ in places)
         where = "lxc.cgroup.relative = 1" if v1 else f"lxc.cgroup.dir = {state.label()}/{name}/box"
         lines = [
@@ -62,63 +62,47 @@ def lxc(folder, command):
 
 
 @contextlib.contextmanager
-def nspawn(folder, command):
+def nspawn(folder: Path, command: list[str]) -> Iterator[int]:
     """Start `command` by systemd-nspawn with `folder` as its root; yield its pid. Raises Unsupported without it."""
-    _need("systemd-nspawn")
-    name = f"nspawn-{state.new_id()}"
-    with _home(name) as home, engine.own_cgroup(name) as places:
+    with _place("systemd-nspawn") as (_, home, places):
         # By itself it takes an image without systemd for an old one, and makes it a v1 tree, which stays
         # until a reboot.
-        words = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "UNIFIED_CGROUP_HIERARCHY=1") if _is_pure_v2(places) else ()
-        start = [
-            "systemd-nspawn",
-            "--quiet",
-            "--register=no",
-            "--keep-unit",
-            "--private-network",
-            "-D",
-            folder,
-            *command,
-        ]
+        words = (
+            ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "UNIFIED_CGROUP_HIERARCHY=1")
+            if all(tree.version == 2 for tree, _ in places)
+            else ()
+        )
+        start = ["systemd-nspawn", *"--quiet --register=no --keep-unit --private-network -D".split(), folder, *command]
         with _running(start, home, places, words) as pid:
             yield pid
 
 
-def _is_pure_v2(places):
-    return all(tree.version == 2 for tree, _ in places)
-
-
-def _need(program):
+@contextlib.contextmanager
+def _place(program: str) -> Iterator[tuple[str, Path, engine.Places]]:
+    """Yield a name, a folder and a cgroup for an engine. Raises Unsupported without its program."""
     if reason := missing(program):
         raise Unsupported(f"nothing to compare with: {reason}")
+    name = f"{program.removeprefix('systemd-').removesuffix('-start')}-{state.new_id()}"
+    with scratch.folder(state.lib_dir("neighbours"), name, 0o700) as home, engine.own_cgroup(name) as places:
+        yield name, home, places
 
 
 @contextlib.contextmanager
-def _home(name):
-    folder = state.lib_dir("neighbours") / name
-    with ledger.made("folder", path=str(folder)):
-        folder.mkdir(0o700)
-        yield folder
-
-
-@contextlib.contextmanager
-def _running(start, home, places, environment=(), seconds=20):
+def _running(
+    start: list[Any], home: Path, places: engine.Places, environment: Iterable[str] = (), seconds: float = 20
+) -> Iterator[int]:
     """Start an engine in its cgroup and a mount namespace; yield the pid of the container's first process."""
-    lines = []
-    for tree, path in places:
-        inside = path if tree.version == 1 else path / "daemon"
-        inside.mkdir(exist_ok=True)
-        lines.append(f"echo $$ > {shlex.quote(str(inside / 'cgroup.procs'))}")
-    lines += ["mount -t tmpfs tmpfs /run", "exec " + shlex.join(["env", *environment, *map(str, start)])]
+    last = "exec " + shlex.join(["env", *environment, *map(str, start)])
+    script = "\n".join([*engine.entering(places), "mount -t tmpfs tmpfs /run", last])
     with open(home / "says", "wb") as says:
         process = subprocess.Popen(
             # Their orphans become children of this one, and not of the machine's PID 1.
-            [
-                *(sys.executable, "-S", "-E", "-c", engine.REAPER),
-                *("unshare", "--mount", "--propagation=private", "sh", "-ec", "\n".join(lines)),
-            ],
-            stdin=subprocess.DEVNULL, stdout=says, stderr=says, start_new_session=True,
-        )  # fmt: skip
+            [*engine.REAPING, "unshare", "--mount", "--propagation=private", "sh", "-ec", script],
+            stdin=subprocess.DEVNULL,
+            stdout=says,
+            stderr=says,
+            start_new_session=True,
+        )
     try:
         deadline = time.monotonic() + seconds
         while (pid := _first_process(process.pid)) is None:
@@ -136,7 +120,7 @@ def _running(start, home, places, environment=(), seconds=20):
                 process.wait(0.05)
 
 
-def _descendants(pid):
+def _descendants(pid: int) -> set[int]:
     """Return the ids of all processes that came from `pid`."""
     parents = {}
     for one in proc.pids():
@@ -151,7 +135,7 @@ def _descendants(pid):
     return found - {pid}
 
 
-def _first_process(starter):
+def _first_process(starter: int) -> int | None:
     """Return the pid of the process that is 1 in a PID namespace of its own and has become its program, or None."""
     for pid in _descendants(starter):
         with contextlib.suppress(LabError, OSError):
@@ -164,7 +148,7 @@ def _first_process(starter):
     return None
 
 
-def look(pid):
+def look(pid: int) -> dict[str, str]:
     """Return what a process was given, as /proc has it: {question: answer}."""
     process = proc.process(pid)
     ours, its = proc.namespaces(), proc.namespaces(pid)
@@ -188,7 +172,7 @@ def look(pid):
     }
 
 
-def side_by_side(looks):
+def side_by_side(looks: dict[str, dict[str, str]]) -> None:
     """Print {engine: look(pid)} as a table: a column an engine, long answers over several lines."""
     import textwrap
 
@@ -203,6 +187,6 @@ def side_by_side(looks):
             print(f"{head:28}{row}".rstrip())
 
 
-def shared_root(name):
+def shared_root(name: str) -> Path:
     """Return the path of a folder, not made yet, for a root filesystem that several engines use."""
     return Path(state.lib_dir("neighbours"), name)

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from labkit.ground import child, ledger, state
@@ -23,11 +24,11 @@ _HOME = state.REPO
 class Nobody:
     """An ordinary user with a home folder; call `run` and `lab`."""
 
-    def __init__(self, home):
+    def __init__(self, home: Path) -> None:
         self.home = home
         self.python = _python()
 
-    def run(self, *command, timeout=60):
+    def run(self, *command: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command as this user; return the finished process, output and errors as text."""
         words = [
             "setpriv",
@@ -49,13 +50,13 @@ class Nobody:
             words, env=env, cwd="/", capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
         )
 
-    def lab(self, *words, timeout=60):
+    def lab(self, *words: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run `lab` as this user; return the finished process."""
         return self.run(self.python, "-m", "labkit", *words, timeout=timeout)
 
 
 @contextlib.contextmanager
-def at_home():
+def at_home() -> Iterator[Nobody]:
     """Yield a Nobody with a new home; end what it left running and remove the home."""
     state.run_dir()
     folder = tempfile.mkdtemp(prefix="labkit-nobody-", dir="/var/tmp")
@@ -71,10 +72,10 @@ def at_home():
             user.lab("clean", "--all")
 
 
-def _python():
+def _python() -> str:
     """Return a Python that this user may execute: ours may be in a home folder."""
 
-    def ours_is_open():
+    def ours_is_open() -> bool:
         os.setgroups([])
         os.setresgid(UID, UID, UID)
         os.setresuid(UID, UID, UID)

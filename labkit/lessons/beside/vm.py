@@ -25,11 +25,13 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from labkit.cgroups import cgroup
-from labkit.ground import ledger, packages, proc, state
+from labkit.ground import packages, proc, state
 from labkit.ground.errors import LabError, Unsupported, from_oserror
 
 # qemu's program and machine, the serial line's name in the guest, Debian's package of a kernel
@@ -52,7 +54,7 @@ exec sleep 100000
 """
 
 
-def missing():
+def missing() -> str | None:
     """Return why no guest can be started here, or None."""
     if platform.machine() not in _MACHINES:
         return f"the lab has no guest for {platform.machine()}"
@@ -60,7 +62,7 @@ def missing():
     return None if shutil.which(program) else f"no {program} on this machine ({packages.advice(program)})"
 
 
-def cache():
+def cache() -> Path:
     """Return the folder for what is fetched or made once for this machine, whatever LABKIT_ROOT is."""
     path = Path(os.environ.get("LABKIT_CACHE", "/var/cache/labkit"))
     try:
@@ -70,7 +72,7 @@ def cache():
     return path
 
 
-def kernel():
+def kernel() -> Path:
     """Return the path of a kernel for the guest: this machine's own, else Debian's, fetched once and not installed.
 
     Raises Unsupported where there is neither.
@@ -86,7 +88,7 @@ def kernel():
     return path
 
 
-def _fetch(path):
+def _fetch(path: Path) -> None:
     package = _MACHINES[platform.machine()][3]
     with tempfile.TemporaryDirectory(prefix="labkit-kernel-", dir=cache()) as folder:
         script = (
@@ -102,7 +104,7 @@ def _fetch(path):
         os.rename(found[0], path)
 
 
-def initramfs():
+def initramfs() -> Path:
     """Return the path of the guest's whole disk: the busybox image's files and an /init, in a compressed cpio."""
     busybox = next((path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path)), None)
     if busybox is None:
@@ -112,11 +114,11 @@ def initramfs():
     for name in ("sh", "mount", "echo", "uname", "cat", "ls", "grep", "tr", "sleep"):
         files.append((f"bin/{name}", 0o120777, b"busybox"))
     path = state.lib_dir("vm") / "initramfs"
-    state.write_atomic(path, gzip.compress(_cpio(files), 6, mtime=0), sync=False)
+    state.write_atomic(path, gzip.compress(cpio(files), 6, mtime=0), sync=False)
     return path
 
 
-def _cpio(files):
+def cpio(files: list[tuple[str, int, bytes]]) -> bytes:
     """Return an archive in the "newc" format: (name, mode, content), and the trailer."""
     out = bytearray()
     for number, (name, mode, data) in enumerate([*files, ("TRAILER!!!", 0, b"")], 1):
@@ -138,12 +140,12 @@ class Guest:
     disk: int  # bytes of its kernel and initramfs
 
     @property
-    def memory(self):
+    def memory(self) -> int:
         """The bytes of this machine's memory that it holds now."""
         return held(self.pid)
 
 
-def held(pid):
+def held(pid: int) -> int:
     """Return how much memory a process holds, in bytes; pages shared by n processes count as 1/n. See proc(5), Pss."""
     for line in proc.read(f"/proc/{pid}/smaps_rollup").splitlines():
         if line.startswith("Pss:"):
@@ -152,7 +154,7 @@ def held(pid):
 
 
 @functools.cache
-def accelerator(seconds=6):
+def accelerator(seconds: float = 6) -> str:
     """Return "kvm" if a guest comes up with it in some seconds, else "tcg". Tried once a boot and remembered."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
@@ -170,7 +172,7 @@ def accelerator(seconds=6):
 
 
 @contextlib.contextmanager
-def start(accel=None, seconds=90):
+def start(accel: str | None = None, seconds: float = 90) -> Iterator[Guest]:
     """Start a guest, wait for its first process, yield the Guest, and end it.
 
     Raises Unsupported without qemu or a kernel, LabError if it says nothing for `seconds`.
@@ -199,11 +201,10 @@ def start(accel=None, seconds=90):
             yield Guest(process.pid, accel, time.monotonic() - begin, said, size)
         finally:
             process.kill()
-            process.wait()
-            process.stdout.close()
+            process.communicate()
 
 
-def _listen(process, deadline, accel, complaints):
+def _listen(process: Any, deadline: float, accel: str, complaints: IO[bytes]) -> dict[str, str]:
     """Read the serial line until the guest's first process has said all; what qemu itself says is in `complaints`."""
     text, said = b"", {}
     while "first" not in said:
@@ -219,8 +220,3 @@ def _listen(process, deadline, accel, complaints):
             if words[0] == "says" and len(words) == 3:
                 said[words[1]] = words[2]
     return said
-
-
-def leftovers():
-    """Return ledger entries of guests: none, when all have ended."""
-    return [entry for entry in ledger.entries() if "/vm-" in str(entry.what.get("path", ""))]

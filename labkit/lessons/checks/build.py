@@ -5,16 +5,17 @@ the last two run what was built.
 """
 
 import os
-import socket
 import stat
-import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from labkit.cgroups import hierarchies
 from labkit.ground import child, proc, state
 from labkit.ground import syscalls as sc
 from labkit.images import catalog
 from labkit.isolation import security
-from labkit.lessons.checks import exercise, promises
+from labkit.lessons.checks import Requirements, exercise, forked, hostname_in, promises
+from labkit.lessons.scenes.workbench import Box
 
 KINDS = {
     "mnt": "a mount table",
@@ -27,7 +28,7 @@ DEVICES = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}
 
 
 @exercise
-def new_namespaces(box):
+def new_namespaces(box: Box) -> Requirements:
     """The box has five namespaces of its own."""
     inside, outside = proc.namespaces(box.pid), proc.namespaces(box.outside)
     for kind, what in KINDS.items():
@@ -41,9 +42,9 @@ def new_namespaces(box):
 
 
 @exercise
-def hostname(box):
+def hostname(box: Box) -> Requirements:
     """The box is named mycontainer, and nobody else is."""
-    inside, outside = (child.in_child(_hostname, pid) for pid in (box.pid, box.outside))
+    inside, outside = (hostname_in(pid) for pid in (box.pid, box.outside))
     yield (
         inside == "mycontainer",
         "inside, the host name is mycontainer",
@@ -53,13 +54,8 @@ def hostname(box):
     yield outside != "mycontainer", "outside, it is what it was", "the box needs a uts namespace: CLONE_NEWUTS"
 
 
-def _hostname(pid):
-    sc.setns(os.pidfd_open(pid), sc.CLONE_NEWUTS)
-    return socket.gethostname()
-
-
 @exercise
-def private(box):
+def private(box: Box) -> Requirements:
     """No mount of the box passes anything on, to or from the outside."""
     hints = (
         "mount(2) with no source and no type changes a mount that is there: MS_PRIVATE on /, and MS_REC for all below",
@@ -71,7 +67,7 @@ def private(box):
 
 
 @exercise
-def root(box):
+def root(box: Box) -> Requirements:
     """An overlay of the base image is mounted in the box, its upperdir thrown away with it."""
     overlay = _overlay(box)
     yield (
@@ -81,6 +77,7 @@ def root(box):
         'options = f"lowerdir={lower},upperdir={upper},workdir={work}", and '
         'sc.mount("overlay", root, "overlay", sc.MS_NODEV, options)',
     )
+    assert overlay
     options = [option.partition("=") for option in overlay.super_options]
     below = {part for name, _, value in options if name.startswith("lowerdir") for part in value.split(":")}
     upper = next((value for name, _, value in options if name == "upperdir"), "")
@@ -96,17 +93,18 @@ def root(box):
     yield overlay.device not in outside, "outside, nobody sees it", "make_private first, then mount"
 
 
-def _overlay(box):
+def _overlay(box: Box) -> proc.Mount | None:
     hosts = {mount.device for mount in proc.mounts()}  # which may have overlays of its own
     found = [mount for mount in proc.mounts(box.pid) if mount.type == "overlay" and mount.device not in hosts]
     return found[-1] if found else None
 
 
 @exercise
-def furnished(box):
+def furnished(box: Box) -> Requirements:
     """The box's root has a /proc of its own and a harmless /dev."""
     overlay = _overlay(box)
     yield overlay, "it has a root to furnish", "make_root comes before"
+    assert overlay
     top = overlay.target.rstrip("/")
     mounted = {mount.target: mount for mount in proc.mounts(box.pid)}
     its_proc, dev = mounted.get(f"{top}/proc"), mounted.get(f"{top}/dev")
@@ -117,6 +115,7 @@ def furnished(box):
         "a new proc, mounted by a process in the new PID namespace, shows that namespace",
         'sc.mount("proc", f"{root}/proc", "proc", quiet | sc.MS_NODEV | sc.MS_RDONLY)',
     )
+    assert its_proc
     yield (
         "ro" in its_proc.options,
         "its /proc is read-only",
@@ -129,37 +128,41 @@ def furnished(box):
         "the image could ship a device file for the host's disk: cover its /dev",
         'sc.mount("tmpfs", f"{root}/dev", "tmpfs", quiet, "mode=755")',
     )
-    there = _listed(box, f"{top}/dev")
+    yield from _devices(box, f"{top}/dev")
+
+
+def _devices(box: Box, dev: str) -> Requirements:
+    there = _listed(box, dev)
     for name, minor in DEVICES.items():
         yield (
-            name in there and _status(box, f"{top}/dev/{name}").st_rdev == os.makedev(1, minor),
+            name in there and _status(box, f"{dev}/{name}").st_rdev == os.makedev(1, minor),
             f"/dev/{name} is device 1:{minor}",
             "os.mknod makes a device file, of kind stat.S_IFCHR; os.makedev joins the two numbers",
             f'os.mknod(f"{{root}}/dev/{name}", stat.S_IFCHR, os.makedev(1, {minor}))',
         )
-    modes = {_status(box, f"{top}/dev/{name}").st_mode for name in DEVICES}
+    modes = {_status(box, f"{dev}/{name}").st_mode for name in DEVICES}
     yield (
         modes == {stat.S_IFCHR | 0o666},
         "everybody may use them",
         "os.chmod(…, 0o666): umask cuts what mknod is given",
     )
-    disks = [name for name in there if stat.S_ISBLK(_status(box, f"{top}/dev/{name}").st_mode)]
+    disks = [name for name in there if stat.S_ISBLK(_status(box, f"{dev}/{name}").st_mode)]
     yield not disks, "no disk is among them", f"take away {', '.join(disks)}"
 
 
-def _listed(box, folder):
+def _listed(box: Box, folder: str) -> list[str]:
     try:
         return os.listdir(f"/proc/{box.pid}/root{folder}")
     except FileNotFoundError:
         return []
 
 
-def _status(box, path):
+def _status(box: Box, path: str) -> os.stat_result:
     return os.lstat(f"/proc/{box.pid}/root{path}")
 
 
 @exercise
-def pivoted(box):
+def pivoted(box: Box) -> Requirements:
     """The box's root is the overlay, and the old root is gone from its mount table."""
     # Not what the process itself sees, for a chroot would look the same: its whole table.
     mounts = child.in_child(_whole_table, box.pid)
@@ -181,7 +184,7 @@ def pivoted(box):
     yield at == root, "its working directory is in the new root", 'os.chdir("/")'
 
 
-def _whole_table(pid):
+def _whole_table(pid: int) -> list[proc.Mount]:
     host_proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     sc.setns(os.pidfd_open(pid), sc.CLONE_NEWNS)  # this also goes to that table's own root
     with open(os.open("self/mountinfo", os.O_RDONLY, dir_fd=host_proc)) as file:
@@ -189,7 +192,7 @@ def _whole_table(pid):
 
 
 @exercise
-def limits(box):
+def limits(box: Box) -> Requirements:
     """The box is in cgroups of its own that limit memory, processes and CPU."""
     for controller, most, unit in (("memory", 256 << 20, "bytes"), ("pids", 1000, "processes"), ("cpu", 0.999, "CPU")):
         folder = _cgroup(box.pid, controller)
@@ -208,7 +211,7 @@ def limits(box):
         )
 
 
-def _cgroup(pid, controller):
+def _cgroup(pid: int, controller: str) -> Path:
     tree = hierarchies.home(controller)
     places = proc.cgroups(pid)
     place = places[""] if tree.version == 2 else places[controller]
@@ -216,7 +219,7 @@ def _cgroup(pid, controller):
     return tree.mount / os.path.relpath(place, mount.root)
 
 
-def _limit(folder, controller):
+def _limit(folder: Path, controller: str) -> float | None:
     """Return a limit as a number by whichever file this version has, or None where there is none."""
     if controller == "cpu":
         if (folder / "cpu.max").exists():
@@ -230,7 +233,7 @@ def _limit(folder, controller):
 
 
 @exercise
-def power(box):
+def power(box: Box) -> Requirements:
     """Root in the box can do little, and win no more."""
     process = proc.process(box.pid)
     small = security.mask(security.DEFAULT) & ~security.mask(["MKNOD"])
@@ -253,15 +256,18 @@ def power(box):
 
 
 @exercise
-def execute(function):
-    """`function(argv)` becomes the command, and ends as Docker does if it can't."""
+def execute(function: Callable[[list[str]], object]) -> Requirements:
+    """The box becomes the command, and ends as Docker does if it can't.
+
+    `function(argv)` is to replace its process.
+    """
     for words, code, what in (
         (["true"], 0, "a command that succeeds"),
         (["sh", "-c", "exit 7"], 7, "a command that ends with 7"),
         (["no-such-command"], 127, "a command that is not there"),
         (["/etc/passwd"], 126, "a file that is no program"),
     ):
-        found = _status_of(function, words)
+        found = os.waitstatus_to_exitcode(os.waitpid(forked(function, words, _CAME_BACK, _CAME_BACK), 0)[1])
         yield (
             found == code,
             f"{what}: {code}",
@@ -273,30 +279,17 @@ def execute(function):
 _CAME_BACK = 200
 
 
-def _status_of(function, words):
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            sc.prctl(sc.PR_SET_PDEATHSIG, 9)
-            null = os.open(os.devnull, os.O_RDWR)
-            for fd in (0, 1, 2):
-                os.dup2(null, fd)
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - a notebook's own go elsewhere
-            function(words)
-        finally:
-            os._exit(_CAME_BACK)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 @exercise
-def container(script):
-    """A script, run as `python3 SCRIPT COMMAND …`, keeps every promise that labkit's own containers keep."""
+def container(script: str | Path) -> Requirements:
+    """The script's containers keep every promise that labkit's own keep.
+
+    It is run as `python3 SCRIPT COMMAND …`.
+    """
     for promise in promises.ALL:
         wrong = promise(promises.script(script))
         yield (
             not wrong,
-            promise.__doc__.rstrip("."),
+            (promise.__doc__ or "").rstrip("."),
             wrong,
             f"{wrong}; which piece is for that? Its own check says more",
         )

@@ -2,11 +2,15 @@
 
 import os
 import time
+from collections.abc import Sequence
 
-from labkit.lessons.checks import exercise
+from labkit.cgroups.cgroup import Cgroup
+from labkit.container.life import Container
+from labkit.lessons.checks import Requirements, exercise, running
+from labkit.lessons.watch.measuring import cpu_share
 
 
-def _limit(cgroup):
+def _limit(cgroup: Cgroup) -> tuple[int | None, int]:
     """Return the (quota, period) that the kernel has for a cgroup, in µs; the quota is None if there is none."""
     if cgroup.version("cpu") == 2:
         quota, period = cgroup.read("cpu.max").split()
@@ -15,7 +19,7 @@ def _limit(cgroup):
     return (None if quota.strip() in ("max", "-1") else int(quota)), int(period)
 
 
-def _shares(boxes, seconds):
+def _shares(boxes: Sequence[Container], seconds: float) -> list[float]:
     """Return what each container got of what all of them got in the next `seconds`."""
     before = [box.stats().usage_usec for box in boxes]
     time.sleep(seconds)
@@ -24,9 +28,12 @@ def _shares(boxes, seconds):
 
 
 @exercise
-def quota(box, cpus, period):
-    """The container may use `cpus` CPUs, in periods of `period` µs, and does not get more."""
-    yield box.status == "running", "the container runs", "start it again: run the cell above"
+def quota(box: Container, cpus: float, period: int) -> Requirements:
+    """Give a container the same CPUs in periods of another length.
+
+    `cpus` is in CPUs, `period` in µs.
+    """
+    yield running(box)
     quota, has = _limit(box.cgroup)
     yield (
         quota is not None,
@@ -34,12 +41,7 @@ def quota(box, cpus, period):
         "a limit is set by box.cgroup.set(Limits(...)) or cpus=",
         "cpus=0.5 is one",
     )
-    yield (
-        has == period,
-        f"its period is {period} µs",
-        "the period is a limit of its own",
-        "cpu_period=, in µs",
-    )
+    yield (has == period, f"its period is {period} µs", "the period is a limit of its own", "cpu_period=, in µs")
     wanted = round(cpus * period)
     yield (
         quota == wanted,
@@ -47,26 +49,18 @@ def quota(box, cpus, period):
         "the quota is the CPU time in one period, not in a second",
         f"{cpus} CPUs of a period of {period} µs: multiply",
     )
-    before, start = box.stats(), time.monotonic()
-    time.sleep(1)
-    after = box.stats()
-    share = (after.usage_usec - before.usage_usec) / 1e6 / (time.monotonic() - start)
+    share = cpu_share(box.cgroup)
     yield share > 0.02, "something in it wants CPU", "run something that never rests: workloads.spin()"
-    yield (
-        share <= 1.1 * cpus,
-        f"in one second it got no more than {cpus} CPUs",
-        "is the limit on this container?",
-    )
+    yield (share <= 1.1 * cpus, f"in one second it got no more than {cpus} CPUs", "is the limit on this container?")
 
 
 @exercise
-def shares(boxes, wanted, seconds=1.5, tries=4):
-    """The containers want the same CPU, and weights alone give each its share: `wanted` are their ideal shares."""
-    yield (
-        all(box.status == "running" for box in boxes),
-        "all of them run",
-        "start them again: run the cell above",
-    )
+def shares(boxes: Sequence[Container], wanted: Sequence[float], seconds: float = 1.5, tries: int = 4) -> Requirements:
+    """Share one CPU among containers by weights alone.
+
+    `wanted` are their ideal shares, which sum up to 1.
+    """
+    yield (all(box.status == "running" for box in boxes), "all of them run", "start them again: run the cell above")
     yield len(boxes) == len(wanted), f"there are {len(wanted)} of them", f"a list of {len(wanted)} containers"
     yield (
         all(_limit(box.cgroup)[0] is None for box in boxes),
@@ -94,21 +88,16 @@ def shares(boxes, wanted, seconds=1.5, tries=4):
     )
 
 
-def _near(found, wanted):
+def _near(found: Sequence[float], wanted: Sequence[float]) -> bool:
     return all(abs(a / b - 1) <= 0.1 for a, b in zip(found, wanted, strict=True))
 
 
 @exercise
-def pinned(box, cpu):
-    """Every process of the container may run on `cpu` and nowhere else, because its cpuset says so."""
-    yield box.status == "running", "the container runs", "start it again: run the cell above"
+def pinned(box: Container, cpu: int) -> Requirements:
+    """Keep a running container on one CPU, and on no other."""
+    yield running(box)
     cpus = box.cgroup.read("cpuset.cpus").strip()
-    yield (
-        cpus == str(cpu),
-        f"its cpuset.cpus is {cpu}",
-        f"it is {cpus or 'empty'} now",
-        f'cpuset_cpus="{cpu}"',
-    )
+    yield (cpus == str(cpu), f"its cpuset.cpus is {cpu}", f"it is {cpus or 'empty'} now", f'cpuset_cpus="{cpu}"')
     yield (
         all(os.sched_getaffinity(process.pid) == {cpu} for process in box.top()),
         f"all of its processes are allowed on CPU {cpu} only",

@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 
 from labkit.images import catalog
-from labkit.lessons.checks import exercise
+from labkit.lessons.checks import Requirements, exercise
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
 @exercise
-def stored_by_name(folder, data):
-    """The folder has the bytes under the name that they give themselves, and no file with another's name."""
+def stored_by_name(folder: str | Path, data: bytes) -> Requirements:
+    """Store bytes under the name that they give themselves."""
     files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
     yield (
         data in files.values(),
@@ -36,8 +36,11 @@ def stored_by_name(folder, data):
 
 
 @exercise
-def without_ballast(name, kept, ballast, limit):
-    """The image has the file `kept`, none of its layers has `ballast`, and all layers but the base's are small."""
+def without_ballast(name: str, kept: str, ballast: str, limit: int) -> Requirements:
+    """Build an image that has the result, and in no layer what was needed for a moment only.
+
+    All layers but the base's take less than `limit` bytes.
+    """
     image = catalog.get(name)
     base = catalog.get("busybox")
     yield (
@@ -61,8 +64,8 @@ def without_ballast(name, kept, ballast, limit):
 
 
 @exercise
-def remembered(before, after, source, made):
-    """Two builds share every layer but the last, which brings a different `source`; one below it has `made`."""
+def remembered(before: str, after: str, source: str, made: str) -> Requirements:
+    """Order the lines of a Dockerfile so that a new build makes only the last layer again."""
     old, new = catalog.get(before), catalog.get(after)
     yield (
         len(old.layers) == len(new.layers) >= 3,
@@ -87,10 +90,10 @@ def remembered(before, after, source, made):
     )
 
 
-def _exists(layer, path):
+def _exists(layer: str, path: str) -> bool:
     return os.path.lexists(Path(layer, path.lstrip("/")))
 
 
-def _text(layer, path):
+def _text(layer: str, path: str) -> str:
     found = Path(layer, path.lstrip("/"))
     return found.read_text(errors="replace") if found.is_file() else ""

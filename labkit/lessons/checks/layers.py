@@ -2,33 +2,28 @@
 
 import contextlib
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from labkit.ground import ledger, state
+from labkit.container.life import Container
 from labkit.images import layers
-from labkit.lessons.checks import exercise
+from labkit.lessons import scratch
+from labkit.lessons.checks import Requirements, exercise, running
 from labkit.storage import roots
 
 
 @contextlib.contextmanager
-def _seen(lowers, upper):
+def _seen(lowers: Sequence[Path], upper: Path) -> Iterator[Path]:
     """Yield the merged view of folders as they are, read-only, at a place of the check's own."""
-    merged = state.lib_dir("chapters") / state.new_id()
-    with ledger.made("folder", path=str(merged)):
-        merged.mkdir()
-        with roots.mounted([*lowers, upper], None, None, merged):
-            yield merged
+    with scratch.folder() as merged, roots.mounted([*lowers, upper], None, None, merged):
+        yield merged
 
 
 @exercise
-def hides(lowers, upper, name):
-    """The upperdir hides `name` of the lowerdirs, which still have it; all else is still seen."""
+def hides(lowers: Sequence[Path], upper: Path, name: str) -> Requirements:
+    """Hide a file of the lowerdirs by hand, with nothing but the upperdir."""
     have = [Path(lower) for lower in lowers if os.path.lexists(Path(lower, name))]
-    yield (
-        have,
-        f"a lowerdir has {name}",
-        "make the lowerdirs again, as in the cells above: they must keep it",
-    )
+    yield (have, f"a lowerdir has {name}", "make the lowerdirs again, as in the cells above: they must keep it")
     others = {other for lower in lowers for other in os.listdir(lower)} - {name}
     with _seen(lowers, upper) as merged:
         names = set(os.listdir(merged))
@@ -43,8 +38,8 @@ def hides(lowers, upper, name):
 
 
 @exercise
-def shows_only(lowers, upper, folder, names):
-    """In merged, `folder` holds `names` and nothing of the lowerdirs, whose files are still there."""
+def shows_only(lowers: Sequence[Path], upper: Path, folder: str, names: Iterable[str]) -> Requirements:
+    """Make a folder opaque by hand: merged shows what the upperdir has in it, and no more."""
     below = {name for lower in lowers if Path(lower, folder).is_dir() for name in os.listdir(Path(lower, folder))}
     yield below, f"the lowerdirs have files in {folder}", "make the lowerdirs again, as in the cells above"
     yield Path(upper, folder).is_dir(), f"the upperdir has a folder {folder}", f'(upper / "{folder}").mkdir()'
@@ -65,16 +60,15 @@ def shows_only(lowers, upper, folder, names):
 
 
 @exercise
-def layer_by_hand(lowers, tar, gone, brings, text):
-    """The tar is a layer that, above the lowerdirs, takes `gone` away and brings `brings`, and no more."""
+def layer_by_hand(lowers: Sequence[Path], tar: Path, gone: str, brings: str, text: str) -> Requirements:
+    """Write a layer by hand, a tar that takes one file away and brings another."""
     yield Path(tar).is_file(), f"there is {Path(tar).name}", 'tarfile.open(path, "w") makes a new one'
     with _seen(lowers[:-1], lowers[-1]) as merged:
         before = set(os.listdir(merged))
     yield gone in before, f"without it, {gone} is seen", "make the lowerdirs again, as in the cells above"
-    folder = state.lib_dir("chapters") / state.new_id()
-    with ledger.made("folder", path=str(folder)):
-        layers.apply(tar, folder)
-        with _seen(lowers, folder) as merged:
+    with scratch.folder() as place:
+        layers.apply(tar, place / "layer")
+        with _seen(lowers, place / "layer") as merged:
             after = set(os.listdir(merged))
             found = (merged / brings).read_text(errors="replace") if (merged / brings).is_file() else None
     yield (
@@ -97,13 +91,9 @@ def layer_by_hand(lowers, tar, gone, brings, text):
 
 
 @exercise
-def still_one_file(merged, upper, first, second, text):
-    """A file with two names was changed by the first; the kernel kept it one file by the second too."""
-    yield (
-        os.path.ismount(merged),
-        "the overlay is mounted",
-        "storage.mount(lower, upper, work, merged, options=…)",
-    )
+def still_one_file(merged: Path, upper: Path, first: str, second: str, text: str) -> Requirements:
+    """Mount an overlay in which a file with two names stays one file when it is changed."""
+    yield (os.path.ismount(merged), "the overlay is mounted", "storage.mount(lower, upper, work, merged, options=…)")
     one, two = Path(merged, first), Path(merged, second)
     yield (
         one.is_file() and one.read_text() == text,
@@ -130,20 +120,15 @@ def still_one_file(merged, upper, first, second, text):
 
 
 @exercise
-def changed_for_less(merged, upper, name, mode, limit=1 << 20):
-    """The file has the mode in merged, and the upperdir took less than `limit` bytes for it."""
+def changed_for_less(merged: Path, upper: Path, name: str, mode: int, limit: int = 1 << 20) -> Requirements:
+    """Change a large file's mode, and pay next to nothing for it in the upperdir.
+
+    `limit` is in bytes.
+    """
     path = Path(merged, name)
-    yield (
-        os.path.ismount(merged),
-        "the overlay is mounted",
-        "storage.mount(lower, upper, work, merged, options=…)",
-    )
+    yield (os.path.ismount(merged), "the overlay is mounted", "storage.mount(lower, upper, work, merged, options=…)")
     yield path.is_file(), f"{name} is there", "mount over the lowerdir that has it"
-    yield (
-        path.stat().st_mode & 0o777 == mode,
-        f"its mode is {mode:o}",
-        f"(merged / {name!r}).chmod(0o{mode:o})",
-    )
+    yield (path.stat().st_mode & 0o777 == mode, f"its mode is {mode:o}", f"(merged / {name!r}).chmod(0o{mode:o})")
     used = roots.usage(upper)
     yield (
         used.files == 1,
@@ -159,9 +144,12 @@ def changed_for_less(merged, upper, name, mode, limit=1 << 20):
 
 
 @exercise
-def kept_outside(box, path, volume, size):
-    """The container wrote `size` bytes at `path`, they are in the volume, and not in its own upperdir."""
-    yield box.status == "running", "the container runs", "start it again"
+def kept_outside(box: Container, path: str, volume: Path, size: int) -> Requirements:
+    """Have a container write into a volume, so that its own upperdir stays thin.
+
+    `size` is in bytes.
+    """
+    yield running(box)
     found = box.exec(["stat", "-c", "%s", path])
     yield (
         found.code == 0 and found.output.strip() == str(size),

@@ -1,15 +1,17 @@
 """Checks of chapter 11: what a container may do, asked of the kernel and not of its maker."""
 
+from pathlib import Path
+
 from labkit.container.life import Container
 from labkit.ground import proc
 from labkit.ground.errors import LabError
 from labkit.isolation import security
-from labkit.lessons.checks import exercise
+from labkit.lessons.checks import Requirements, exercise
 
 
 @exercise
-def least_power(box):
-    """A web server on port 80 with NET_BIND_SERVICE and nothing else."""
+def least_power(box: Container) -> Requirements:
+    """Start a web server on port 80 that has NET_BIND_SERVICE and nothing else."""
     yield (
         box.status == "running",
         "it runs",
@@ -30,7 +32,7 @@ def least_power(box):
     yield _listens(box.pid, 80), "it listens on port 80", "is httpd told `-p 80`?", "httpd -f -p 80"
 
 
-def _listens(pid, port):
+def _listens(pid: int, port: int) -> bool:
     listening = "0A"  # include/net/tcp_states.h: TCP_LISTEN
     for file in ("tcp", "tcp6"):
         for line in proc.read(f"/proc/{pid}/net/{file}").splitlines()[1:]:
@@ -41,22 +43,17 @@ def _listens(pid, port):
 
 
 @exercise
-def forbids_only_mkdir(path):
-    """A seccomp profile under which mkdir fails and everything else works."""
+def forbids_only_mkdir(path: str | Path) -> Requirements:
+    """Write a seccomp profile under which mkdir fails and everything else works."""
 
-    def under(script):
+    def under(script: str) -> tuple[int, str]:
         with Container("busybox", ["sh", "-c", script], security_opt=[f"seccomp={path}"]).start() as box:
             return box.wait(20), box.logs()
 
     try:
         code, text = under("grep -c 'Seccomp:.*2' /proc/self/status")
     except LabError as error:
-        yield (
-            False,
-            "a container starts with it",
-            error.message,
-            "the default action has to be SCMP_ACT_ALLOW",
-        )
+        yield (False, "a container starts with it", error.message, "the default action has to be SCMP_ACT_ALLOW")
         return
     yield (
         code == 0,
@@ -78,8 +75,8 @@ def forbids_only_mkdir(path):
 
 
 @exercise
-def lock_left_off(box, answer):
-    """Which of four locks a running container lacks, found out from outside."""
+def lock_left_off(box: Container, answer: str) -> Requirements:
+    """Find out from outside which of four locks a running container lacks."""
     process = proc.process(box.pid)
     off = {
         "no_new_privs": not process.no_new_privs,

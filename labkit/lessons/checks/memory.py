@@ -1,28 +1,30 @@
 """Checks of chapter 05: a limit that fits, a cache that fills, forks refused, a disk held back, a freeze."""
 
 import time
+from collections.abc import Callable
 
+from labkit.cgroups.cgroup import Cgroup
 from labkit.cgroups.events import flat
+from labkit.container.life import Container
 from labkit.ground.errors import LabError
-from labkit.lessons.checks import exercise
+from labkit.lessons.checks import Requirements, exercise
+from labkit.lessons.watch.measuring import until
 
 MIB = 1 << 20
 
 
-def _until(condition, seconds=15):
-    """Return whether a condition comes true within `seconds`; a cgroup that is gone meanwhile is a no."""
-    deadline = time.monotonic() + seconds
+PATIENCE = 15  # s for what a container was just started to do
+
+
+def _comes(condition: Callable[[], object]) -> bool:
+    """Return whether a condition comes true in time; a cgroup that is gone meanwhile is a no."""
     try:
-        while not condition():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
+        return until(condition, PATIENCE)
     except LabError:
         return False
-    return True
 
 
-def _parts(cgroup):
+def _parts(cgroup: Cgroup) -> tuple[int, int]:
     """Return (what programs hold, page cache) in bytes.
 
     Files in RAM (tmpfs) are no page cache: they can't be given back.
@@ -32,7 +34,7 @@ def _parts(cgroup):
     return stat[anon] + stat["shmem"], stat[file] - stat["shmem"]
 
 
-def _runs(box):
+def _runs(box: Container) -> tuple[bool, str, str, str]:
     killed = getattr(box, "oom_killed", False)
     return (
         box.status == "running",
@@ -43,9 +45,12 @@ def _runs(box):
 
 
 @exercise
-def fits(box, least, most):
-    """The container's program holds the `least` bytes that it wants, under a limit of `most` bytes at most."""
-    enough = _until(lambda: _parts(box.cgroup)[0] >= least or box.status != "running")
+def fits(box: Container, least: int, most: int) -> Requirements:
+    """Give a program a memory limit that it can live with, and no more than that.
+
+    It wants `least` bytes; the limit is `most` bytes at most.
+    """
+    enough = _comes(lambda: _parts(box.cgroup)[0] >= least or box.status != "running")
     yield _runs(box)
     stats = box.stats()
     yield stats.memory_max is not None, "it has a memory limit", 'memory="…m" is one'
@@ -64,16 +69,15 @@ def fits(box, least, most):
 
 
 @exercise
-def full_of_cache(box, limit):
-    """The container is full to its limit of `limit` bytes, with page cache, and nothing was killed."""
-    full = _until(lambda: _parts(box.cgroup)[1] >= 0.8 * limit or box.status != "running")
+def full_of_cache(box: Container, limit: int) -> Requirements:
+    """Fill a container to its memory limit with page cache, with nothing killed.
+
+    `limit` is in bytes.
+    """
+    full = _comes(lambda: _parts(box.cgroup)[1] >= 0.8 * limit or box.status != "running")
     yield _runs(box)
     stats = box.stats()
-    yield (
-        stats.memory_max == limit,
-        f"its limit is {limit // MIB} MiB",
-        f'memory="{limit // MIB}m"',
-    )
+    yield (stats.memory_max == limit, f"its limit is {limit // MIB} MiB", f'memory="{limit // MIB}m"')
     held, cache = _parts(box.cgroup)
     yield (
         full,
@@ -85,8 +89,8 @@ def full_of_cache(box, limit):
 
 
 @exercise
-def held(box, most):
-    """The container may have `most` processes, has no more, and was refused a further one."""
+def held(box: Container, most: int) -> Requirements:
+    """Let a container have so many processes from the beginning, and not one more."""
     yield _runs(box)
     limit = box.stats().pids_max
     yield (
@@ -102,7 +106,7 @@ def held(box, most):
         f"it has {has}: a limit refuses forks, it does not kill who is there",
         "set the limit before they start",
     )
-    denied = _until(lambda: box.stats().pids_denied > 0)
+    denied = _comes(lambda: box.stats().pids_denied > 0)
     yield (
         denied,
         "the kernel refused it a fork",
@@ -112,8 +116,11 @@ def held(box, most):
 
 
 @exercise
-def slow_writes(box, device, wbps):
-    """The container writes to `device` (major:minor), and with no more than `wbps` bytes a second."""
+def slow_writes(box: Container, device: str, wbps: int) -> Requirements:
+    """Limit how fast a container writes to a disk.
+
+    `device` is major:minor, `wbps` in bytes a second.
+    """
     yield _runs(box)
     found = _write_limit(box.cgroup, device)
     yield (
@@ -130,13 +137,13 @@ def slow_writes(box, device, wbps):
     )
     time.sleep(0.5)  # what was on its way before the limit
     before, start = _written(box.cgroup, device), time.monotonic()
-    _until(lambda: _written(box.cgroup, device) > before and time.monotonic() > start + 2)
+    _comes(lambda: _written(box.cgroup, device) > before and time.monotonic() > start + 2)
     rate = (_written(box.cgroup, device) - before) / (time.monotonic() - start)
     yield rate > 0, "something in it writes", "run something that writes past the page cache: workloads.write()"
     yield rate <= 1.2 * wbps, "it writes no faster", f"it wrote {rate / MIB:.1f} MiB a second: the right device?"
 
 
-def _write_limit(cgroup, device):
+def _write_limit(cgroup: Cgroup, device: str) -> int | None:
     """Return the kernel's limit for writing to a device in bytes a second, or None."""
     if cgroup.version("io") == 2:
         for line in cgroup.read("io.max").splitlines():
@@ -149,7 +156,7 @@ def _write_limit(cgroup, device):
     return next((int(line.split()[1]) for line in lines if line.split()[0] == device), None)
 
 
-def _written(cgroup, device):
+def _written(cgroup: Cgroup, device: str) -> int:
     """Return how many bytes were written to a device so far; a device has no line before its first transfer."""
     if cgroup.version("io") == 2:
         lines = [line for line in cgroup.read("io.stat").splitlines() if line.startswith(f"{device} ")]
@@ -160,8 +167,8 @@ def _written(cgroup, device):
 
 
 @exercise
-def frozen(box):
-    """The container's processes are all there, none runs, and it is the cgroup that holds them."""
+def frozen(box: Container) -> Requirements:
+    """Freeze a container: its processes are all there, and none of them runs."""
     yield (
         box.status in ("running", "paused"),
         "the container was not ended",

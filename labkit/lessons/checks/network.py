@@ -1,21 +1,25 @@
 """Checks of chapter 10: who is connected with whom, asked of the kernel."""
 
+from typing import Any
+
+from labkit.container.life import Container
 from labkit.ground import proc
-from labkit.lessons.checks import exercise
+from labkit.lessons.checks import Requirements, exercise
+from labkit.lessons.scenes.netrooms import Room
 from labkit.network import bridge
 
 
-def _addresses(link):
+def _addresses(link: dict[str, Any]) -> list[str]:
     return [entry["local"] for entry in link.get("addr_info", ()) if entry["family"] == "inet"]
 
 
-def _kind(link):
+def _kind(link: dict[str, Any]) -> str | None:
     return link.get("linkinfo", {}).get("info_kind")
 
 
 @exercise
-def cabled(left, right):
-    """A veth pair joins two rooms, both ends have an address and are up, and one reaches the other."""
+def cabled(left: Room, right: Room) -> Requirements:
+    """Connect two rooms with a cable, so that they reach each other."""
     yield (
         proc.namespace(left.pid, "net") != proc.namespace(right.pid, "net"),
         "the rooms are two namespaces",
@@ -56,8 +60,8 @@ def cabled(left, right):
 
 
 @exercise
-def switched(switch, *rooms):
-    """A bridge in one room joins all the others."""
+def switched(switch: Room, *rooms: Room) -> Requirements:
+    """Connect all rooms with a bridge in another room, so that everybody reaches everybody."""
     bridges = {link["ifname"]: link for link in switch.links() if _kind(link) == "bridge"}
     yield (
         bool(bridges),
@@ -79,7 +83,7 @@ def switched(switch, *rooms):
         f"switch.ip('link set {down[0] if down else ''} up')",
     )
     addresses = [
-        next((a for link in room.links() if _kind(link) == "veth" for a in _addresses(link)), None) for room in rooms
+        next((a for link in room.links() if _kind(link) == "veth" for a in _addresses(link)), "") for room in rooms
     ]
     yield (
         all(addresses),
@@ -91,17 +95,12 @@ def switched(switch, *rooms):
         (room.name, address) for room in rooms for address, other in zip(addresses, rooms, strict=True)
         if other is not room and not room.reaches(address)
     ]  # fmt: skip
-    yield (
-        not unheard,
-        "everybody reaches everybody",
-        f"not yet: {unheard[:1]}",
-        "is its end up, in the room too?",
-    )
+    yield (not unheard, "everybody reaches everybody", f"not yet: {unheard[:1]}", "is its end up, in the room too?")
 
 
 @exercise
-def apart(first, second, third):
-    """Three containers: the first two reach each other, the third reaches neither."""
+def apart(first: Container, second: Container, third: Container) -> Requirements:
+    """Start three containers: the first two reach each other, the third reaches neither."""
     boxes = (first, second, third)
     yield all(box.status == "running" for box in boxes), "three containers run", "start them with `.start()`"
     addresses = [box.record().get("address") for box in boxes]
@@ -112,7 +111,7 @@ def apart(first, second, third):
         "Container('busybox', 'sleep 600', network='red')",
     )
 
-    def reach(box, address):
+    def reach(box: Container, address: str) -> bool:
         return box.exec(["ping", "-c", "1", "-W", "1", address]).code == 0
 
     yield (

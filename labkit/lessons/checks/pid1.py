@@ -2,15 +2,17 @@
 
 import time
 
+from labkit.container.life import Container
 from labkit.ground import proc
 from labkit.ground.errors import LabError, NotFound
-from labkit.lessons.checks import exercise
+from labkit.lessons.checks import Requirements, exercise, running
+from labkit.lessons.watch.measuring import until
 
 
 @exercise
-def outside_number(box, answer, inside=3):
-    """The answer is what the host calls the process that is number `inside` in the container."""
-    yield box.status == "running", "the container runs", "start it again: run the cell above"
+def outside_number(box: Container, answer: object, inside: int = 3) -> Requirements:
+    """Find what the host calls a process that has another number in its container."""
+    yield running(box)
     yield isinstance(answer, int), "the answer is a number", "an int, not a text"
     yield (
         any(process.pid == answer for process in box.top()),
@@ -27,11 +29,14 @@ def outside_number(box, answer, inside=3):
 
 
 @exercise
-def ends_when_asked(box, seconds=2):
-    """PID 1 of the container handles SIGTERM, ends soon after it, and says 0. Ends the container."""
+def ends_when_asked(box: Container, seconds: float = 2) -> Requirements:
+    """Give PID 1 a handler for SIGTERM, so that its container ends at once and says 0.
+
+    Ends the container.
+    """
     import signal
 
-    yield box.status == "running", "the container runs", "start it again: run the cell above"
+    yield running(box)
     yield (
         _catches(box.pid, signal.SIGTERM, within=3),
         "PID 1 has a handler for SIGTERM",
@@ -51,19 +56,17 @@ def ends_when_asked(box, seconds=2):
     yield box.wait() == 0, "its exit status is 0", "`exit 0` in the handler: it ended because it was told to"
 
 
-def _catches(pid, number, within):
+def _catches(pid: int, number: int, within: float) -> bool:
     """Tell whether a process has, or soon gets, a handler for a signal: SigCgt in /proc/PID/status."""
-    deadline = time.monotonic() + within
-    while True:
+
+    def caught() -> bool:
         lines = dict(line.split(":\t") for line in proc.read(f"/proc/{pid}/status").splitlines() if ":\t" in line)
-        if int(lines["SigCgt"], 16) >> (number - 1) & 1:
-            return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
+        return bool(int(lines["SigCgt"], 16) >> (number - 1) & 1)
+
+    return until(caught, within)
 
 
-def zombies(pid):
+def zombies(pid: int) -> list[proc.Process]:
     """Return the dead children of `pid` that nobody has waited for."""
     found = []
     for child in proc.children(pid):
@@ -77,20 +80,17 @@ def zombies(pid):
 
 
 @exercise
-def reaps_orphans(box, orphans=5, seconds=2):
-    """PID 1 of the container waits for orphans: `orphans` are made in it, and none stays a zombie."""
-    yield box.status == "running", "the container runs", "start it again: run the cell above"
+def reaps_orphans(box: Container, orphans: int = 5, seconds: float = 2) -> Requirements:
+    """Start a container in which orphans don't stay zombies."""
+    yield running(box)
     before = proc.start_ticks(box.pid)
     try:
         box.exec(["sh", "-c", f"for n in $(seq {orphans}); do (true &); done"])
     except LabError as error:
         yield False, "processes can be made in it", f"{error.message}"
-    deadline = time.monotonic() + seconds
     time.sleep(0.3)
-    while zombies(box.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
     yield (
-        not zombies(box.pid),
+        until(lambda: not zombies(box.pid), seconds - 0.3),
         f"{orphans} orphans were made, and none is left as a zombie",
         "something must call wait(2) in PID 1: which program does?",
         "start it with init=True, or let PID 1 be a shell that waits: sleep 1000 & wait",

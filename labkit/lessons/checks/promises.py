@@ -11,48 +11,47 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 from labkit.ground import ledger, proc
 
-ALL: list = []
+Run = Callable[[list[str]], tuple[int, str, str]]  # words: exit status, stdout, stderr
+Promise = Callable[[Run], str]
+ALL: list[Promise] = []
 
 
-def promise(function):
+def promise(function: Promise) -> Promise:
     """Add a promise to the list."""
     ALL.append(function)
     return function
 
 
-def script(path):
+def script(path: str | Path) -> Run:
     """Return a `run` for a script that takes a command, as chapter 12's does."""
     return runner([sys.executable, str(path)])
 
 
-def labkits_own():
+def labkits_own() -> Run:
     """Return a `run` for `lab run` with the same limits and name."""
     flags = "--memory 32m --memory-swap 32m --pids-limit 20 --cpus 0.5"
     flags += " --hostname mycontainer --cap-drop MKNOD --network none"
     return runner([sys.executable, "-m", "labkit", "run", "--rm", *flags.split(), "busybox"])
 
 
-def runner(command):
+def runner(command: list[str]) -> Run:
     """Return a function that runs `command` and some words behind it: (exit status, stdout, stderr)."""
 
-    def run(words):
+    def run(words: list[str]) -> tuple[int, str, str]:
         done = subprocess.run(
-            [*command, *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=60,
-            text=True,
-            errors="replace",
+            [*command, *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=60, text=True, errors="replace"
         )
         return done.returncode, done.stdout, done.stderr
 
     return run
 
 
-def _prints(run, shell, expected):
+def _prints(run: Run, shell: str, expected: str) -> str:
     _, text, complaint = run(["sh", "-c", shell])
     if text.strip() == expected:
         return ""
@@ -60,19 +59,19 @@ def _prints(run, shell, expected):
 
 
 @promise
-def is_number_one(run):
+def is_number_one(run: Run) -> str:
     """Its first process is number 1."""
     return _prints(run, "echo $$", "1")
 
 
 @promise
-def sees_only_itself(run):
+def sees_only_itself(run: Run) -> str:
     """It sees its own processes and no others."""
     return _prints(run, "cd /proc; echo [0-9]*", "1")
 
 
 @promise
-def has_a_name(run):
+def has_a_name(run: Run) -> str:
     """It has a host name of its own, and the host keeps its name."""
     before = os.uname().nodename
     wrong = _prints(run, "hostname", "mycontainer")
@@ -80,7 +79,7 @@ def has_a_name(run):
 
 
 @promise
-def has_a_network_of_its_own(run):
+def has_a_network_of_its_own(run: Run) -> str:
     """It has network links of its own, and not the host's."""
     _, text, _ = run(["readlink", "/proc/self/ns/net"])
     if not text.startswith("net:["):
@@ -89,7 +88,7 @@ def has_a_network_of_its_own(run):
 
 
 @promise
-def has_a_root_of_its_own(run):
+def has_a_root_of_its_own(run: Run) -> str:
     """Its root is an overlay, and no folder of the host is mounted in it."""
     code, text, complaint = run(["cat", "/proc/self/mountinfo"])
     if code:
@@ -107,7 +106,7 @@ _GIVEN = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")  # files with the c
 
 
 @promise
-def leaves_the_hosts_mounts_alone(run):
+def leaves_the_hosts_mounts_alone(run: Run) -> str:
     """Nothing that it mounts shows up on the host."""
     before = {mount.target for mount in proc.mounts()}
     if run(["true"])[0]:
@@ -118,7 +117,7 @@ def leaves_the_hosts_mounts_alone(run):
 
 
 @promise
-def has_no_way_to_the_hosts_files(run):
+def has_no_way_to_the_hosts_files(run: Run) -> str:
     """No path leads to the host's files, and `..` does not either."""
     with tempfile.NamedTemporaryFile(prefix="host-only-") as secret:
         up = "/".join([".."] * 20)
@@ -133,7 +132,7 @@ def has_no_way_to_the_hosts_files(run):
 
 
 @promise
-def opens_no_disk(run):
+def opens_no_disk(run: Run) -> str:
     """It can make no device file that opens a disk, and mount none."""
     shell = (
         "for at in /dev /tmp; do mknod $at/disk b 8 0 2>/dev/null"
@@ -144,7 +143,7 @@ def opens_no_disk(run):
 
 
 @promise
-def commands_no_kernel(run):
+def commands_no_kernel(run: Run) -> str:
     """It can't write what the host's kernel obeys."""
     # Opened for writing, never written: a broken container must not break the host.
     shell = (
@@ -154,7 +153,7 @@ def commands_no_kernel(run):
 
 
 @promise
-def keeps_little_power(run):
+def keeps_little_power(run: Run) -> str:
     """Its root has few capabilities and can win no more."""
     code, text, complaint = run(["cat", "/proc/self/status"])
     lines = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)
@@ -166,7 +165,7 @@ def keeps_little_power(run):
 
 
 @promise
-def dies_of_too_much_memory(run):
+def dies_of_too_much_memory(run: Run) -> str:
     """A process that wants twice the memory it may have is killed: 137."""
     words = "dd if=/dev/zero of=/dev/null bs=64M count=1"
     code, *_ = run(words.split())
@@ -174,14 +173,14 @@ def dies_of_too_much_memory(run):
 
 
 @promise
-def holds_a_fork_bomb(run):
+def holds_a_fork_bomb(run: Run) -> str:
     """A fork bomb gets no more than its 20 processes."""
     _, text, _ = run(["sh", "-c", "for i in $(seq 40); do sleep 5 & done; echo all 40"])
     return "it could start 40 processes" if "all 40" in text else ""
 
 
 @promise
-def gets_half_a_cpu(run):
+def gets_half_a_cpu(run: Run) -> str:
     """Processes that never stop get half of a CPU together."""
     spin = "for i in 1 2 3; do timeout 1 sh -c 'while :; do :; done' & done; wait; times"
     now = "read up idle </proc/uptime; echo up $up"
@@ -196,7 +195,7 @@ def gets_half_a_cpu(run):
 
 
 @promise
-def changes_no_image(run):
+def changes_no_image(run: Run) -> str:
     """What it writes is gone with it: the image stays as it is."""
     if wrong := has_a_root_of_its_own(run):
         return wrong  # or the next line would change the host
@@ -205,7 +204,7 @@ def changes_no_image(run):
 
 
 @promise
-def ends_with_its_commands_status(run):
+def ends_with_its_commands_status(run: Run) -> str:
     """Its exit status is the command's own; 126, 127 and 128+n as Docker has them."""
     for words, code in (
         (["true"], 0),
@@ -221,7 +220,7 @@ def ends_with_its_commands_status(run):
 
 
 @promise
-def leaves_nothing_behind(run):
+def leaves_nothing_behind(run: Run) -> str:
     """It leaves nothing behind: no process, no cgroup, no line in the ledger."""
     before = {entry.number for entry in ledger.entries()}
     if run(["true"])[0]:

@@ -6,24 +6,26 @@ workbench, and looks at the process that it leaves there.
 
 import os
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
 from labkit.ground import proc
 from labkit.ground import syscalls as sc
-from labkit.lessons.checks import exercise
+from labkit.lessons.checks import Requirements, exercise
 from labkit.lessons.scenes import workbench
 
 
-def _in_new_mount_namespace():
+def _in_new_mount_namespace() -> int:
     return sc.clone3(sc.CLONE_NEWNS, signal.SIGCHLD)[0]
 
 
-def _same(one, other):
+def _same(one: str | Path, other: str | Path) -> bool:
     return os.path.samestat(os.stat(one), os.stat(other))
 
 
 @exercise
-def walks_out(function, cage):
-    """Called with a folder, the function ends with the machine's root as its root, though it went through chroot."""
+def walks_out(function: Callable[..., object], cage: str | Path) -> Requirements:
+    """Walk out of a folder that chroot made the root."""
     with workbench.bench(os.fork, lambda: function(str(cage))) as box:
         root = f"/proc/{box.pid}/root"
         yield (
@@ -41,8 +43,8 @@ def walks_out(function, cage):
 
 
 @exercise
-def root_is_alone(function, folder):
-    """Called with a folder, the function makes it the root, and no other mount of the machine is left."""
+def root_is_alone(function: Callable[..., object], folder: str | Path) -> Requirements:
+    """Make a folder the root, and leave no other mount of the machine behind."""
     with workbench.bench(_in_new_mount_namespace, lambda: function(str(folder))) as box:
         root = f"/proc/{box.pid}/root"
         yield _same(root, folder), "its root is the folder", "pivot_root('.', '.') in the folder, which must be a mount"
@@ -58,8 +60,8 @@ def root_is_alone(function, folder):
 
 
 @exercise
-def only_receives(function):
-    """After the function, mounts made on the machine arrive in the process's namespace, and none goes back."""
+def only_receives(function: Callable[..., object]) -> Requirements:
+    """Receive the mounts that are made on the machine, and give none back."""
     with workbench.bench(_in_new_mount_namespace, function) as box:
         top = next(mount for mount in proc.mounts(box.pid) if mount.target == "/")
         yield (

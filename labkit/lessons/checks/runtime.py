@@ -7,25 +7,27 @@ import re
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from labkit.ground import child, ledger, proc, state
-from labkit.ground import syscalls as sc
+from labkit.ground import child, proc, state
 from labkit.ground.errors import LabError
 from labkit.images import catalog
-from labkit.lessons.checks import exercise
+from labkit.lessons import scratch
+from labkit.lessons.beside.engine import Engine
+from labkit.lessons.checks import Requirements, exercise, forked, hostname_in
 from labkit.oci import lifecycle
 
 
 @exercise
-def config(words):
+def config(words: dict[str, Any]) -> Requirements:
     """A container made of a config is named web, may use 64 MiB and 20 processes, and can't write to its root."""
     with _created(words) as box:
         pid = box.record()["pid"]
-        name = child.in_child(_hostname, pid)
+        name = hostname_in(pid)
         yield (
             name == "web",
             "its host name is web",
@@ -53,11 +55,9 @@ def config(words):
 
 
 @contextlib.contextmanager
-def _created(words):
+def _created(words: dict[str, Any]) -> Iterator[lifecycle.Box]:
     """Make a container of a config in folders of its own, created and not started; give it back."""
-    folder = state.run_dir("checks") / f"bundle-{state.new_id()}"
-    with ledger.made("folder", path=str(folder)):
-        folder.mkdir()
+    with scratch.folder(state.run_dir("checks")) as folder:
         try:
             words = json.loads(json.dumps(words))
             shutil.copytree(catalog.get("busybox").layers[0], folder / "rootfs", symlinks=True)
@@ -83,57 +83,23 @@ def _created(words):
             )
 
 
-def _hostname(pid):
-    sc.setns(os.pidfd_open(pid), sc.CLONE_NEWUTS)
-    return socket.gethostname()
-
-
-def _root_mount(pid):
+def _root_mount(pid: int) -> proc.Mount:
     return next(mount for mount in proc.mounts(pid) if mount.target == "/")
 
 
 @exercise
-def gate(wait, seconds=3.0):
-    """`wait(path)` sleeps until somebody writes into the named pipe at `path`, then returns."""
-    folder = state.run_dir("checks") / f"gate-{state.new_id()}"
-    with ledger.made("folder", path=str(folder)):
-        folder.mkdir()
+def gate(wait: Callable[[str], object], seconds: float = 3.0) -> Requirements:
+    """A program sleeps until somebody writes into a named pipe, then goes on.
+
+    `wait(path)` is to do that.
+    """
+    with scratch.folder(state.run_dir("checks")) as folder:
         fifo = folder / "exec.fifo"
         os.mkfifo(fifo)
-        pid = _call(wait, fifo)
+        pid = forked(wait, str(fifo))
         pidfd = os.pidfd_open(pid)
         try:
-            time.sleep(0.3)
-            ended = bool(select.select([pidfd], [], [], 0)[0])
-            yield (
-                not ended,
-                "before the gate is opened, it waits",
-                "it has returned, or failed, already: opening a pipe to read waits for a writer, and so does reading",
-                "with open(path) as pipe: pipe.read()",
-            )
-            before = proc.process(pid).cpu_ticks
-            time.sleep(0.3)
-            process = proc.process(pid)
-            yield (
-                process.state.startswith("S") and process.cpu_ticks - before <= 2,
-                "it sleeps, and uses no CPU",
-                f"its state is {process.state}: asking again and again keeps a core busy; let the kernel wake it",
-                "open(path) without O_NONBLOCK, then read",
-            )
-            opened = _open_it(fifo)
-            yield (
-                opened,
-                "it waits at that pipe",
-                "nobody has the pipe open for reading",
-                "open(path), and no other file",
-            )
-            done = bool(select.select([pidfd], [], [], seconds)[0])
-            yield (
-                done,
-                "when the gate is opened, it goes on",
-                "a byte was written, and it still waits",
-                "return after the first read",
-            )
+            yield from _through_the_gate(pid, pidfd, fifo, seconds)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -142,23 +108,38 @@ def gate(wait, seconds=3.0):
         yield code == 0, "without an error", "it raised an error", "it only has to return"
 
 
-def _call(function, path):
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
-            null = os.open(os.devnull, os.O_RDWR)
-            for fd in (0, 1, 2):
-                os.dup2(null, fd)
-            function(str(path))
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
+def _through_the_gate(pid: int, pidfd: int, fifo: Path, seconds: float) -> Requirements:
+    time.sleep(0.3)
+    yield (
+        not select.select([pidfd], [], [], 0)[0],
+        "before the gate is opened, it waits",
+        "it has returned, or failed, already: opening a pipe to read waits for a writer, and so does reading",
+        "with open(path) as pipe: pipe.read()",
+    )
+    before = proc.process(pid).cpu_ticks
+    time.sleep(0.3)
+    process = proc.process(pid)
+    yield (
+        process.state.startswith("S") and process.cpu_ticks - before <= 2,
+        "it sleeps, and uses no CPU",
+        f"its state is {process.state}: asking again and again keeps a core busy; let the kernel wake it",
+        "open(path) without O_NONBLOCK, then read",
+    )
+    yield (
+        _open_it(fifo),
+        "it waits at that pipe",
+        "nobody has the pipe open for reading",
+        "open(path), and no other file",
+    )
+    yield (
+        select.select([pidfd], [], [], seconds)[0],
+        "when the gate is opened, it goes on",
+        "a byte was written, and it still waits",
+        "return after the first read",
+    )
 
 
-def _open_it(fifo):
+def _open_it(fifo: Path) -> bool:
     """Do what `start` does; return whether somebody was there."""
     try:
         fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -171,7 +152,7 @@ def _open_it(fifo):
 
 
 @exercise
-def listener(docker, log):
+def listener(docker: Engine, log: str | Path) -> Requirements:
     """A runtime named spy lets Docker run a container, and writes down each time that it is called."""
     log = Path(log)
     log.write_text("")

@@ -1,13 +1,18 @@
 """Checks of chapter 00: which process is the virtual machine, and do the containers run."""
 
+from collections.abc import Sequence
+
+from labkit.container.life import Container
 from labkit.ground import proc
-from labkit.lessons.checks import exercise
+from labkit.lessons.beside.vm import Guest
+from labkit.lessons.checks import Requirements, exercise
 
 
 @exercise
-def is_the_guest(guest, answer):
-    """The answer is the number of the one process that the whole virtual machine is."""
+def is_the_guest(guest: Guest | None, answer: object) -> Requirements:
+    """Find the number of the one process that the whole virtual machine is."""
     yield guest is not None, "a virtual machine runs", "the cell that starts it says why it could not"
+    assert guest
     yield isinstance(answer, int), "the answer is a number", "an int"
     yield answer in proc.pids(), "a process with that number runs", "the guest must be running: start it again"
     yield (
@@ -19,8 +24,8 @@ def is_the_guest(guest, answer):
 
 
 @exercise
-def all_run(boxes, count):
-    """So many containers run at the same time, each with process numbers of its own, all on one kernel."""
+def all_run(boxes: Sequence[Container], count: int) -> Requirements:
+    """Start so many containers that run at the same time, each with process numbers of its own."""
     yield len(boxes) >= count, f"there are {count} of them", f"a list of {count} containers"
     running = [box for box in boxes if box.status == "running"]
     yield len(running) >= count, "all of them run", "Container(…).start(), and a command that goes on: sleep 1000"
@@ -29,8 +34,8 @@ def all_run(boxes, count):
 
 
 @exercise
-def proves_one_kernel(said, guest=None):
-    """What the container said is this kernel's own, and no other kernel would say it."""
+def proves_one_kernel(said: object, guest: Guest | None = None) -> Requirements:
+    """Have a container say something that only this kernel can say."""
     said = str(said).strip()
     yield bool(said), "the container said something", "labkit.run(…).output, or box.exec(…).output"
     yield (

@@ -3,19 +3,23 @@
 import os
 import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from labkit.ground import child, ledger, proc, state, syscalls
+from labkit.container.life import Container
+from labkit.ground import child, proc, syscalls
 from labkit.ground.errors import LabError
 from labkit.images import whiteouts
 from labkit.isolation import mounts
-from labkit.lessons.checks import exercise
+from labkit.lessons import scratch
+from labkit.lessons.checks import Requirements, exercise, running
 from labkit.storage import roots
 
 _SUBVOLUME = 256  # the inode number of a btrfs subvolume's root, always: linux/btrfs_tree.h
 
 
-def disk_of_its_own(box):
+def disk_of_its_own(box: Container) -> int:
     """Return how many bytes of disk belong to this container alone.
 
     On btrfs that is not what its files take, since they share blocks with the image's:
@@ -27,14 +31,14 @@ def disk_of_its_own(box):
     return int(_btrfs("du", "-s", "--raw", box.rootfs.merged).splitlines()[-1].split()[1])
 
 
-def _btrfs(*words):
+def _btrfs(*words: str | Path) -> str:
     done = subprocess.run(["btrfs", "filesystem", *words], capture_output=True, text=True)
     if done.returncode:
         raise LabError(f"btrfs filesystem {words[0]} failed: {done.stderr.strip()[:200]}")
     return done.stdout
 
 
-def driver_of(box):
+def driver_of(box: Container) -> str:
     """Return the driver behind a running container's root, as the kernel shows it."""
     kind = proc.mounts(box.pid)[0].type
     if kind == "btrfs":  # a copy may lie on btrfs too, as an ordinary folder
@@ -43,8 +47,8 @@ def driver_of(box):
 
 
 @exercise
-def told_apart(boxes, answer):
-    """For each container, in order, the answer names the driver that its root stands on."""
+def told_apart(boxes: Sequence[Container], answer: Any) -> Requirements:
+    """Tell which storage driver each container's root stands on."""
     yield (
         isinstance(answer, (list, tuple)) and len(answer) == len(boxes),
         "there is one name for each container",
@@ -65,9 +69,12 @@ def told_apart(boxes, answer):
 
 
 @exercise
-def changed_for_a_block(box, path, limit=1 << 20):
-    """The container changed a file of its image, of several megabytes, for less than `limit` bytes of disk."""
-    yield box.status == "running", "the container runs", "start it"
+def changed_for_a_block(box: Container, path: str, limit: int = 1 << 20) -> Requirements:
+    """Change one byte of a large file for the price of a block.
+
+    All that is the container's own must take less than `limit` bytes of disk.
+    """
+    yield running(box)
     inside = max(
         (mount.target for mount in proc.mounts(box.pid) if f"{path}/".startswith(f"{mount.target.rstrip('/')}/")),
         key=len,
@@ -75,6 +82,7 @@ def changed_for_a_block(box, path, limit=1 << 20):
     yield inside == "/", f"{path} is in the container's root, not in a volume", "no volumes this time"
     old, new = _of_image(box.rootfs, path), Path(f"/proc/{box.pid}/root{path}")
     yield new.is_file() and old, f"{path} is a file of the image", "start it from the image of this chapter"
+    assert old
     yield (
         new.stat().st_size == old.stat().st_size > limit,
         "it is as long as it was",
@@ -94,15 +102,18 @@ def changed_for_a_block(box, path, limit=1 << 20):
     )
 
 
-def _of_image(rootfs, path):
+def _of_image(rootfs: Any, path: str) -> Path | None:
     places = [getattr(rootfs, "base", "")] if getattr(rootfs, "base", "") else reversed(rootfs.lowerdirs)
     found = (Path(place, path.lstrip("/")) for place in places)
     return next((path for path in found if path.is_file()), None)
 
 
 @exercise
-def flattened(flat, layers):
-    """The folder holds copies of what an overlay of the layers (the lowest first) shows, and nothing else."""
+def flattened(flat: str | Path, layers: Sequence[str | Path]) -> Requirements:
+    """Fill a folder with plain copies of what an overlay of the layers shows.
+
+    The lowest layer comes first.
+    """
     yield Path(flat).is_dir(), "the folder is there", "flat.mkdir()"
     yield (
         not any(whiteouts.is_whiteout(path.lstat(), path) for path in Path(flat).rglob("*")),
@@ -131,28 +142,26 @@ def flattened(flat, layers):
     )
 
 
-def _merged(layers):
+def _merged(layers: Sequence[str | Path]) -> dict[str, tuple[int, bytes]]:
     """Return the _contents of an overlay of the layers, mounted where only a child sees it."""
 
-    def look(folder):
+    def look(folder: Path) -> dict[str, tuple[int, bytes]]:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         tops = tuple(os.path.realpath(layer) for layer in reversed(list(layers)))
         mounts.Overlay(tops, "", "", str(folder), roots.DEFAULT_OPTIONS).execute()
         return _contents(folder)
 
-    folder = state.lib_dir("chapters") / state.new_id()
-    with ledger.made("folder", path=str(folder)):
-        folder.mkdir()
+    with scratch.folder() as folder:
         return child.in_child(look, folder)
 
 
-def _contents(folder):
+def _contents(folder: str | Path) -> dict[str, tuple[int, bytes]]:
     """Return {path: mode and contents} of the files in a folder."""
     files = (path for path in Path(folder).rglob("*") if stat.S_ISREG(path.lstat().st_mode))
     return {str(path.relative_to(folder)): (stat.S_IMODE(path.stat().st_mode), path.read_bytes()) for path in files}
 
 
-def _inode(path):
+def _inode(path: Path) -> tuple[int, int]:
     status = path.lstat()
     return status.st_dev, status.st_ino

@@ -2,33 +2,27 @@
 
 import fcntl
 import os
-import time
+from collections.abc import Iterable
 
 from labkit.ground import proc, syscalls
-from labkit.lessons.checks import exercise
+from labkit.lessons.checks import Requirements, exercise
+from labkit.lessons.watch.measuring import until
 
 
-def own(pid, than="self"):
+def own(pid: int, than: int | str = "self") -> set[str]:
     """Return the kinds of namespace in which a process is not with the process `than`."""
     its, ours = proc.namespaces(pid), proc.namespaces(than)
     return {kind for kind in ours if its.get(kind) != ours[kind]}
 
 
-def _settled(question, wanted, seconds=1.0):
-    """Ask until the answer is `wanted`, for a moment: a process that was just started may not be there yet."""
-    deadline = time.monotonic() + seconds
-    while (answer := question()) != wanted and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return answer
-
-
 @exercise
-def has_its_own(pid, kinds):
-    """The process has exactly these kinds of namespace to itself."""
+def has_its_own(pid: int, kinds: Iterable[str]) -> Requirements:
+    """Start a process that has some namespaces to itself, and shares all the others."""
     kinds = set(kinds)
     yield isinstance(pid, int) and pid > 0, "the answer is a process number", "Popen's .pid is one"
     yield pid != os.getpid(), "it is not this notebook itself", "start a process for it"
-    found = _settled(lambda: own(pid), kinds)
+    until(lambda: own(pid) == kinds, 1)  # it may not be there yet
+    found = own(pid)
     for kind in sorted(kinds):
         yield kind in found, f"it has a {kind} namespace of its own", f"man unshare: which word stands for {kind}?"
     extra = ", ".join(sorted(found - kinds))
@@ -36,13 +30,14 @@ def has_its_own(pid, kinds):
 
 
 @exercise
-def is_with(pid, other, kinds):
-    """The process is with another one in exactly these kinds, and with this notebook in the rest."""
+def is_with(pid: int, other: int, kinds: Iterable[str]) -> Requirements:
+    """Start a process that joins a container in the namespaces asked for, and in no other."""
     kinds = set(kinds)
     yield isinstance(pid, int) and pid > 0, "the answer is a process number", "Popen's .pid is one"
     yield pid != other, "it is not the container's own process", "a process of yours shall be in there"
     # A process that lives where both are is no stranger in the kinds that they share anyway.
-    found = _settled(lambda: own(pid), kinds)
+    until(lambda: own(pid) == kinds, 1)
+    found = own(pid)
     together = {kind for kind in proc.NAMESPACES if kind not in own(pid, other)}
     for kind in sorted(kinds):
         yield (
@@ -56,8 +51,8 @@ def is_with(pid, other, kinds):
 
 
 @exercise
-def owner_of(pid, kind, answer):
-    """The answer is the inode number of the user namespace that owns a namespace of the process."""
+def owner_of(pid: int, kind: str, answer: object) -> Requirements:
+    """Find the user namespace that owns a namespace of a process, by its inode number."""
     yield isinstance(answer, int), "the answer is a number", "inode numbers: os.fstat(fd).st_ino"
     fd = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -5,11 +5,14 @@ what is drawn is in ms and in CPUs (1 is one CPU all of the time).
 """
 
 import numpy
+from matplotlib.figure import Figure
 
+from labkit.cgroups.hierarchies import Hierarchy
 from labkit.lessons import figures
+from labkit.lessons.watch.sampling import Trace
 
 
-def periods(trace, quota, period, count=8):
+def periods(trace: Trace, quota: float, period: float, count: int = 8) -> Figure:
     """Draw `count` periods from the middle of a trace: CPU used since each began, and when none was to be had.
 
     A new period is where the kernel counted one (nr_periods); the quota is the line.
@@ -41,44 +44,36 @@ def periods(trace, quota, period, count=8):
     return figure
 
 
-def throttling(trace, quota, period, window=None, title="Use against quota, and the time held back"):
+def throttling(
+    trace: Trace,
+    quota: figures.Limit,
+    period: figures.Limit,
+    window: float | None = None,
+    title: str = "Use against quota, and the time held back",
+) -> Figure:
     """Draw CPU use and throttled time over the same time, averaged over `window` s (one period by default).
 
     `quota` and `period` may be lists of (s, µs): the limit was changed while it ran.
     """
-    window = window or max(_last(period) / 1e6, 0.1)
+    quotas, periods = (value if isinstance(value, list) else [(0.0, value)] for value in (quota, period))
+    shares = [(when, q / p) for (when, q), (_, p) in zip(quotas, periods, strict=True)]
+    window = window or max(periods[-1][1] / 1e6, 0.1)
     figure, (above, below) = figures.new(10, 5.4, rows=2, sharex=True, height_ratios=[3, 2])
-    ends, used = trace.growth("usage_usec", window)
-    _, held = trace.growth("throttled_usec", window)
-    limit_time, limit = _limit(quota, period, trace.time[-1] if len(trace) else 1)
-    label = f"quota ÷ period = {limit[-1]:g}"
-    above.step(limit_time, limit, where="post", color=figures.BLACK, linestyle="--", linewidth=1.8, label=label)
-    if len(ends):
-        ends = numpy.concatenate(([ends[0] - window], ends))
-        used, held = (numpy.concatenate((values[:1], values)) for values in (used, held))
+    ends, used = trace.steps("usage_usec", window)
+    _, held = trace.steps("throttled_usec", window)
+    most = figures.limit(above, shares, trace.until, "quota ÷ period", colour=figures.BLACK)
     above.step(ends, used / 1e6, where="pre", color=figures.BLUE, label="used")
-    most = max([*limit, *(used / 1e6)], default=1)
-    above.set(ylabel="CPUs", ylim=(0, 1.4 * most), title=title)
+    above.set(ylabel="CPUs", ylim=(0, 1.4 * (used / 1e6).max(initial=most)), title=title)
     above.legend(loc="upper right", ncols=2)
     below.fill_between(ends, held / 1e6, step="pre", color=figures.ORANGE, alpha=0.75, linewidth=0)
-    below.set(ylabel="throttled [s per s]", xlabel="time [s]", ylim=(0, max(1.0, 1.1 * max(held / 1e6, default=1))))
+    below.set(ylabel="throttled [s per s]", ylim=(0, 1.1 * (held / 1e6).max(initial=0.9)))
+    below.set(xlabel="time [s]", xlim=(0, 1.02 * trace.until))
     return figure
 
 
-def _last(value):
-    return value[-1][1] if isinstance(value, list) else value
-
-
-def _limit(quota, period, until):
-    """Return (times, CPUs) of a limit that may have changed at times."""
-    if not isinstance(quota, list):
-        return [0, until], [quota / period] * 2
-    times = [max(0, when) for when, _ in quota]
-    values = [q / p for (_, q), (_, p) in zip(quota, period, strict=True)]
-    return [*times, until], [*values, values[-1]]
-
-
-def contention(trace, weights, window=0.1, title="Everyone wants the whole CPU"):
+def contention(
+    trace: Trace, weights: dict[str, int], window: float = 0.1, title: str = "Everyone wants the whole CPU"
+) -> Figure:
     """Draw what each of several cgroups got of what all got, over time and in total, against its weight's share.
 
     `weights` is {label: weight}; the trace has "label.usage_usec".
@@ -86,18 +81,17 @@ def contention(trace, weights, window=0.1, title="Everyone wants the whole CPU")
     figure, (left, right) = figures.new(11, 4.4, columns=2, width_ratios=[3, 2])
     used = {label: trace.growth(f"{label}.usage_usec", window) for label in weights}
     total = sum(growth for _, growth in used.values())
+    whole = max(1, sum(trace.total(f"{label}.usage_usec") for label in weights))
     for row, (label, weight) in enumerate(weights.items()):
         colour, ideal = figures.PALETTE[row], 100 * weight / sum(weights.values())
         ends, growth = used[label]
         left.plot(ends, 100 * growth / numpy.maximum(total, 1), color=colour)
         left.axhline(ideal, color=colour, linestyle="--", linewidth=1.4)
-        usage = trace[f"{label}.usage_usec"]
-        whole = sum(trace[f"{other}.usage_usec"][-1] - trace[f"{other}.usage_usec"][0] for other in weights)
-        measured = 100 * (usage[-1] - usage[0]) / max(whole, 1)
+        measured = 100 * trace.total(f"{label}.usage_usec") / whole
         right.barh(row, measured, color=colour, height=0.6)
         right.plot([ideal, ideal], [row - 0.4, row + 0.4], color=figures.BLACK, linestyle="--", linewidth=1.8)
-        right.text(max(measured, ideal) + 2, row, f"{measured:.1f} %", va="center")
-    left.set(xlabel="time [s]", ylabel="share of the CPU [%]", ylim=(0, 100), title=title)
+        right.text(max(measured, ideal) + 2, row, f"{measured:.1f} %" if len(trace) else "", va="center")
+    left.set(xlabel="time [s]", ylabel="share of the CPU [%]", ylim=(0, 100), xlim=(0, 1.02 * trace.until), title=title)
     right.set_yticks(range(len(weights)), [f"weight {weight}" for weight in weights.values()])
     right.set(xlabel="share [%], dashed: by weight", xlim=(0, 100))
     right.invert_yaxis()
@@ -105,24 +99,22 @@ def contention(trace, weights, window=0.1, title="Everyone wants the whole CPU")
     return figure
 
 
-def hierarchies(trees):
+def hierarchies(trees: list[Hierarchy]) -> Figure:
     """Draw which controller is in which tree: one row a tree, its controllers beside it.
 
     `trees` are `hierarchies.Hierarchy`.
     """
     trees = [tree for tree in trees if tree.controllers or tree.version == 2]
     figure, axes = figures.new(10.5, 0.42 * len(trees) + 0.6)
-    figures.blank(axes)
-    axes.set(xlim=(-0.2, 10.5), ylim=(-len(trees) + 0.4, 0.6))
+    title = "Which controller is in which tree on this machine"
+    figures.blank(axes, title, xlim=(-0.2, 10.5), ylim=(-len(trees) + 0.4, 0.6))
     for row, tree in enumerate(trees):
         colour = figures.BLUE if tree.version == 2 else figures.ORANGE
-        axes.text(0, -row, f"v{tree.version}", va="center", color="white", fontweight="bold",
-                  bbox={"boxstyle": "round,pad=0.3", "facecolor": colour, "edgecolor": "none"})  # fmt: skip
-        axes.text(0.7, -row, str(tree.mount), va="center", family="monospace", fontsize=12)
+        look = {"color": "white", "fontweight": "bold", "fontsize": 13, "bbox": figures.tag(colour)}
+        figures.text(axes, 0, -row, f"v{tree.version}", ha="left", **look)
+        figures.text(axes, 0.7, -row, tree.mount, ha="left", family="monospace")
         if not tree.controllers:
-            axes.text(3.9, -row, "no controller", va="center", color=figures.GREY, fontsize=12, style="italic")
+            figures.text(axes, 3.9, -row, "no controller", ha="left", color=figures.GREY, style="italic")
         for column, name in enumerate(tree.controllers):
-            axes.text(3.9 + 1.1 * column, -row, name, va="center", fontsize=12,
-                      bbox={"boxstyle": "round,pad=0.3", "facecolor": figures.PALE, "edgecolor": "none"})  # fmt: skip
-    axes.set_title("Which controller is in which tree on this machine")
+            figures.text(axes, 3.9 + 1.1 * column, -row, name, ha="left", bbox=figures.tag(figures.PALE))
     return figure

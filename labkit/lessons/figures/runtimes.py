@@ -1,12 +1,15 @@
 """Two runtimes beside each other: how often each makes a call, chapter by chapter, and how long each takes."""
 
+from matplotlib.figure import Figure
+
 from labkit.lessons import figures
 from labkit.lessons.watch import taught
+from labkit.lessons.watch.tracing import Call
 
 RUNTIMES = (figures.GREY, figures.BLUE)
 
 
-def beside(traces):
+def beside(traces: dict[str, list[Call]]) -> Figure:
     """Draw {label: all calls} of two runtimes: a row a call, by the chapter that taught it; a bar is how often."""
     counted = {label: taught.counts(calls) for label, calls in traces.items()}
     names = sorted({name for found in counted.values() for name in found}, key=lambda name: (taught.TAUGHT[name], name))
@@ -22,19 +25,16 @@ def beside(traces):
         chapter = taught.TAUGHT[name]
         if chapter != before:
             axes.axhline(row - 0.5, color=figures.BLACK, linewidth=0.8)
-            axes.text(
-                most * 1.32, row - 0.3, taught.TITLES[chapter], ha="right", va="top", fontsize=11, color=figures.BLACK
-            )
+            axes.text(most * 1.32, row - 0.3, taught.TITLES[chapter], ha="right", va="top", fontsize=11)
             before = chapter
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(0, most * 1.33)
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, most * 1.33))
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("calls that succeeded, from the first process to the last")
     axes.legend(loc="lower right", ncols=2)
     return figure
 
 
-def times(measured):
+def times(measured: dict[str, list[float]]) -> Figure:
     """Draw {label: [seconds]}: every run a dot, the middle one a line."""
     figure, axes = figures.new(9, 0.8 * len(measured) + 1.4)
     for row, seconds in enumerate(measured.values()):

@@ -1,84 +1,63 @@
 """Layers and what they cost, drawn: where a file is seen from, copy-up, containers by the dozen."""
 
-import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from labkit.images import whiteouts
 from labkit.lessons import figures
+from labkit.lessons.watch import listing
+from labkit.lessons.watch.copyup import Cost
 
 _FOLDERS = (figures.SKY, figures.GREEN, figures.PURPLE, figures.YELLOW)
 
 
-def stack(lowers, upper=None, title="Who wins"):
+def stack(lowers: Sequence[str | Path], upper: str | Path | None = None, title: str = "Who wins") -> Figure:
     """Draw folders as overlayfs stacks them: a column for each name, seen from above.
 
     Read from the folders themselves. `lowers` are in the order of an image's layers, the
     lowest first. What is seen in merged is filled; what is hidden is pale; a whiteout is a cross.
     """
     folders = [*map(Path, lowers), *([Path(upper)] if upper else [])]
-    names = sorted({name for folder in folders for name in os.listdir(folder)})
-    width = max(2.6, 2.0 + 1.45 * len(names))
-    figure, axes = figures.new(min(width * 1.25, 11), 1.1 + 0.85 * (len(folders) + 1))
-    figures.blank(axes)
-    axes.set(xlim=(-1.6, len(names) - 0.4), ylim=(-0.5, len(folders) + 0.5))
-    axes.set_title(title)
-    for column, name in enumerate(names):
-        seen = None
-        for row in reversed(range(len(folders))):
-            path = folders[row] / name
-            if not os.path.lexists(path):
-                continue
-            gone = whiteouts.is_whiteout(path.lstat(), path)
-            _cell(axes, column, row, name, _colour(folders, row, upper), pale=seen is not None, gone=gone)
-            if seen is None:
-                seen = row
-                if gone:
-                    continue
-                _cell(axes, column, len(folders), name, _colour(folders, row, upper))
-                axes.annotate(
-                    "",
-                    (column, len(folders) - 0.31),
-                    (column, row + 0.33),
-                    arrowprops={"arrowstyle": "-|>", "color": figures.GREY, "linestyle": ":"},
-                )
+    verdicts = listing.verdicts(folders)
+    names = sorted({name for _, name in verdicts})
+    width, top = max(2.6, 2.0 + 1.45 * len(names)), len(folders)
+    figure, axes = figures.new(min(width * 1.25, 11), 1.1 + 0.85 * (top + 1))
+    figures.blank(axes, title, xlim=(-1.6, len(names) - 0.4), ylim=(-0.5, top + 0.5))
+    winners: dict[str, int] = {}
+    for (row, name), word in verdicts.items():
+        column, path, colour = names.index(name), folders[row] / name, _colour(folders, row, upper)
+        gone = whiteouts.is_whiteout(path.lstat(), path)
+        _cell(axes, column, row, name, colour, pale=word == listing.HIDDEN, gone=gone)
+        if word in (listing.SEEN, listing.JOINED) and winners.setdefault(name, row) == row:
+            _cell(axes, column, top, name, colour)
+            arrow = {"arrowstyle": "-|>", "color": figures.GREY, "linestyle": ":"}
+            axes.annotate("", (column, top - 0.31), (column, row + 0.33), arrowprops=arrow)
     for row, folder in enumerate([*folders, None]):
         label = folder.name if folder else "merged"
-        axes.text(-0.65, row, label, ha="right", va="center", fontweight="bold" if not folder else "normal")
+        weight = "normal" if folder else "bold"
+        figures.text(axes, -0.65, row, label, ha="right", fontsize=13, fontweight=weight)
     return figure
 
 
-def _colour(folders, row, upper):
+def _colour(folders: list[Path], row: int, upper: str | Path | None) -> str:
     return figures.ORANGE if upper and row == len(folders) - 1 else _FOLDERS[row % len(_FOLDERS)]
 
 
-def _cell(axes, column, row, name, colour, pale=False, gone=False):
-    axes.add_patch(
-        FancyBboxPatch(
-            (column - 0.42, row - 0.3),
-            0.84,
-            0.6,
-            boxstyle="round,pad=0,rounding_size=0.08",
-            facecolor="white" if pale or gone else colour,
-            edgecolor=colour,
-            linewidth=2,
-            linestyle="--" if pale else "-",
-            alpha=0.55 if pale else 1,
-        )  # fmt: skip
-    )
-    text = f"{name}\n(whiteout)" if gone else name
-    axes.text(
-        column, row, text, ha="center", va="center", fontsize=10 if gone else 12,
-        color=figures.GREY if pale else "black", linespacing=0.95,
-    )  # fmt: skip
+def _cell(axes: Axes, column: int, row: int, name: str, colour: str, pale: bool = False, gone: bool = False) -> None:
+    edge = {"edge": colour, "line": "--" if pale else "-", "opaque": 0.55 if pale else 1}
+    ink = {"fontsize": 10 if gone else 12, "color": figures.GREY if pale else "black", "linespacing": 0.95}
+    words = f"{name}\n(whiteout)" if gone else name
+    figures.box(axes, column - 0.42, row - 0.3, 0.84, 0.6, "white" if pale or gone else colour, words, **edge, **ink)
     if gone and not pale:
-        for ends in ((-0.36, 0.36), (0.36, -0.36)):
-            axes.plot([column + ends[0], column + ends[1]], [row - 0.24, row + 0.24], color=figures.RED, alpha=0.35)
+        for end in (0.24, -0.24):
+            axes.plot([column - 0.36, column + 0.36], [row - end, row + end], color=figures.RED, alpha=0.35)
 
 
-def size(number, _=None):
+def size(number: float, _: object = None) -> str:
     """Return bytes in words: 1 KB, 64 MB."""
     for unit in ("B", "KB", "MB"):
         if number < 1024:
@@ -87,23 +66,19 @@ def size(number, _=None):
     return f"{number:.0f} GB"
 
 
-def copy_up(series, title="What the first change of a file costs"):
+def copy_up(
+    series: Mapping[str, Sequence[Cost]], title: str = "What the first change of a file costs", most: int = 0
+) -> Figure:
     """Draw time and upperdir bytes against the file's size, both axes logarithmic.
 
-    `series` is {label: [copyup.Cost, …]}.
+    `series` is {label: [copyup.Cost, …]}. With `most`, the largest size, the axes stay the same whatever is in it.
     """
     figure, (left, right) = figures.new(11, 4.6, columns=2)
     # Where two lines lie on each other, the wide one below still shows at the edges.
     looks = zip(figures.PALETTE, "osD^vP", (7, 3.5, 2.2, 2.2, 2.2, 2.2), strict=False)
     for (label, costs), (colour, marker, width) in zip(series.items(), looks, strict=False):
         sizes = [cost.size for cost in costs]
-        style = {
-            "color": colour,
-            "marker": marker,
-            "label": label,
-            "markersize": 5 + width,
-            "linewidth": width,
-        }
+        style = {"color": colour, "marker": marker, "label": label, "markersize": 5 + width, "linewidth": width}
         left.plot(sizes, [cost.seconds * 1000 for cost in costs], **style)
         right.plot(sizes, [cost.upper or float("nan") for cost in costs], **style)
     for axes in (left, right):
@@ -117,6 +92,9 @@ def copy_up(series, title="What the first change of a file costs"):
     right.yaxis.set_major_locator(LogLocator(base=32))
     right.yaxis.set_major_formatter(FuncFormatter(lambda number, _: size(number)))
     right.set(ylabel="bytes it put into the upperdir")
+    if most:
+        left.set(xlim=(1 << 9, 2 * most), ylim=(1e-2, 1e4))
+        right.set(xlim=(1 << 9, 2 * most), ylim=(1 << 9, 2 * most))
     none = [label for label, costs in series.items() if not any(cost.upper for cost in costs)]
     if none:  # a logarithm has no place for nothing
         right.set_ylim(bottom=1 << 9)
@@ -127,24 +105,22 @@ def copy_up(series, title="What the first change of a file costs"):
     return figure
 
 
-def pieces(costs, title="The same bytes, in fewer or more files"):
+def pieces(costs: Sequence[Cost], title: str = "The same bytes, in fewer or more files") -> Figure:
     """Draw the time of copy-ups of the same bytes in more and more files: a list of copyup.Cost."""
     figure, axes = figures.new(9, 4)
-    axes.plot(
-        [cost.files for cost in costs],
-        [cost.seconds * 1000 for cost in costs],
-        color=figures.BLUE,
-        marker="o",
-    )
+    times = [cost.seconds * 1000 for cost in costs]
+    axes.plot([cost.files for cost in costs], times, color=figures.BLUE, marker="o")
     axes.set(xscale="log", yscale="log", xlabel="number of files", ylabel="time until each is copied up [ms]")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
-    axes.set(ylim=(0.5 * costs[0].seconds * 1000, None))
+    axes.set(ylim=(0.5 * times[0], None))
     axes.set_title(f"{title}: {size(costs[0].size)} in all")
     return figure
 
 
-def containers(found, image_size, title="Many containers of one image"):
+def containers(
+    found: dict[str, list[tuple[int, int, float]]], image_size: int, title: str = "Many containers of one image"
+) -> Figure:
     """Draw disk and start time of 1 to N containers: {driver: [(containers, bytes, seconds), …]}."""
     figure, (left, right) = figures.new(11, 4.6, columns=2)
     for (driver, points), colour, marker in zip(found.items(), figures.PALETTE, "osD^", strict=False):
@@ -163,7 +139,7 @@ def containers(found, image_size, title="Many containers of one image"):
     return figure
 
 
-def drivers(found, title="The same image, the same work"):
+def drivers(found: dict[str, dict[str, float]], title: str = "The same image, the same work") -> Figure:
     """Draw what each storage driver took: {what was measured [unit]: {driver: number}}, a panel for each."""
     columns = 2
     rows = -(-len(found) // columns)
@@ -183,48 +159,33 @@ def drivers(found, title="The same image, the same work"):
     return figure
 
 
-def _plain(number):
+def _plain(number: float) -> str:
     return f"{number:.0f}" if number >= 10 or number == 0 else f"{number:.1f}" if number >= 0.1 else f"{number:.2g}"
 
 
-def shared(stacks, title="Layers that images share"):
+def shared(stacks: dict[str, list[tuple[str, str]]], title: str = "Layers that images share") -> Figure:
     """Draw images as stacks of layers: {image: [(diffID, text), …]}, the lowest first.
 
     A layer that stands at the same height in neighbouring images is drawn once, as wide as they are.
     """
-    names, stacks = list(stacks), list(stacks.values())
-    height = max(map(len, stacks))
+    names, columns = list(stacks), list(stacks.values())
+    height = max(map(len, columns))
     figure, axes = figures.new(min(3.4 * len(names), 12), 1.0 + 0.8 * height)
-    figures.blank(axes)
-    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(-0.5, height + 0.15))
-    axes.set_title(title)
-    colours = {}
+    figures.blank(axes, title, xlim=(-0.5, len(names) - 0.5), ylim=(-0.5, height + 0.15))
+    colours: dict[str, str] = {}
     for row in range(height):
         column = 0
         while column < len(names):
             end = column + 1
-            if row < len(stacks[column]):
-                diff_id, text = stacks[column][row]
-                while end < len(names) and stacks[end][row : row + 1] == [(diff_id, text)]:
+            if row < len(columns[column]):
+                diff_id, text = columns[column][row]
+                while end < len(names) and columns[end][row : row + 1] == [(diff_id, text)]:
                     end += 1
                 colour = colours.setdefault(diff_id, figures.PALETTE[len(colours) % len(figures.PALETTE)])
-                _layer(axes, column, row, end - column, f"{text}\n{diff_id.removeprefix('sha256:')[:12]}", colour)
+                words, wide = f"{text}\n{diff_id.removeprefix('sha256:')[:12]}", end - column - 0.08
+                look = {"edge": colour, "opaque": 0.35, "fontsize": 11, "linespacing": 1.3}
+                figures.box(axes, column - 0.46, row - 0.42, wide, 0.8, colour, words, **look)
             column = end
-    for column, (name, stack) in enumerate(zip(names, stacks, strict=True)):
-        axes.text(column, len(stack) - 0.32, name, ha="center", va="center", fontweight="bold")
+    for column, (name, stack) in enumerate(zip(names, columns, strict=True)):
+        figures.text(axes, column, len(stack) - 0.32, name, fontsize=13, fontweight="bold")
     return figure
-
-
-def _layer(axes, column, row, wide, text, colour):
-    axes.add_patch(
-        FancyBboxPatch(
-            (column - 0.46, row - 0.42),
-            wide - 0.08,
-            0.8,
-            boxstyle="round,pad=0,rounding_size=0.06",
-            facecolor=colour,
-            edgecolor=colour,
-            alpha=0.35,
-        )  # fmt: skip
-    )
-    axes.text(column + (wide - 1) / 2, row - 0.02, text, ha="center", va="center", fontsize=11, linespacing=1.3)

@@ -1,12 +1,14 @@
 """The syscalls that make a container, drawn in their order: for what, and how many."""
 
+from matplotlib.figure import Figure
+
 from labkit.lessons import figures
 from labkit.lessons.watch import tracing
 
 COLOURS = dict(zip(tracing.KINDS, figures.PALETTE, strict=False))
 
 
-def timelines(traces):
+def timelines(traces: dict[str, list[tracing.Call]]) -> Figure:
     """Draw several containers' traces, {label: [tracing.Call]}, one above the other, from cgroup to exec.
 
     Each row is what a call is for. One step to the right is one call more: how long

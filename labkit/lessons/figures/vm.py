@@ -2,10 +2,12 @@
 
 import math
 
+from matplotlib.figure import Figure
+
 from labkit.lessons import figures
 
 
-def compare(measured, note=""):
+def compare(measured: dict[str, dict[str, float]], note: str = "") -> Figure:
     """Draw {name: {"seconds": …, "memory": bytes, "disk": bytes}} as three panels of bars, on logarithmic scales."""
     what = (
         ("seconds", "first process after [s]", 1),
@@ -17,9 +19,8 @@ def compare(measured, note=""):
     for axes, (key, label, factor) in zip(panels, what, strict=True):
         values = [measured[name][key] * factor for name in names]
         floor = 10 ** (math.floor(math.log10(min(value for value in values if value > 0))) - 1)
-        for place, (value, colour) in enumerate(
-            zip(values, (figures.ORANGE, figures.BLUE, figures.GREEN), strict=False)
-        ):
+        colours = (figures.ORANGE, figures.BLUE, figures.GREEN)
+        for place, (value, colour) in enumerate(zip(values, colours, strict=False)):
             axes.bar(place, max(value, floor), 0.62, color=colour)
             axes.text(place, max(value, floor) * 1.12, _short(value), ha="center", fontweight="bold")
         axes.set_yscale("log")
@@ -33,39 +34,24 @@ def compare(measured, note=""):
     return figure
 
 
-def _short(value):
+def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def stacks(where, guest=None):
+def stacks(where: dict[str, str], guest: str | None = None) -> Figure:
     """Draw what a container and a virtual machine stand on, with the names that `doctor.where()` gives."""
     figure, axes = figures.new(11, 4.6)
-    figures.blank(axes)
-    axes.set(xlim=(0, 12), ylim=(0, 5.4))
-    axes.set_title("Where a program runs")
+    figures.blank(axes, "Where a program runs", xlim=(0, 12), ylim=(0, 5.4))
+    look = {"color": "white", "fontweight": "bold"}
     virtual = where["virtualisation"]
     below = "a hypervisor, seen by this kernel" if not virtual.startswith("none") else "no hypervisor to be seen"
-    _box(axes, 0.2, 0.1, 11.6, 0.8, below, figures.PALE, figures.BLACK)
-    _box(
-        axes,
-        0.2,
-        1.1,
-        11.6,
-        0.9,
-        f"this machine's kernel: {where['kernel'].split('-')[0].split(' on ')[0]}",
-        figures.GREY,
-    )
+    figures.box(axes, 0.2, 0.1, 11.6, 0.8, figures.PALE, below, **(look | {"color": figures.BLACK}))
+    kernel = where["kernel"].split("-")[0].split(" on ")[0]
+    figures.box(axes, 0.2, 1.1, 11.6, 0.9, figures.GREY, f"this machine's kernel: {kernel}", **look)
     for x, name in ((0.2, "a program"), (2.5, "container"), (4.8, "container")):
-        _box(axes, x, 2.2, 2.1, 0.9, name, figures.BLUE if name == "container" else figures.SKY)
-    _box(axes, 7.3, 2.2, 4.5, 0.8, "qemu: one process", figures.ORANGE)
-    _box(axes, 7.3, 3.1, 4.5, 0.8, f"a kernel of its own: {guest or 'not started'}", figures.GREY)
-    _box(axes, 7.3, 4.0, 4.5, 0.8, "the guest's first process", figures.GREEN)
-    axes.text(
-        3.4, 3.5, "processes of this kernel:\nwhat differs is what each may see", ha="center", va="center", fontsize=12
-    )
+        figures.box(axes, x, 2.2, 2.1, 0.9, figures.BLUE if name == "container" else figures.SKY, name, **look)
+    figures.box(axes, 7.3, 2.2, 4.5, 0.8, figures.ORANGE, "qemu: one process", **look)
+    figures.box(axes, 7.3, 3.1, 4.5, 0.8, figures.GREY, f"a kernel of its own: {guest or 'not started'}", **look)
+    figures.box(axes, 7.3, 4.0, 4.5, 0.8, figures.GREEN, "the guest's first process", **look)
+    figures.text(axes, 3.4, 3.5, "processes of this kernel:\nwhat differs is what each may see")
     return figure
-
-
-def _box(axes, x, y, width, height, words, colour, ink="white"):
-    axes.barh(y + height / 2, width, height, left=x, color=colour, edgecolor="white", linewidth=1.5)
-    axes.text(x + width / 2, y + height / 2, words, ha="center", va="center", color=ink, fontsize=12, fontweight="bold")

@@ -8,52 +8,46 @@ writing is touched. Without a mouse, and for tests:
     disk(limit=8, seconds=3)             returns the Trace: write_bytes
 """
 
-from labkit.cgroups.cgroup import Limits
-from labkit.cgroups.limits import IoLimit
+from matplotlib.figure import Figure
+
+from labkit.cgroups.limits import IoLimit, Limits
 from labkit.cgroups.quantities import disk_of
 from labkit.ground import state
 from labkit.lessons.figures import memory as figure
-from labkit.lessons.panels import Panel
-from labkit.lessons.panels.memory import MIB, Contained, measured
+from labkit.lessons.panels import Panel, Values, slider
+from labkit.lessons.panels.experiments import MIB, Experiment, measured
 from labkit.lessons.watch import workloads
+from labkit.lessons.watch.sampling import Trace
 
 MOST = 64  # MiB a second: where a slow disk begins to be the limit itself
 
 
-class Disk(Contained):
+class Disk(Experiment):
     """A program that writes past the page cache as fast as it may, and a limit that can be turned."""
 
     numbers = ("write_bytes",)
+    least = 250  # a second: its first blocks are sent before the limit counts
 
-    def start(self, values):
+    def start(self, values: Values) -> None:
         self.disk = disk_of(state.lib_dir())
-        self.contain(Limits(io=(self._limit(values),)))
-        self.remember(values["limit"] * MIB)
-        self.run_inside(workloads.write())
+        self.contain(workloads.write(), values)
 
-    def _limit(self, values):
-        return IoLimit(self.disk, wbps=values["limit"] * MIB)
+    def allowed(self, values: Values) -> Limits:
+        return Limits(io=(IoLimit(self.disk, wbps=self.line(values)),))
 
-    def turn(self, values):
-        self.box.cgroup.set(Limits(io=(self._limit(values),)))
-        self.remember(values["limit"] * MIB)
+    def line(self, values: Values) -> int:
+        return values["limit"] * MIB
 
-    def draw(self):
-        trace = self.trace()
-        enough = len(trace) and trace.time[-1] > 1
-        title = "A program that writes as fast as it may"
-        return figure.bandwidth(trace, self.limits, title=title) if enough else None
+    def picture(self, trace: Trace) -> Figure:
+        return figure.bandwidth(trace, self.limits, title="A program that writes as fast as it may")
 
 
-def disk_panel(limit=8):
+def disk_panel(limit: int = 8) -> Panel:
     """Return the panel: the limit for writing to the disk, in MiB a second."""
-    import ipywidgets
-
-    knob = ipywidgets.IntSlider(limit, min=1, max=MOST, description="MiB/s", continuous_update=False)
-    alt = "How fast a container writes, on the line of its limit"
-    return Panel("disk", Disk(), {"limit": knob}, alt=alt)
+    knobs = {"limit": slider("limit [MiB/s]", limit, 1, MOST)}
+    return Panel("disk", Disk(), knobs, alt="How fast a container writes, on the line of its limit")
 
 
-def disk(limit=8, seconds=3):
+def disk(limit: int = 8, seconds: float = 3) -> Trace:
     """Let a program write with at most `limit` MiB a second; return the Trace."""
     return measured(Disk(), {"limit": limit}, seconds)

@@ -6,18 +6,21 @@ stack(lowers, upper, below="conf")   the same for a folder in them
 
 import html
 import os
-import stat
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from labkit.ground.errors import BadValue
-from labkit.images import whiteouts
 from labkit.lessons import figures
 from labkit.lessons.panels.live import Live, Part
-from labkit.lessons.watch.listing import what
+from labkit.lessons.watch import listing
+from labkit.lessons.watch.listing import GONE, HIDDEN, JOINED, SEEN, what
+
+if TYPE_CHECKING:
+    import ipywidgets
+
 
 MOST = 8  # columns
-SEEN, HIDDEN, GONE, JOINED = "wins", "hidden", "whiteout", "joined"
 _FOLDERS = (figures.SKY, figures.GREEN, figures.PURPLE, figures.YELLOW)
 
 
@@ -27,12 +30,14 @@ class Stack(Live):
     _grid = None
     _columns: dict = {}
 
-    def __init__(self, lowers, upper=None, below=".", name="stack"):
+    def __init__(
+        self, lowers: Sequence[str | Path], upper: str | Path | None = None, below: str = ".", name: str = "stack"
+    ) -> None:
         self.folders = [*map(Path, lowers), *([Path(upper)] if upper else [])]
         self.upper, self.below = upper, below
         super().__init__(name)
 
-    def parts(self):
+    def parts(self) -> list[Part]:
         """Return a part for each file in each folder, the uppermost folder first, and merged before them."""
         verdicts = self.verdicts()
         winners = {name: row for (row, name), word in reversed(verdicts.items()) if word in (SEEN, JOINED)}
@@ -41,24 +46,17 @@ class Stack(Live):
             Part(key, f"{key[1]} · {word}", 1, colour=self._colour(key[0], word)) for key, word in verdicts.items()
         ]
 
-    def _colour(self, row, word=SEEN):
+    def _colour(self, row: int, word: str = SEEN) -> str:
         if word in (HIDDEN, GONE):
             return figures.PALE if word == HIDDEN else "white"
         top = self.upper and row == len(self.folders) - 1
         return figures.ORANGE if top else _FOLDERS[row % len(_FOLDERS)]
 
-    def verdicts(self):
+    def verdicts(self) -> dict[tuple[int, str], str]:
         """Return {(row, name): what becomes of it}; rows count from the lowest folder."""
-        found, seen, closed = {}, {}, False
-        for row in reversed(range(len(self.folders))):
-            folder = self.folders[row] / self.below
-            for name in sorted(os.listdir(folder)) if _is_folder(folder) else ():
-                found[row, name] = _verdict(folder / name, seen, closed)
-            closed = closed or _closes(folder)
-        joined = Counter(name for (_, name), word in found.items() if word == JOINED)
-        return {key: SEEN if joined[key[1]] == 1 and word == JOINED else word for key, word in found.items()}
+        return listing.verdicts(self.folders, self.below)
 
-    def arrange(self, parts):
+    def arrange(self, parts: list[Part]) -> "list[ipywidgets.HBox]":
         """Return a column of labels, and one for each name."""
         # Where a folder lacks a file there is a button too, unseen: so none ever moves in
         # the page, and the keyboard's focus stays where it is.
@@ -78,10 +76,10 @@ class Stack(Live):
                 part = by_key.get((row, name))
                 cell.layout.visibility = "visible" if part else "hidden"
                 if part:
-                    self._buttons[part.key] = cell
-                    self.button(part)
+                    self.buttons[part.key] = cell
+                    self.button_of(part)
         if self._grid is None:
-            titles = ["merged", *(self.folders[row].name for row in rows[1:])]
+            titles = ["merged", *(folder.name for folder in reversed(self.folders))]
             layout = {"height": "28px", "margin": "2px", "width": "110px"}
             labels = [ipywidgets.HTML(html.escape(one), layout=layout) for one in titles]
             self._titles = ipywidgets.VBox(labels)
@@ -91,12 +89,12 @@ class Stack(Live):
             self._grid.children = columns
         return [self._grid]
 
-    def told(self, key):
+    def told(self, key: tuple[Any, str]) -> list[str]:
         """Return where a file is, what is in it, and why it is seen or not."""
-        row, name = key
         verdicts = self.verdicts()
-        if row == "merged":
-            row = next(row for row, one in verdicts if one == name)  # the uppermost comes first
+        at, name = key
+        # What merged shows: the uppermost comes first.
+        row: int = next(place for place, one in verdicts if one == name) if at == "merged" else at
         word, path = verdicts[row, name], self.folders[row] / self.below / name
         why = {
             SEEN: "merged shows this one: no folder above has the name",
@@ -107,32 +105,7 @@ class Stack(Live):
         return [f"{name} in {self.folders[row].name}{what(path)}", why, str(path)]
 
 
-def _verdict(path, seen, closed):
-    """Return what becomes of a file, after those above it; note in `seen` what is decided of its name."""
-    status, above = path.lstat(), seen.get(path.name)
-    folder = stat.S_ISDIR(status.st_mode)
-    if closed or above == SEEN:
-        return HIDDEN
-    if above == JOINED and not folder:
-        seen[path.name] = SEEN  # what lies below a file is not joined any more
-        return HIDDEN
-    if whiteouts.is_whiteout(status, path):
-        seen[path.name] = SEEN
-        return GONE
-    seen[path.name] = JOINED if folder and not whiteouts.is_opaque(path) else SEEN
-    return JOINED if folder and (above or seen[path.name] == JOINED) else SEEN
-
-
-def _is_folder(path):
-    return path.is_dir() and not path.is_symlink()
-
-
-def _closes(folder):
-    """Tell whether nothing below this folder is seen: it is opaque, or deleted, or no folder."""
-    return os.path.lexists(folder) and (not _is_folder(folder) or whiteouts.is_opaque(folder))
-
-
-def stack(lowers, upper=None, below="."):
+def stack(lowers: Sequence[str | Path], upper: str | Path | None = None, below: str = ".") -> Stack:
     """Return the picture of a stack of folders, the lowest first. Raise BadValue if one is none."""
     for folder in (*lowers, *([upper] if upper else ())):
         if not os.path.isdir(folder):

@@ -1,7 +1,8 @@
 """Scenes: escapes, each tried for real, and containers half built.
 
-museum       how an escape is tried, lock off and lock on
+museum       each escape, lock off and lock on
 exhibits     the escapes
+attempts     what they are made of: bait, and the attacker's tools
 inspection   what a process inside finds out about its locks
 workbench    a half-built container to look into
 netrooms     network namespaces joined by hand

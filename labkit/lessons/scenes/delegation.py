@@ -24,7 +24,9 @@ See cgroups(7), Documentation/admin-guide/cgroup-v2.rst, "Delegation".
 
 import os
 from pathlib import Path
+from typing import Any
 
+from labkit.cgroups.cgroup import Cgroup
 from labkit.cgroups.quantities import whole
 from labkit.ground.errors import BadValue, Unsupported, from_oserror
 
@@ -34,7 +36,7 @@ V1_FILES = ("cgroup.procs", "tasks")
 MOST = 2**32 - 2  # 2**32 - 1 means "leave it" to chown(2)
 
 
-def delegate(cgroup, uid, gid=None, v1=False):
+def delegate(cgroup: Cgroup, uid: int, gid: int | None = None, v1: bool = False) -> list[Path]:
     """Give a cgroup's inside to the user `uid` (and group `gid`, the same number if not said).
 
     Returns the paths that are theirs now. Its own limits stay root's. Raises BadValue
@@ -59,10 +61,10 @@ def delegate(cgroup, uid, gid=None, v1=False):
     return given
 
 
-def _to_give(folder):
+def _to_give(folder: Any) -> list[Path]:
     """Return those of a folder's files that go with it, and last the folder: a half given one is no use."""
     if folder.version == 1:
-        names = V1_FILES
+        names = list(V1_FILES)
     else:
         names = (LIST.read_text() if LIST.exists() else BEFORE_THE_LIST).split()
     # The list is of all controllers; a folder has the files of those that are enabled for it.

@@ -13,15 +13,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from labkit.container.life import Container
 from labkit.ground import ledger, proc, state
 from labkit.ground import syscalls as sc
 from labkit.ground.child import in_child
 from labkit.ground.errors import KernelError, LabError
-from labkit.lessons.scenes.museum import (
+from labkit.lessons.scenes.attempts import (
     LENT,
     PYTHON,
+    Locks,
     alone,
     bait,
     closed_by_the_kernel,
@@ -33,7 +35,7 @@ from labkit.lessons.scenes.museum import (
 
 
 @exhibit("double chroot", "pivot_root")
-def _double_chroot(unlocked):
+def _double_chroot(unlocked: Locks) -> str:
     """A process keeps its working directory while it moves its root below it; `..` then never meets the root."""
     code = (
         "import os, sys; os.makedirs('/x', exist_ok=True); os.chroot('/x')\n"
@@ -45,7 +47,7 @@ def _double_chroot(unlocked):
 
 
 @exhibit("sysrq and core_pattern", "read_only")
-def _kernel_files(unlocked):
+def _kernel_files(unlocked: Locks) -> str:
     """Most of /proc/sys is the host's: core_pattern names a program that the host runs as root."""
     script = "for f in /proc/sysrq-trigger /proc/sys/kernel/core_pattern; do (: >>$f) 2>/dev/null && echo opened; done"
     opened = sh(script, unlocked).count("opened")
@@ -53,13 +55,13 @@ def _kernel_files(unlocked):
 
 
 @exhibit("release_agent", "capabilities")
-def _release_agent(unlocked):
+def _release_agent(unlocked: Locks) -> str:
     """A v1 hierarchy names a program which the kernel starts on the host, as root, when a cgroup empties."""
     with bait() as (folder, word), ledger.made("hierarchy", name=f"museum-{word}"):
         return alone(_with_hierarchy, unlocked, folder, word)
 
 
-def _with_hierarchy(unlocked, folder, word):
+def _with_hierarchy(unlocked: Locks, folder: Path, word: str) -> str:
     agent, proof = folder / "agent", folder / "proof"
     agent.write_text(f'#!/bin/sh\necho {word} > "${{0%/*}}/proof"\n')
     agent.chmod(0o755)
@@ -83,7 +85,7 @@ def _with_hierarchy(unlocked, folder, word):
     return "the host ran the attacker's program as root" * proof.exists()
 
 
-def _mount_hierarchy(name):
+def _mount_hierarchy(name: str) -> str:
     """Mount a v1 hierarchy without controllers, in a mount namespace of this process's own; return where."""
     sc.unshare(sc.CLONE_NEWNS)
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
@@ -93,10 +95,10 @@ def _mount_hierarchy(name):
 
 
 @ledger.undoes("hierarchy")
-def remove_hierarchy(name):
+def remove_hierarchy(name: str) -> None:
     """End a named hierarchy: it lives as long as it has a folder or a mount. The ledger's kind `hierarchy`."""
 
-    def work():
+    def work() -> None:
         place = _mount_hierarchy(name)
         for folder in filter(Path.is_dir, Path(place).iterdir()):
             folder.rmdir()
@@ -116,7 +118,7 @@ def remove_hierarchy(name):
 
 
 @exhibit("mknod of the disk", "nodev", "devices")
-def _mknod(unlocked):
+def _mknod(unlocked: Locks) -> str:
     """A device node is only a kind and two numbers; who may make and open one reads the disk past every permission."""
     from labkit.storage.drivers import loop
 
@@ -130,12 +132,12 @@ def _mknod(unlocked):
 
 
 @exhibit("a mount that leaks", "private", "pivot_root")
-def _propagation(unlocked):
+def _propagation(unlocked: Locks) -> str:
     """Most hosts share their mounts: what is mounted in a copy of the mount table shows up in the other."""
     return alone(_in_shared_namespace, unlocked)
 
 
-def _in_shared_namespace(unlocked):
+def _in_shared_namespace(unlocked: Locks) -> str:
     from labkit.ground import proc
 
     sc.unshare(sc.CLONE_NEWNS)
@@ -150,12 +152,12 @@ def _in_shared_namespace(unlocked):
 
 
 @exhibit("TIOCSTI", "session")
-def _tiocsti(unlocked):
+def _tiocsti(unlocked: Locks) -> str:
     """A process may push letters into its own terminal, as if typed: the shell outside reads and obeys them."""
     return alone(_on_a_terminal, unlocked)
 
 
-def _on_a_terminal(unlocked):
+def _on_a_terminal(unlocked: Locks) -> str:
     import fcntl
     import select
     import signal
@@ -177,10 +179,10 @@ def _on_a_terminal(unlocked):
 
 
 @exhibit("an open folder handed down", "close_fds")
-def _inherited(unlocked):
+def _inherited(unlocked: Locks) -> str:
     """An open file stays open over fork, namespaces, chroot and exec; a folder's fd leads to all below it."""
 
-    def work(folder):
+    def work(folder: Path) -> str:
         fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
         os.dup2(fd, 99)
         return sh(f"cat /proc/self/fd/99{folder}/secret", unlocked)
@@ -190,7 +192,7 @@ def _inherited(unlocked):
 
 
 @exhibit("overwriting /proc/self/exe", "exe")
-def _exe(unlocked):
+def _exe(unlocked: Locks) -> str:
     """A script whose interpreter is /proc/self/exe is run by the program that starts the container: the host's own."""
     base = os.path.realpath(sys.base_prefix)
     lent = [*LENT, *([f"{base}:{base}:ro"] if not base.startswith("/usr/") else [])]
@@ -236,14 +238,14 @@ while True:
 """
 
 
-def _as_program(program, base, code):
+def _as_program(program: Path, base: str, code: str) -> None:
     environment = os.environ | {"PYTHONHOME": base, "PYTHONPATH": str(state.REPO)}
     command = [str(program), "-c", f"from labkit.container.life import run; {code}"]
     subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
 
 
 @exhibit("a setuid program", "no_new_privs")
-def _setuid(unlocked):
+def _setuid(unlocked: Locks) -> str:
     """A program with the setuid bit runs with its owner's power, whoever starts it."""
     with bait() as (folder, _):
         folder.chmod(0o755)
@@ -257,7 +259,7 @@ def _setuid(unlocked):
 
 
 @exhibit("reaching into another process", "pid_namespace")
-def _across(unlocked):
+def _across(unlocked: Locks) -> str:
     """Two processes of the same user may look into each other: memory, environment, and by /proc/PID/root the root."""
     word = secrets.token_hex(8)
     with Container("busybox", ["sleep", "60"], env=[f"SECRET={word}"]).start() as other:
@@ -267,7 +269,7 @@ def _across(unlocked):
 
 
 @exhibit("raising one's own limit", "cgroup_read_only", "cgroup_namespace")
-def _own_limit(unlocked):
+def _own_limit(unlocked: Locks) -> str:
     """A limit is a number in a file; a container that can write the file has none."""
     script = (
         "v1=/sys/fs/cgroup/memory$(grep -E '[:,]memory[:,]' /proc/self/cgroup | cut -d: -f3)/memory\n"
@@ -279,7 +281,7 @@ def _own_limit(unlocked):
 
 
 @exhibit("the kernel's keyring", "keyring", "seccomp")
-def _keyring(unlocked):
+def _keyring(unlocked: Locks) -> str:
     """Keys are kept by the kernel and belong to a session, and no namespace wraps them."""
     return alone(_with_a_key, unlocked)
 
@@ -297,9 +299,9 @@ print(call(keyctl, READ, key, text, 64) > 0 and text.value.decode())
 """
 
 
-def _with_a_key(unlocked):
+def _with_a_key(unlocked: Locks) -> str:
     word = secrets.token_hex(8)
-    names = {}
+    names: dict[str, Any] = {}
     exec(_KEYS, names)  # noqa: S102 - the same lines that the attacker runs
     names["call"](names["keyctl"], names["JOIN"], None)  # a session of the museum's own, gone with this process
     names["call"](names["add_key"], b"user", b"bait", word.encode(), len(word), names["SESSION"])
@@ -307,7 +309,7 @@ def _with_a_key(unlocked):
 
 
 @exhibit("a link where a mount should go", "in_root")
-def _link(unlocked):
+def _link(unlocked: Locks) -> str:
     """A volume holds a link to a place on the host; the next volume is to be mounted behind it."""
     with bait() as (folder, _):
         (folder / "shared").mkdir()

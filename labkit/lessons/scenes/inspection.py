@@ -8,6 +8,9 @@ Where the two differ, DIFFERENCES says why; a difference that it does not know i
 printed as such.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 from labkit.ground import proc
 from labkit.isolation import security
 
@@ -24,7 +27,7 @@ DIFFERENCES = {
 }
 
 
-def read(text):
+def read(text: str) -> dict[str, Any]:
     """Return {lock: what it is like} of what PROBE printed."""
     status, _, mounts = text.partition("===\n")
     lines = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -43,7 +46,7 @@ def read(text):
     }
 
 
-def compare(mine, theirs):
+def compare(mine: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
     """Yield a line for each lock: alike, or what either has alone, and why."""
     for lock, my in mine.items():
         their = theirs[lock]

@@ -1,4 +1,4 @@
-"""A workbench: a half-built container, stopped where it is, to be looked at.
+"""A workbench: a half-built container is put on it, stopped where it is, to be looked at.
 
 Whoever builds a container changes the process that they are. So each piece is
 tried in a child, which then waits while one looks:
@@ -25,7 +25,9 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import LabError, from_oserror
@@ -38,7 +40,7 @@ class Box:
     pid: int  # as the host counts
     outside: int  # the bench's; the same process if nothing was cloned
 
-    def run(self, *words, show=True):
+    def run(self, *words: str, show: bool = True) -> str:
         """Run a command in all its namespaces with nsenter(1); print and return its stdout, print why it failed."""
         command = ["nsenter", "--all", "--target", str(self.pid), "--", *words]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, text=True)
@@ -49,7 +51,7 @@ class Box:
 
 
 @contextlib.contextmanager
-def bench(clone, *steps, timeout=60):
+def bench(clone: Callable[[], int], *steps: Callable[[], object], timeout: float = 60) -> Iterator[Box]:
     """Call `clone`, and in the child that it makes the `steps` in turn; yield the Box while that child waits.
 
     `clone` returns 0 in its child and the child's pid in its parent, as fork(2)
@@ -85,7 +87,7 @@ def bench(clone, *steps, timeout=60):
             os.close(fd)
 
 
-def _read_until_closed(fd, deadline):
+def _read_until_closed(fd: int, deadline: float) -> bytes:
     text = bytearray()
     while True:
         if not select.select([fd], [], [], max(0, deadline - time.monotonic()))[0]:
@@ -96,7 +98,9 @@ def _read_until_closed(fd, deadline):
         text += block
 
 
-def _be_the_bench(clone, steps, report, words):
+def _be_the_bench(
+    clone: Callable[[], int], steps: tuple[Callable[[], object], ...], report: int, words: int
+) -> NoReturn:
     """Cut the bench off from the host, clone, and wait to be killed. Never returns."""
     try:
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -119,7 +123,7 @@ def _be_the_bench(clone, steps, report, words):
         os._exit(0)
 
 
-def _be_the_box(steps, report):
+def _be_the_box(steps: tuple[Callable[[], object], ...], report: int) -> NoReturn:
     pid = int(os.readlink("/proc/self"))  # still the host's /proc, so the host's number
     error = None
     try:
@@ -135,14 +139,14 @@ def _be_the_box(steps, report):
     os._exit(1)
 
 
-def _where(error):
+def _where(error: BaseException) -> str:
     """Return the participant's own line that an error came from: os.mknod, for one, names no path."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "/lib/python" not in frame.filename] or frames
     return f"`{own[-1].line}` in {own[-1].name}"
 
 
-def _send(report, pid, error):
+def _send(report: int, pid: int, error: BaseException | None) -> None:
     if isinstance(error, OSError):
         error = from_oserror(error, _where(error))
     try:

@@ -7,12 +7,23 @@ blame. So `ahead` clears the way for as long as something is measured.
 
 import contextlib
 import time
+from collections.abc import Callable, Iterator
 
 from labkit.cgroups.cgroup import Cgroup
 from labkit.ground import state
 
 
-def cpu_share(cgroup, seconds=1.0):
+def until(condition: Callable[[], object], seconds: float = 20, pause: float = 0.02) -> bool:
+    """Wait for a condition for at most so many seconds; return whether it came true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def cpu_share(cgroup: Cgroup, seconds: float = 1.0) -> float:
     """Return how many CPUs a cgroup uses in the next `seconds`: 0.5 is half of one."""
     before, start = cgroup.stats().usage_usec, time.monotonic()
     time.sleep(seconds)
@@ -20,7 +31,7 @@ def cpu_share(cgroup, seconds=1.0):
 
 
 @contextlib.contextmanager
-def ahead():
+def ahead() -> Iterator[None]:
     """Give labkit's own folder the largest CPU weight while the block runs.
 
     For measuring: what is found is then the limit, and not what else this machine

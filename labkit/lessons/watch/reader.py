@@ -25,7 +25,7 @@ HEAD = struct.Struct("=Idd")  # bytes that follow, when it was due, when it was 
 LENGTH = struct.Struct("=I")
 
 
-def read_on(parent, rate, out, fds):
+def read_on(parent: int, rate: float, out: int, fds: list) -> None:
     """Read every (fd, most a second) `rate` times a second and append one record a time to `out`."""
     period = 1 / rate
     texts = {}  # fd: what was read last
@@ -34,7 +34,7 @@ def read_on(parent, rate, out, fds):
     written = 0
     while written < MOST and os.getppid() == parent:
         now = time.monotonic()
-        parts = []
+        parts: list[bytes] = []
         for fd, most in fds:
             if due >= again[fd]:
                 try:
@@ -54,7 +54,7 @@ def read_on(parent, rate, out, fds):
         time.sleep(max(0, left))
 
 
-def main(arguments):
+def main(arguments: list) -> None:
     parent, rate, out, *fds = arguments
     with contextlib.suppress(OSError):
         os.nice(-10)  # it runs 1 % of the time, but that when it is due
@@ -62,7 +62,7 @@ def main(arguments):
         read_on(int(parent), float(rate), int(out), [_fd_and_most(word) for word in fds])
 
 
-def _fd_and_most(word):
+def _fd_and_most(word: str) -> tuple:
     fd, _, most = word.partition("@")
     return int(fd), float(most) if most else None
 

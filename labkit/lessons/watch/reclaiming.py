@@ -18,25 +18,27 @@ import contextlib
 import shlex
 import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 from labkit.cgroups.cgroup import Cgroup
 from labkit.cgroups.limits import Limits
-from labkit.ground import ledger, state
-from labkit.lessons.watch.sampling import Sampler
+from labkit.ground import state
+from labkit.lessons import scratch
+from labkit.lessons.watch.measuring import until
+from labkit.lessons.watch.sampling import Sampler, Trace
 
 MIB = 1 << 20
 
 
-def rivals(limit=64, low=32, seconds=2.5):
+def rivals(limit: int = 64, low: int = 32, seconds: float = 2.5) -> Trace:
     """Let two groups want the same `limit` MiB, the first with `low` of them promised; return the Trace.
 
     It has first.memory_file and second.memory_file, and a mark where the second begins.
     """
     with contextlib.ExitStack() as stack:
         name = f"rivals-{state.new_id()}"
-        folder = state.lib_dir() / name
-        stack.enter_context(ledger.made("folder", path=str(folder)))
-        folder.mkdir()
+        folder = stack.enter_context(scratch.folder(state.lib_dir(), name))
         shared = stack.enter_context(Cgroup.create(name, Limits(memory=limit * MIB)))
         first = shared.nested("first", Limits(memory_low=low * MIB))
         second = shared.nested("second")
@@ -45,30 +47,24 @@ def rivals(limit=64, low=32, seconds=2.5):
         once, often = _holes(folder / "once", size), _holes(folder / "often", 2 * limit)
         sampler = stack.enter_context(Sampler({"first": first, "second": second}, "memory_file", rate=100))
         stack.enter_context(_running(first, f"cat {once} > /dev/null; exec sleep 1000"))
-        _until(lambda: sampler.trace()["first.memory_file"][-1] >= size * MIB)
+        # An emulated machine reads slowly. What did not come is seen in the trace.
+        until(lambda: sampler.trace()["first.memory_file"][-1] >= size * MIB)
         time.sleep(0.5)
         sampler.mark("the second one begins to read")
         stack.enter_context(_running(second, f"while :; do cat {often} > /dev/null; sleep 0.05; done"))
-        _until(lambda: sampler.trace()["second.memory_file"][-1] > 0)
+        until(lambda: sampler.trace()["second.memory_file"][-1] > 0)
         time.sleep(seconds)
         return sampler.trace()
 
 
-def _until(condition, patience=20):
-    """Wait for it: an emulated machine reads slowly. What did not come is seen in the trace."""
-    deadline = time.monotonic() + patience
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def _holes(path, megabytes):
+def _holes(path: Path, megabytes: int) -> str:
     with open(path, "wb") as file:
         file.truncate(megabytes * MIB)
     return shlex.quote(str(path))
 
 
 @contextlib.contextmanager
-def _running(group, script):
+def _running(group: Cgroup, script: str) -> Iterator[None]:
     """Run a shell script that is in the group before it begins; kill it, and what it started, at the end."""
     enter = "".join(f"echo $$ > {shlex.quote(str(path))}; " for path in group.procs_files)
     process = subprocess.Popen(["sh", "-c", enter + script], stdin=subprocess.DEVNULL)

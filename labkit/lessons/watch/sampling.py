@@ -20,14 +20,19 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy
 
+from labkit.cgroups.cgroup import Cgroup
 from labkit.ground import ledger, proc
 from labkit.ground.errors import BadValue, LabError, Unsupported, from_oserror
 from labkit.lessons.watch import reader
 
+Source = tuple[str, re.Pattern[bytes], float]  # file, what to look for, and what makes v2's unit of it
 MOST_RATE = 1000  # samples a second
 # Pressure files are read at most so often, whatever the rate; between two reads the
 # value stays. To read one is to have it added up, a CPU's share of it counted in whole
@@ -36,15 +41,15 @@ MOST_RATE = 1000  # samples a second
 MOST_PRESSURE_RATE = 20
 
 
-def _counter(file, key, scale=1.0):
+def _counter(file: str, key: str, scale: float = 1.0) -> Source:
     return (file, re.compile(rf"^{key} (\d+)$".encode(), re.MULTILINE), scale)
 
 
-def _only(file, scale=1.0):
+def _only(file: str, scale: float = 1.0) -> Source:
     return (file, re.compile(rb"\A(\d+)\s*\Z"), scale)
 
 
-def _all(file, pattern):
+def _all(file: str, pattern: bytes) -> Source:
     return (file, re.compile(pattern, re.MULTILINE), 1.0)
 
 
@@ -94,19 +99,33 @@ class Trace:
     cost: float  # share of one core that the reading took
     marks: list = field(default_factory=list)  # (s, text)
 
-    def __getitem__(self, name):
+    @classmethod
+    def without_samples(cls, names: Iterable[str]) -> "Trace":
+        """Return the Trace of before the first sample."""
+        return cls(numpy.empty(0), numpy.empty(0), {name: numpy.empty(0) for name in names}, 0, 0)
+
+    def __getitem__(self, name: str) -> numpy.ndarray:
         return self.values[name]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.time)
 
-    def __repr__(self):
+    @property
+    def until(self) -> float:
+        """When the last sample was, in s; before there is one, how long a picture's time axis may be."""
+        return float(self.time[-1]) if len(self) > 1 else 5.0
+
+    def total(self, name: str) -> float:
+        """Return by how much a counter grew in all."""
+        return float(self[name][-1] - self[name][0]) if len(self) else 0.0
+
+    def __repr__(self) -> str:
         if not len(self):
             return "<Trace without samples>"
         late = numpy.percentile(self.late, 99) * 1e3
         return f"<Trace of {len(self)} samples in {self.time[-1]:.2f} s, 99 % at most {late:.2f} ms late>"
 
-    def growth(self, name, window):
+    def growth(self, name: str, window: float) -> tuple[numpy.ndarray, numpy.ndarray]:
         """Return (time, growth a second) of a counter over windows of `window` seconds, placed at their ends.
 
         Of usage_usec, divided by 1e6, that is the number of CPUs in use.
@@ -116,6 +135,11 @@ class Trace:
         ends = numpy.arange(self.time[0] + window, self.time[-1] + 1e-9, window)
         edges = numpy.concatenate(([ends[0] - window] if len(ends) else [], ends))
         return ends, numpy.diff(numpy.interp(edges, self.time, self[name])) / window
+
+    def steps(self, name: str, window: float) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Return `growth` to be drawn in steps "pre": also the first window has a beginning."""
+        ends, rate = self.growth(name, window)
+        return numpy.concatenate((ends[:1] - window, ends)), numpy.concatenate((rate[:1], rate))
 
 
 class Sampler:
@@ -127,7 +151,12 @@ class Sampler:
     `…_pressure_usec` change 20 times a second at most.
     """
 
-    def __init__(self, cgroup, names=("usage_usec", "nr_throttled", "throttled_usec"), rate=250):
+    def __init__(
+        self,
+        cgroup: Cgroup | dict[str, Cgroup],
+        names: str | Iterable[str] = ("usage_usec", "nr_throttled", "throttled_usec"),
+        rate: float = 250,
+    ) -> None:
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 1 <= rate <= MOST_RATE:
             raise BadValue(f"rate {rate!r} is not in 1..{MOST_RATE} samples a second")
         names = (names,) if isinstance(names, str) else tuple(names)
@@ -135,40 +164,40 @@ class Sampler:
             raise BadValue(f"nothing called {unknown[0]!r} can be sampled", "there is: " + ", ".join(SOURCES))
         groups = cgroup if isinstance(cgroup, dict) else {"": cgroup}
         self.rate = rate
-        self.marks = []
-        self._columns = {}  # name: (index of the file, pattern, scale)
-        self._paths = []
+        self.marks: list[tuple[float, str]] = []
+        self._columns: dict[str, tuple[int, re.Pattern[bytes], float]] = {}  # name: (index of the file, pattern, scale)
+        self._paths: list[Path] = []
         for label, group in groups.items():
             for name in names:
                 path, pattern, scale = _source(group, name)
                 if path not in self._paths:
                     self._paths.append(path)
-                self._columns[f"{label}.{name}" if label else name] = (
-                    self._paths.index(path),
-                    pattern,
-                    scale,
-                )
-        self._process = self._out = self._entry = None
+                self._columns[f"{label}.{name}" if label else name] = (self._paths.index(path), pattern, scale)
+        self.process: Any = None  # the reader's Popen, while it runs
+        self._entry: Any = None
+        self._out = -1
         self._began, self._ran_before, self._ran = math.nan, math.nan, 0.0
-        self._rows, self._times, self._offset, self._rest = {name: [] for name in self._columns}, [], 0, b""
+        self._rows: dict[str, list[float]] = {name: [] for name in self._columns}
+        self._times: list[tuple[float, float]] = []
+        self._offset = 0
 
-    def __enter__(self):
+    def __enter__(self) -> "Sampler":
         self.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self):
+    def start(self) -> "Sampler":
         """Start reading; return when the first sample is there."""
-        if self._process:
+        if self.process:
             raise LabError("this sampler runs already")
         self._out = os.memfd_create("labkit-samples")
         try:
             self._spawn()
             deadline = time.monotonic() + 5
             while not os.fstat(self._out).st_size:
-                if time.monotonic() > deadline or self._process.poll() is not None:
+                if time.monotonic() > deadline or self.process.poll() is not None:
                     raise LabError("the sampling process did not start", f"try it: {sys.executable} {reader.__file__}")
                 time.sleep(0.001)
         except BaseException:
@@ -177,17 +206,17 @@ class Sampler:
         self._began, self._ran_before = time.monotonic(), self._runtime()
         return self
 
-    def _spawn(self):
+    def _spawn(self) -> None:
         fds = []
         try:
             for path in self._paths:
                 fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            words = [os.getpid(), self.rate, self._out]
+            words = [str(word) for word in (os.getpid(), self.rate, self._out)]
             for fd, path in zip(fds, self._paths, strict=True):
-                words.append(f"{fd}@{MOST_PRESSURE_RATE}" if path.name.endswith(".pressure") else fd)
+                words.append(f"{fd}@{MOST_PRESSURE_RATE}" if path.name.endswith(".pressure") else str(fd))
             # -I -S: no site-packages, a start in about 10 ms and 6 MB.
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", reader.__file__, *map(str, words)],
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", reader.__file__, *words],
                 stdin=subprocess.PIPE, pass_fds=(self._out, *fds),
             )  # fmt: skip
         except OSError as error:
@@ -196,40 +225,40 @@ class Sampler:
             for fd in fds:
                 os.close(fd)
         # It waits for the `g` until its line is in the ledger, and ends if we die before that.
-        pid = self._process.pid
+        pid = self.process.pid
         self._entry = ledger.write("process", pid=pid, ticks=proc.start_ticks(pid))
-        self._process.stdin.write(b"g")
-        self._process.stdin.flush()
+        self.process.stdin.write(b"g")
+        self.process.stdin.flush()
 
-    def stop(self):
+    def stop(self) -> None:
         """Stop reading; what was read stays in `trace()`."""
-        if self._process:
+        if self.process:
             self._drain()
             self._ran = self._cost()
-            self._process.kill()
-            self._process.wait()
-            self._process.stdin.close()
+            self.process.kill()
+            self.process.wait()
+            self.process.stdin.close()
             self._drain()
-            self._process = None
+            self.process = None
         if self._entry:
             ledger.strike(self._entry)
             self._entry = None
-        if self._out is not None:
+        if self._out >= 0:
             os.close(self._out)
-            self._out = None
+            self._out = -1
 
-    def seconds(self):
+    def seconds(self) -> float:
         """Return how long ago the first sample was, in s: now, on the trace's time axis."""
         self._drain()
         return time.monotonic() - self._times[0][1]
 
-    def mark(self, text):
+    def mark(self, text: str) -> None:
         """Remember that something happens now."""
         self.marks.append((time.monotonic(), text))
 
-    def trace(self):
+    def trace(self) -> Trace:
         """Return the Trace of all that was read so far, also while it runs."""
-        if self._process:
+        if self.process:
             self._drain()
             self._ran = self._cost()
         times = numpy.array(self._times, float).reshape(-1, 2)
@@ -243,17 +272,17 @@ class Sampler:
             marks=[(when - zero, text) for when, text in self.marks],
         )
 
-    def _runtime(self):
+    def _runtime(self) -> float:
         """Return the seconds of CPU that the reader has used. See proc_pid_schedstat(5)."""
         try:
-            return int(proc.read(f"/proc/{self._process.pid}/schedstat").split()[0]) / 1e9
+            return int(proc.read(f"/proc/{self.process.pid}/schedstat").split()[0]) / 1e9
         except LabError:
             return math.nan
 
-    def _cost(self):
+    def _cost(self) -> float:
         return (self._runtime() - self._ran_before) / (time.monotonic() - self._began)
 
-    def _drain(self):
+    def _drain(self) -> None:
         """Turn new records into rows. A record that is half written waits for the next call."""
         block = os.pread(self._out, reader.MOST + 65536, self._offset)
         position = 0
@@ -276,7 +305,7 @@ class Sampler:
         self._offset += position
 
 
-def _source(cgroup, name):
+def _source(cgroup: Cgroup, name: str) -> tuple[Path, re.Pattern[bytes], float]:
     """Return (path, pattern, scale) of the first source of a number that this cgroup has."""
     missing = []
     for file, pattern, scale in SOURCES[name]:

@@ -15,37 +15,18 @@ from collections import Counter
 
 from labkit.lessons.watch import tracing
 
-TAUGHT = {
-    **dict.fromkeys(("clone", "clone3", "unshare", "setns", "sethostname", "setdomainname"), "01"),
-    **dict.fromkeys(("setuid", "setgid", "setresuid", "setresgid", "setgroups"), "02"),
-    **dict.fromkeys(
-        (
-            "mount",
-            "umount2",
-            "pivot_root",
-            "chroot",
-            "mknod",
-            "mknodat",
-            "symlinkat",
-            "openat2",
-            "open_tree",
-            "move_mount",
-            "mount_setattr",
-            "fsopen",
-            "fsconfig",
-            "fsmount",
-            "fchownat",
-        ),
-        "03",
-    ),
-    **dict.fromkeys(("mkdir", "mkdirat", "rmdir"), "04"),  # below /sys/fs/cgroup: nothing else is counted
-    **dict.fromkeys(("bind",), "10"),
-    **dict.fromkeys(
-        ("prctl", "capset", "capget", "seccomp", "keyctl", "setsid", "close_range", "memfd_create", "bpf"), "11"
-    ),
-    **dict.fromkeys(("execve", "execveat", "wait4", "waitid"), "12"),
-    **dict.fromkeys(("prlimit64", "fchown"), "13"),
+_TAUGHT_IN = {
+    "01": "clone clone3 unshare setns sethostname setdomainname",
+    "02": "setuid setgid setresuid setresgid setgroups",
+    "03": "mount umount2 pivot_root chroot mknod mknodat symlinkat openat2 open_tree move_mount mount_setattr "
+    "fsopen fsconfig fsmount fchownat",
+    "04": "mkdir mkdirat rmdir",  # below /sys/fs/cgroup: nothing else is counted
+    "10": "bind",
+    "11": "prctl capset capget seccomp keyctl setsid close_range memfd_create bpf",
+    "12": "execve execveat wait4 waitid",
+    "13": "prlimit64 fchown",
 }
+TAUGHT = {name: chapter for chapter, names in _TAUGHT_IN.items() for name in names.split()}
 TITLES = {
     "01": "01 What a process may see",
     "02": "02 PID 1",
@@ -64,8 +45,7 @@ PLUMBING = set(
     "open openat close read write pread64 pwrite64 readv writev lseek stat fstat lstat newfstatat statx statfs fstatfs "
     "getdents64 readlink readlinkat access faccessat faccessat2 fcntl dup dup2 dup3 pipe pipe2 ioctl unlink unlinkat "
     "rename renameat renameat2 symlink mkdir mkdirat rmdir chmod fchmod fchmodat fchmodat2 chdir fchdir getcwd umask "
-    "flock fsync "
-    "ftruncate fadvise64 sendfile copy_file_range splice getxattr lgetxattr utimensat "
+    "flock fsync ftruncate fadvise64 sendfile copy_file_range splice getxattr lgetxattr utimensat "
     # threads, signals, time
     "futex nanosleep clock_nanosleep clock_gettime sched_yield sched_getaffinity set_robust_list set_tid_address rseq "
     "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack tgkill kill gettid getpid getppid arch_prctl restart_syscall "
@@ -105,12 +85,12 @@ INSTEAD = {
 }
 
 
-def all_calls(command):
+def all_calls(command: list[str]) -> list[tracing.Call]:
     """Return every call that a command and its children made, that succeeded, as tracing.Calls."""
     return [call for call in tracing.trace(command, ["all"]) if not call.failed]
 
 
-def of_a_runtime(calls, program="true"):
+def of_a_runtime(calls: list[tracing.Call], program: str = "true") -> list[tracing.Call]:
     """Return the calls, of all its processes, that made the container: from its first cgroup folder to its exec.
 
     Threads of the runtime itself are not processes, and a question to the kernel makes nothing: both are left out.
@@ -120,11 +100,11 @@ def of_a_runtime(calls, program="true"):
     return [call for call in calls[first : last + 1] if call.kind and _makes(call)]
 
 
-def _is_folder(call):
+def _is_folder(call: tracing.Call) -> bool:
     return call.kind == "cgroup" and '"/sys/fs/cgroup/' in call.arguments
 
 
-def _makes(call):
+def _makes(call: tracing.Call) -> bool:
     if call.kind == "cgroup":
         return _is_folder(call)
     if call.name in ("clone", "clone3", "unshare"):
@@ -134,12 +114,12 @@ def _makes(call):
     return True
 
 
-def counts(calls):
+def counts(calls: list[tracing.Call]) -> Counter[str]:
     """Return {name: how often} of the calls that are TAUGHT.
 
     Folders count only below /sys/fs/cgroup, clones only with a namespace.
     """
-    kept = Counter()
+    kept: Counter[str] = Counter()
     for call in calls:
         if call.name not in TAUGHT or call.name in ("wait4", "waitid"):
             continue
@@ -151,12 +131,12 @@ def counts(calls):
     return kept
 
 
-def lacking(theirs, ours):
+def lacking(theirs: list[tracing.Call], ours: list[tracing.Call]) -> dict[str, str]:
     """Return {call: what labkit does instead} for the calls that `theirs` makes and `ours` doesn't, plumbing aside."""
     names = {call.name for call in theirs} - {call.name for call in ours} - PLUMBING
     return {name: INSTEAD.get(name, "unexplained") for name in sorted(names)}
 
 
-def unexplained(theirs, ours):
+def unexplained(theirs: list[tracing.Call], ours: list[tracing.Call]) -> list[str]:
     """Return the calls that `theirs` makes, `ours` doesn't, and nobody has said why."""
     return [name for name, why in lacking(theirs, ours).items() if why == "unexplained"]

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from labkit.ground.errors import LabError, Unsupported
@@ -42,20 +43,20 @@ class Call:
     result: str
 
     @property
-    def failed(self):
+    def failed(self) -> bool:
         """Whether the kernel said no."""
         return self.result.startswith("-1")
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """What it is for, one of KINDS, or ''."""
         return next((kind for kind, names in KINDS.items() if self.name in names), "")
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.name}({self.arguments}) = {self.result}"
 
 
-def trace(command, names=None, timeout=60):
+def trace(command: list[str], names: Iterable[str] | None = None, timeout: float = 60) -> list[Call]:
     """Run a command under strace(1); return its Calls of the given names (those in KINDS), in order.
 
     Its output is thrown away. Raises Unsupported without strace, LabError if the
@@ -67,20 +68,7 @@ def trace(command, names=None, timeout=60):
     with tempfile.NamedTemporaryFile("r", prefix="trace-") as out:
         # `?`: a call that this processor's kernel never had is no error.
         wanted = ",".join(f"?{name}" for name in names)
-        strace = [
-            "strace",
-            "-f",
-            "-ttt",
-            "-s",
-            "200",
-            "-e",
-            f"trace={wanted}",
-            "-e",
-            "signal=none",
-            "-o",
-            out.name,
-            "--",
-        ]
+        strace = ["strace", *"-f -ttt -s 200 -e signal=none".split(), "-e", f"trace={wanted}", "-o", out.name, "--"]
         try:
             done = subprocess.run(
                 [*strace, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
@@ -98,7 +86,7 @@ _LINE = re.compile(
 )
 
 
-def parse(text):
+def parse(text: str) -> list[Call]:
     """Return the Calls in what `strace -f -ttt -o` wrote. A call in two halves is dated by its first."""
     calls, halves, start = [], {}, None
     for line in text.splitlines():
@@ -118,7 +106,7 @@ def parse(text):
     return sorted(calls, key=lambda call: call.at)
 
 
-def of_a_container(calls):
+def of_a_container(calls: list[Call]) -> list[Call]:
     """Return the calls that built a container: its cgroup folders, its clone, what its first process did until exec.
 
     What else the parent does meanwhile, for the network say, is left out.

@@ -14,30 +14,24 @@ limited, killed or counted, and no shell beside it.
 from labkit.ground.errors import BadValue
 
 
-def _whole(name, value, most):
+def _whole(name: str, value: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise BadValue(f"{name} {value!r} is not a whole number in 1..{most}")
     return value
 
 
-def _sh(script):
+def _sh(script: str) -> list[str]:
     return ["sh", "-c", script]
 
 
-def spin(processes=1):
+def spin(processes: int = 1) -> list[str]:
     """Use as much CPU as there is, in so many processes, and no memory."""
     more = _whole("processes", processes, 256) - 1
     start = f"i=0; while [ $i -lt {more} ]; do (while :; do :; done) & i=$((i+1)); done; " if more else ""
     return _sh(start + "while :; do :; done")
 
 
-def bursts(loops=40_000, rest=0.2):
-    """Count to `loops`, sleep `rest` seconds, and again: an uneven load, as a web server's."""
-    _whole("loops", loops, 10**9)
-    return _sh(f"while :; do i=0; while [ $i -lt {loops} ]; do i=$((i+1)); done; sleep {float(rest)}; done")
-
-
-def grow(megabytes, step=1, every=0.02):
+def grow(megabytes: int, step: int = 1, every: float = 0.02) -> list[str]:
     """Take `megabytes` MiB of anonymous memory, `step` MiB every `every` seconds (0: at once), then hold them.
 
     One awk process and its array: it is the one that the OOM killer finds.
@@ -52,7 +46,7 @@ def grow(megabytes, step=1, every=0.02):
     ]
 
 
-def touch_cache(megabytes, path="/tmp/cached"):
+def touch_cache(megabytes: int, path: str = "/tmp/cached") -> list[str]:
     """Write a file of `megabytes` MiB and read it again and again: page cache, which can be given back."""
     _whole("megabytes", megabytes, 1 << 20)
     return _sh(
@@ -61,7 +55,7 @@ def touch_cache(megabytes, path="/tmp/cached"):
     )
 
 
-def fork(processes, every=0.02):
+def fork(processes: int, every: float = 0.02) -> list[str]:
     """Start `processes` sleeping processes, one every `every` seconds, until all are there or one is refused."""
     _whole("processes", processes, 1 << 20)
     # ash ends when a fork of its is refused. So it tries in a child, and what
@@ -70,12 +64,12 @@ def fork(processes, every=0.02):
     return _sh(f"sh -c '{script}' 2>/dev/null; exec sleep 100000")
 
 
-def bomb():
+def bomb() -> list[str]:
     """Two of each, and two of each of those: the fork bomb. Only with pids_limit!"""
     return _sh("bomb() { bomb | bomb & }; bomb 2>/dev/null; exec sleep 100000")
 
 
-def write(kilobytes=64, path="/tmp/written"):
+def write(kilobytes: int = 64, path: str = "/tmp/written") -> list[str]:
     """Write blocks of `kilobytes` KiB to the disk, past the page cache (O_DIRECT), over and over."""
     _whole("kilobytes", kilobytes, 1 << 16)
     return _sh(
@@ -83,7 +77,7 @@ def write(kilobytes=64, path="/tmp/written"):
     )
 
 
-def read(megabytes=64, kilobytes=64, path="/tmp/read"):
+def read(megabytes: int = 64, kilobytes: int = 64, path: str = "/tmp/read") -> list[str]:
     """Make a file of `megabytes` MiB, then read it from the disk in blocks of `kilobytes` KiB, over and over."""
     _whole("megabytes", megabytes, 1 << 20), _whole("kilobytes", kilobytes, 1 << 16)
     return _sh(
