@@ -28,11 +28,15 @@ import shutil
 import signal
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from labkit.ground import proc, state, syscalls
 from labkit.ground.errors import BadValue, KernelError, LabError
+
+Owner = tuple[int, int | None, str]  # pid, start ticks, boot id
 
 
 @dataclass(frozen=True)
@@ -41,26 +45,27 @@ class Entry:
 
     number: int
     kind: str
-    what: dict
-    owner: tuple  # pid, start ticks, boot id
+    what: dict[str, Any]
+    owner: Owner
     group: str = ""  # the container it belongs to
     scope: str = ""  # the chapter or panel that made it
     undoer: str = ""  # the module that knows how to take it away
     file: str = field(default="", compare=False)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.kind} " + " ".join(str(value) for value in self.what.values())
 
-    def owner_lives(self):
+    def owner_lives(self) -> bool:
         """Tell whether the process that answers for this still runs."""
         pid, ticks, boot = self.owner
         return boot == proc.boot_id() and proc.is_running(pid, ticks)
 
 
-_UNDOERS: dict[str, Callable] = {}  # kind: the function that takes one away
+Undoer = Callable[..., None]
+_UNDOERS: dict[str, Undoer] = {}  # kind: the function that takes one away
 
 
-def undoes(kind):
+def undoes(kind: str) -> Callable[[Undoer], Undoer]:
     """Register the decorated function as what takes a `kind` away.
 
     It gets what `write` was told, and is quiet if the thing is gone.
@@ -69,7 +74,7 @@ def undoes(kind):
     so that `lab clean`, another process, finds it without a list of all there are.
     """
 
-    def register(function):
+    def register(function: Undoer) -> Undoer:
         _UNDOERS[kind] = function
         return function
 
@@ -83,28 +88,26 @@ _CHAPTER = "LABKIT_CHAPTER"
 _chapter = os.environ.get(_CHAPTER, "")
 
 
-def _folder():
+def _folder() -> Path:
     return state.run_dir("ledger")
 
 
-def me():
+def me() -> Owner:
     """Return this process as an owner."""
     return _owner(os.getpid())
 
 
 @functools.cache
-def _owner(pid):
+def _owner(pid: int) -> Owner:
     return (pid, proc.start_ticks(pid), proc.boot_id())
 
 
-def write(kind, owner=None, **what):
+def write(kind: str, owner: Owner | None = None, **what: object) -> Entry:
     """Write down that a `kind` named by `what` is about to be made; return the Entry."""
     number = _next_number()
     group = _group.get()
     path = f"{_folder()}/{number:020d}-{os.urandom(4).hex()}.{group}.json"
-    entry = Entry(
-        number, kind, what, tuple(owner or me()), group, _scope.get() or _chapter, _UNDOERS[kind].__module__, path
-    )
+    entry = Entry(number, kind, what, owner or me(), group, _scope.get() or _chapter, _UNDOERS[kind].__module__, path)
     record = dict(vars(entry))
     del record["file"]
     # No sync: the entry must outlive this process, not the kernel that holds the thing.
@@ -115,14 +118,14 @@ def write(kind, owner=None, **what):
 _last = 0
 
 
-def _next_number():
+def _next_number() -> int:
     """Return the time in ns, but never twice the same: what is newer is taken away first."""
     global _last
     _last = max(time.time_ns(), _last + 1)
     return _last
 
 
-def entries(group=""):
+def entries(group: str = "") -> list[Entry]:
     """Return every Entry on disk, oldest first; with `group` those that are parts of it."""
     found = []
     folder = str(_folder())
@@ -142,13 +145,13 @@ def entries(group=""):
     return [entry for entry in found if not group or entry.group == group]
 
 
-def strike(entry):
+def strike(entry: Entry) -> None:
     """Cross an entry out: the thing is gone, or someone else answers for it."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(entry.file)
 
 
-def undo(entry):
+def undo(entry: Entry) -> None:
     """Take the thing away if it is there, then strike the entry. Raises LabError if it can't be."""
     if entry.kind not in _UNDOERS and re.fullmatch(r"labkit(\.[a-z_]+)+", entry.undoer):
         with contextlib.suppress(ImportError):
@@ -160,9 +163,9 @@ def undo(entry):
 
 
 @contextlib.contextmanager
-def made(kind, **what):
+def made(kind: str, **what: object) -> Iterator[Entry]:
     """Answer for a thing while the block runs: written before, undone after, whatever happens."""
-    entry = write(kind, **what)
+    entry = write(kind, None, **what)
     try:
         yield entry
     finally:
@@ -170,7 +173,7 @@ def made(kind, **what):
 
 
 @contextlib.contextmanager
-def group(name):
+def group(name: str) -> Iterator[None]:
     """Mark what is made in this block as parts of one thing, the container `name`."""
     token = _group.set(name)
     try:
@@ -179,7 +182,7 @@ def group(name):
         _group.reset(token)
 
 
-def undo_group(name):
+def undo_group(name: str) -> None:
     """Take away all parts of `name`, the newest first. Raises the first LabError, after trying all."""
     errors = []
     for entry in reversed(entries(name)):
@@ -192,7 +195,7 @@ def undo_group(name):
 
 
 @contextlib.contextmanager
-def scope(name):
+def scope(name: str) -> Iterator[None]:
     """Mark what is made in this block as made by the chapter or panel `name`, for `clean(scope=name)`."""
     token = _scope.set(name)
     try:
@@ -201,7 +204,7 @@ def scope(name):
         _scope.reset(token)
 
 
-def begin(chapter):
+def begin(chapter: str) -> None:
     """Give back what an earlier run of `chapter` left; mark as its own what is made from now on, here or by a child."""
     global _chapter
     _, _, failed = clean(scope=chapter)
@@ -210,7 +213,9 @@ def begin(chapter):
     _chapter = os.environ[_CHAPTER] = chapter
 
 
-def clean(everything=False, scope=None):
+def clean(
+    everything: bool = False, scope: str | None = None
+) -> tuple[list[Entry], list[Entry], list[tuple[Entry, LabError]]]:
     """Give back what dead owners left; return (undone, kept, failed).
 
     `everything` takes also what a living process still answers for. With `scope`
@@ -240,7 +245,7 @@ def clean(everything=False, scope=None):
 
 
 @undoes("process")
-def _undo_process(pid, ticks):
+def _undo_process(pid: int, ticks: int) -> None:
     if not proc.is_running(pid, ticks):
         return
     try:
@@ -259,23 +264,23 @@ def _undo_process(pid, ticks):
 
 
 @undoes("mount")
-def _undo_mount(target):
+def _undo_mount(target: str) -> None:
     while any(mount.target == target for mount in proc.mounts()):
         syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
 
 
 @undoes("folder")
-def _undo_folder(path):
+def _undo_folder(path: str) -> None:
     remove_tree(path)
 
 
 @undoes("file")
-def _undo_file(path):
+def _undo_file(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
-def _wait_until(condition, what, seconds=5):
+def _wait_until(condition: Callable[[], bool], what: str, seconds: float = 5) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -283,7 +288,7 @@ def _wait_until(condition, what, seconds=5):
         time.sleep(0.01)
 
 
-def remove_tree(path):
+def remove_tree(path: str | Path) -> None:
     """Remove a folder and all in it, but refuse to go through a mount.
 
     A mount left inside would have its contents deleted, and they may be the host's.

@@ -18,7 +18,9 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from labkit.ground.errors import BadValue, from_oserror
 
@@ -28,17 +30,17 @@ REPO = Path(__file__).resolve().parents[2]
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
 
-def run_dir(*parts):
+def run_dir(*parts: str) -> Path:
     """Return (and make) a folder that lasts until the next reboot."""
     return _made("run", "/run/labkit", parts)
 
 
-def lib_dir(*parts):
+def lib_dir(*parts: str) -> Path:
     """Return (and make) a folder that is kept."""
     return _made("lib", "/var/lib/labkit", parts)
 
 
-def _made(short, default, parts):
+def _made(short: str, default: str, parts: tuple[str, ...]) -> Path:
     root = os.environ.get("LABKIT_ROOT")
     where = (f"{root}/{short}" if root else _users_own(short) or default, *parts)
     path = _seen.get(where)
@@ -56,14 +58,14 @@ def _made(short, default, parts):
     return path
 
 
-_seen: dict[tuple, Path] = {}  # folders that this process has made or looked at before
+_seen: dict[tuple[str | Path, ...], Path] = {}  # folders that this process has made or looked at before
 
 
 # The user id of an ordinary user who is root only in a user namespace: see rootless.
 ROOTLESS = "LABKIT_ROOTLESS"
 
 
-def _users_own(short):
+def _users_own(short: str) -> Path | None:
     """Return an ordinary user's folder, or None for root. See the XDG Base Directory Specification."""
     uid = os.environ.get(ROOTLESS) or os.geteuid()
     if int(uid) == 0:
@@ -74,18 +76,18 @@ def _users_own(short):
     return Path(runtime, "labkit") if runtime else Path(f"/tmp/labkit-{uid}")
 
 
-def label():
+def label() -> str:
     """Return the name that marks kernel objects as this state's: `labkit`, or `labkit-` and a hash of LABKIT_ROOT."""
     root = os.environ.get("LABKIT_ROOT")
     return _label(os.path.abspath(root)) if root else "labkit"
 
 
 @functools.cache
-def _label(root):
+def _label(root: str) -> str:
     return "labkit-" + hashlib.sha256(root.encode()).hexdigest()[:8]
 
 
-def check_name(name, what="name"):
+def check_name(name: str, what: str = "name") -> str:
     """Return `name` if it can safely be a file name and a host name, else raise BadValue."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise BadValue(
@@ -95,12 +97,12 @@ def check_name(name, what="name"):
     return name
 
 
-def new_id():
+def new_id() -> str:
     """Return a fresh container id: 12 hexadecimal digits, as docker shows them."""
     return os.urandom(6).hex()
 
 
-def write_atomic(path, data, mode=0o600, sync=True):
+def write_atomic(path: str | Path, data: str | bytes, mode: int = 0o600, sync: bool = True) -> None:
     """Replace the file at `path` whole: readers see the old text or the new, never half.
 
     Written beside it, synced, then renamed over it; rename(2) is atomic. What need
@@ -124,12 +126,12 @@ def write_atomic(path, data, mode=0o600, sync=True):
         raise from_oserror(error, f"writing {path}") from None
 
 
-def write_json(path, value, sync=True):
+def write_json(path: str | Path, value: object, sync: bool = True) -> None:
     """Write `value` as JSON, whole or not at all."""
     write_atomic(path, json.dumps(value, sort_keys=True) + "\n", sync=sync)
 
 
-def read_json(path):
+def read_json(path: str | Path) -> Any:
     """Return the JSON at `path`, or None if there is no such file."""
     try:
         with open(path) as file:
@@ -143,7 +145,7 @@ def read_json(path):
 
 
 @contextlib.contextmanager
-def lock(name, shared=False):
+def lock(name: str, shared: bool = False) -> Iterator[None]:
     """Hold the lock `name` until the block ends. See flock(2): it dies with its holder."""
     path = run_dir("locks") / name
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
