@@ -88,7 +88,8 @@ _HINTS = {
 class KernelError(LabError):
     """The kernel refused. `errno` is its reason, `call` the syscall or the file written."""
 
-    def __init__(self, call: str, errno: int, on: object = None, hint: str | None = None) -> None:
+    def __init__(self, call: str, errno: int | None, on: object = None, hint: str | None = None) -> None:
+        errno = errno or 0  # an OSError may have none
         what = f"{call} failed" + (f" on {on}" if on else "")
         super().__init__(f"{what}: {errno_name(errno)}", hint or _HINTS.get(errno))
         self.call = call
@@ -134,4 +135,4 @@ class CommandError(LabError):
 
 def from_oserror(error: OSError, doing: str, hint: str | None = None) -> KernelError:
     """Turn an OSError into a KernelError that says what was being done."""
-    return KernelError(doing, error.errno or 0, error.filename, hint)
+    return KernelError(doing, error.errno, error.filename, hint)

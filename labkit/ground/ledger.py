@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.ground import proc, state, syscalls
-from labkit.ground.errors import BadValue, KernelError, LabError
+from labkit.ground.errors import BadValue, KernelError, LabError, NotFound
 
 Owner = tuple[int, int | None, str]  # pid, start ticks, boot id
 
@@ -246,21 +246,10 @@ def clean(
 
 @undoes("process")
 def _undo_process(pid: int, ticks: int) -> None:
-    if not proc.is_running(pid, ticks):
-        return
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        # The number was checked before the pidfd was taken; check again now that
-        # the pidfd pins it, or a stranger with the same number would be killed.
-        if proc.is_running(pid, ticks):
-            with contextlib.suppress(KernelError):
-                syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
-            _wait_until(lambda: not proc.is_running(pid, ticks), f"process {pid} to end")
-    finally:
-        os.close(pidfd)
+    with contextlib.suppress(NotFound), proc.pinned(pid, ticks) as pidfd:
+        with contextlib.suppress(KernelError):
+            syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+        _wait_until(lambda: not proc.is_running(pid, ticks), f"process {pid} to end")
 
 
 @undoes("mount")

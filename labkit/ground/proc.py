@@ -6,10 +6,11 @@ a caller that scans many processes goes on to the next.
 See proc(5), proc_pid_status(5), proc_pid_mountinfo(5), namespaces(7).
 """
 
+import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,6 +146,22 @@ def is_running(pid: int | str, ticks: int | None) -> bool:
     except NotFound:
         return False
     return int(fields[19]) == ticks and fields[0] not in "ZX"
+
+
+@contextlib.contextmanager
+def pinned(pid: int, ticks: int | None) -> Iterator[int]:
+    """Yield a pidfd of the process that started at `ticks`. Raise NotFound if the number is another's, or nobody's."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise NotFound(f"process {pid} has ended") from None
+    try:
+        # Asked when the pidfd holds the number: before, it could still go to a stranger.
+        if start_ticks(pid) != ticks:
+            raise NotFound(f"process {pid} has ended, and another has its number")
+        yield pidfd
+    finally:
+        os.close(pidfd)
 
 
 def boot_id() -> str:

@@ -13,6 +13,7 @@ Constants carry the names of the kernel's headers, listed header by header.
 import ctypes
 import functools
 import os
+import struct
 from ctypes import c_char_p, c_int, c_long, c_uint, c_uint32, c_uint64, c_ulong, c_void_p
 
 from labkit.ground.errors import KernelError, Unsupported
@@ -131,6 +132,10 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 # linux/seccomp.h
 SECCOMP_SET_MODE_FILTER = 1
+
+# linux/bpf.h
+_BPF_PROG_LOAD = 5
+_BPF_PROG_ATTACH = 8
 
 # linux/keyctl.h
 KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -403,3 +408,22 @@ def seccomp(operation: int, flags: int, program: bytes) -> None:
 def syncfs(fd: int) -> None:
     """Bring all that is unwritten on the file system of `fd` to its disk, and wait for it. See syncfs(2)."""
     _syscall("syncfs", c_int(fd), on=f"fd {fd}")
+
+
+def bpf_prog_load(prog_type: int, program: bytes) -> int:
+    """Have the kernel check a BPF program and keep it; return its fd. See bpf(2), BPF_PROG_LOAD."""
+    code, license_ = ctypes.create_string_buffer(program, len(program)), ctypes.create_string_buffer(b"GPL")
+    what = struct.pack(
+        "=IIQQIIQI", prog_type, len(program) // 8, ctypes.addressof(code), ctypes.addressof(license_), 0, 0, 0, 0
+    )
+    return _bpf(_BPF_PROG_LOAD, what, "a program")
+
+
+def bpf_prog_attach(target_fd: int, prog_fd: int, attach_type: int, flags: int) -> None:
+    """Bind a loaded program to what is behind `target_fd`. See bpf(2), BPF_PROG_ATTACH."""
+    _bpf(_BPF_PROG_ATTACH, struct.pack("=IIII", target_fd, prog_fd, attach_type, flags), f"fd {target_fd}")
+
+
+def _bpf(cmd: int, attributes: bytes, on: str) -> int:
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    return _syscall("bpf", c_int(cmd), ctypes.byref(buffer), c_uint(len(attributes)), on=on)
