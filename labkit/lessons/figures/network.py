@@ -18,7 +18,7 @@ def switchboard(name="bridge"):
         for address in json.loads(_says("ip", "-json", "address", "show", known["bridge"]))[0]["addr_info"]
         if address["family"] == "inet"
     )
-    users = {bridge._link(number): user for number, user in known["users"].items()}
+    users = {bridge.link_of(number): user for number, user in known["users"].items()}
     figure, axes = figures.new(9.5, 4.2)
     figures.blank(axes)
     width = max(len(ports), 2)
