@@ -183,7 +183,7 @@ def _clone_names(flags: int) -> str:
     return "|".join(names)
 
 
-class _clone_args(ctypes.Structure):
+class clone_args(ctypes.Structure):
     # linux/sched.h, struct clone_args
     _fields_ = [
         (field, c_uint64)
@@ -202,7 +202,7 @@ def clone3(flags: int, exit_signal: int, cgroup: int | None = None) -> tuple[int
     (CLONE_INTO_CGROUP is added then).
     """
     pidfd = c_int(-1)
-    arguments = _clone_args(flags=flags, exit_signal=exit_signal)
+    arguments = clone_args(flags=flags, exit_signal=exit_signal)
     if flags & CLONE_PIDFD:
         arguments.pidfd = ctypes.addressof(pidfd)
     if cgroup is not None:
@@ -282,7 +282,7 @@ def fsmount(fd: int, flags: int = FSMOUNT_CLOEXEC, attr_flags: int = 0) -> int:
     return _syscall("fsmount", c_int(fd), c_uint(flags), c_uint(attr_flags))
 
 
-class _mount_attr(ctypes.Structure):
+class mount_attr(ctypes.Structure):
     # linux/mount.h, struct mount_attr
     _fields_ = [(field, c_uint64) for field in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
@@ -297,7 +297,7 @@ def mount_setattr(
     userns_fd: int = 0,
 ) -> None:
     """Change a mount's attributes, with AT_RECURSIVE the whole tree's. See mount_setattr(2)."""
-    attributes = _mount_attr(attr_set, attr_clr, propagation, userns_fd)
+    attributes = mount_attr(attr_set, attr_clr, propagation, userns_fd)
     _syscall(
         "mount_setattr",
         c_int(dirfd),
@@ -309,14 +309,14 @@ def mount_setattr(
     )
 
 
-class _open_how(ctypes.Structure):
+class open_how(ctypes.Structure):
     # linux/openat2.h, struct open_how
     _fields_ = [(field, c_uint64) for field in ("flags", "mode", "resolve")]
 
 
 def openat2(dirfd: int, path: AnyPath, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """Open `path` with rules for how the kernel may walk it. See openat2(2)."""
-    how = _open_how(flags | os.O_CLOEXEC, mode, resolve)
+    how = open_how(flags | os.O_CLOEXEC, mode, resolve)
     return _syscall(
         "openat2",
         c_int(dirfd),
