@@ -85,7 +85,6 @@ _group = contextvars.ContextVar("group", default="")
 _scope = contextvars.ContextVar("scope", default="")
 # A notebook's cells don't share a context: this is for all of them, and for the commands they start.
 _CHAPTER = "LABKIT_CHAPTER"
-_chapter = os.environ.get(_CHAPTER, "")
 
 
 def _folder() -> Path:
@@ -107,7 +106,8 @@ def write(kind: str, owner: Owner | None = None, **what: object) -> Entry:
     number = _next_number()
     group = _group.get()
     path = f"{_folder()}/{number:020d}-{os.urandom(4).hex()}.{group}.json"
-    entry = Entry(number, kind, what, owner or me(), group, _scope.get() or _chapter, _UNDOERS[kind].__module__, path)
+    scope = _scope.get() or os.environ.get(_CHAPTER, "")
+    entry = Entry(number, kind, what, owner or me(), group, scope, _UNDOERS[kind].__module__, path)
     record = dict(vars(entry))
     del record["file"]
     # No sync: the entry must outlive this process, not the kernel that holds the thing.
@@ -206,11 +206,10 @@ def scope(name: str) -> Iterator[None]:
 
 def begin(chapter: str) -> None:
     """Give back what an earlier run of `chapter` left; mark as its own what is made from now on, here or by a child."""
-    global _chapter
     _, _, failed = clean(scope=chapter)
     if failed:
         raise failed[0][1]
-    _chapter = os.environ[_CHAPTER] = chapter
+    os.environ[_CHAPTER] = chapter
 
 
 def clean(

@@ -1,4 +1,4 @@
-"""What is there after a power cut: only what had reached the disk, in whatever order it got there.
+"""Synced to the disk, and so still there after a power cut.
 
     synced.tree(scratch)            all the files of an unpacked layer, by one syncfs(2)
     os.rename(scratch, "diff")       the name that says: this layer is whole

@@ -553,10 +553,10 @@ def test_where_no_bridge_can_be_made_the_container_runs_and_it_is_said():
 
 
 def test_where_the_kernel_refuses_the_bridge_nothing_of_it_is_left(monkeypatch, capsys):
-    def refuse(known):
-        raise Unsupported("this machine can't have a bridge: injected")
+    def refuse(command, lines):
+        raise LabError("injected")
 
-    monkeypatch.setattr(bridge, "_make_bridge", refuse)
+    monkeypatch.setattr(bridge, "tool", refuse)
     with Container("busybox", "true", network="auto").start() as box:
         assert bridge.all_networks() == [] and box.wait(30) == 0
     assert "injected" in capsys.readouterr().err
