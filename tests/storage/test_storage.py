@@ -397,20 +397,21 @@ def test_pool_that_someone_is_in_survives_a_clean(needs_btrfs, image):
 
 
 def test_one_byte_written_to_a_large_file_costs_btrfs_a_block_and_not_the_file(needs_btrfs, image):
-    with btrfs.kept_open():
-        place = btrfs.pool() / "containers/by-hand"
-        btrfs.create(place)
+    driver = roots.driver("btrfs")
+    place = Path(driver.prepare(image, "test-big").merged)
+    copy = place.with_name("test-copy")
+    try:
         (place / "big").write_bytes(os.urandom(16 << 20))
         os.sync()
         before = free(place)
-        copy = place.with_name("by-hand-2")
         btrfs.snapshot(place, copy)
         with open(copy / "big", "r+b") as file:
             file.write(b"x")
         os.sync()
         assert before - free(place) < 1 << 20
-        for path in (copy, place):
-            btrfs.destroy(path)
+    finally:
+        btrfs.destroy(copy)
+        driver.remove("test-big")
 
 
 def free(path):

@@ -10,13 +10,11 @@ makes a sparse file, a btrfs in it, and mounts it by a loop device: the *pool*. 
 container that leaves takes the pool away. See btrfs-subvolume(8), ioctl_btrfs(2).
 """
 
-import contextlib
 import fcntl
 import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,21 +137,6 @@ def give_back(path: str) -> None:
     """Remove the pool if nobody is in it; else its last container will. The ledger's kind `pool`."""
     with state.lock("btrfs"):
         _close_if_last()
-
-
-@contextlib.contextmanager
-def kept_open() -> Iterator[None]:
-    """Keep the pool for the block, though its last container leaves: the next one starts sooner."""
-    with state.lock("btrfs"):
-        open_pool()
-        holder = pool() / "containers" / f"kept-{state.new_id()}"
-        holder.mkdir()
-    try:
-        yield
-    finally:
-        with state.lock("btrfs"):
-            holder.rmdir()
-            _close_if_last()
 
 
 def _make_base(rootfs: flat.FlatRootfs) -> None:
