@@ -1,14 +1,17 @@
 """What other processes know of a container: one folder in /run for each, and one file for each name.
 
     /run/labkit/containers/ID/state.json    what it is, its pid, how it ended
-    /run/labkit/containers/ID/log           what it printed
+    /run/labkit/containers/ID/exit          its exit status, once it has one
+    /run/labkit/containers/ID/log           what it printed, see output
     /run/labkit/names/NAME                  holds its ID
 
 `lab ps` in another terminal reads these and asks nobody. Who was first is decided by
 the kernel: mkdir(2) fails for the second who wants an id, a lock covers the names.
 """
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 
 from labkit.ground import ledger, state
 from labkit.ground.errors import InUse, NotFound
@@ -28,6 +31,8 @@ def claim_id(number):
     except FileExistsError:
         ledger.strike(entry)
         raise InUse(f"there is a container {number} already") from None
+    # As long as it will ever be: in a file that is there, a full disk takes a number too.
+    state.write_atomic(path / "exit", _EXIT % b"", sync=False)
 
 
 def claim_name(name, number):
@@ -49,12 +54,44 @@ def read(number):
     record = state.read_json(folder(number) / "state.json") if folder(number).exists() else None
     if record is None:
         raise NotFound(f"the container {number} is gone")
+    if record["status"] == "running":
+        # The disk may have been too full for a whole new record.
+        with contextlib.suppress(NotFound), ending(number) as told:
+            record |= {} if (code := told()) is None else {"status": "exited", "code": code}
     return record
 
 
 def write(number, record):
     """Write down what is known of a container, whole or not at all."""
     state.write_json(folder(number) / "state.json", record, sync=False)
+
+
+_EXIT = b"%4s\n"
+
+
+def tell_end(number: str, code: int) -> None:
+    """Write down the exit status, for who has `ending` open: last of all, what follows is its removal."""
+    with contextlib.suppress(OSError), open(folder(number) / "exit", "r+b", 0) as file:
+        file.write(_EXIT % str(code).encode())
+
+
+@contextlib.contextmanager
+def ending(number: str) -> Iterator[Callable[[], int | None]]:
+    """Give a function that returns a container's exit status, None as yet; it knows it although the container is gone.
+
+    Raises NotFound if there is no such container.
+    """
+    try:
+        file = open(folder(number) / "exit", "rb", 0)  # noqa: SIM115 - held below
+    except OSError:
+        raise NotFound(f"the container {number} is gone") from None
+
+    def code() -> int | None:
+        text = os.pread(file.fileno(), 8, 0).strip()
+        return int(text) if text.isdigit() else None
+
+    with file:
+        yield code
 
 
 def ids():

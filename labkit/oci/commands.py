@@ -143,7 +143,7 @@ def _run(options):
 def _in_front(spawned, wakeup):
     """Be in front of a process until it ends: its terminal, if it has one, and signals; return its status."""
     if spawned.terminal is not None:
-        attach.foreground(spawned, None, None, True, lambda: None)
+        attach.foreground(spawned, [None] * 3, [None] * 2, True, lambda: None, wakeup)
     else:
         attach.pump_signals(spawned, wakeup)
     return spawner.reap(spawned.pidfd)
