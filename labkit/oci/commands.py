@@ -25,7 +25,7 @@ import sys
 import time
 
 from labkit.container import attach, spawner
-from labkit.ground import state
+from labkit.ground import named_file, state
 from labkit.ground.errors import BadValue, CommandError, LabError, NotFound, Unsupported, from_oserror
 from labkit.oci import bundle, lifecycle, resources, terms
 
@@ -115,7 +115,8 @@ def _made(options, box, survives):
 
 def _write_pid(options, spawned):
     if options.pid_file:
-        state.write_atomic(options.pid_file, str(spawned.pid), 0o644, sync=False)
+        with named_file.writing(options.pid_file) as file:
+            file.write(str(spawned.pid).encode())
 
 
 def _start(options):
