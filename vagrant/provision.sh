@@ -13,6 +13,7 @@ fail() {
 
 # ---- is it a guest that can do it? ------------------------------------------
 
+# shellcheck disable=SC1091
 . /etc/os-release
 command -v apt-get >/dev/null || fail \
     "this box is $PRETTY_NAME, and the lab is made for Debian 12 and Ubuntu 24.04 or newer" \
@@ -41,8 +42,10 @@ if ! command -v docker >/dev/null; then
     say "Docker, from Debian's packages"
     dpkg --configure -a
     apt-get update -q || say "the package lists could not be renewed, trying the old ones"
+    # Debian 13 has the client in a package of its own. Without it this would be done anew at each `vagrant up`.
+    client=$(apt-cache show docker-cli >/dev/null 2>&1 && echo docker-cli) || client=
     # shellcheck disable=SC2086
-    apt-get install -qy --no-install-recommends $lock docker.io iptables apparmor ca-certificates || fail \
+    apt-get install -qy --no-install-recommends $lock docker.io $client iptables apparmor ca-certificates || fail \
         "Docker could not be installed" \
         "check that this machine reaches Debian's packages; \`vagrant up\` then goes on from here"
 fi

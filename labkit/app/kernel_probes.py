@@ -51,7 +51,7 @@ for _kind, (_flag, _) in namespaces.KINDS.items():
 
 
 @probe("unprivileged user namespace", "namespace", "11: no container without root")
-def _unprivileged():
+def _probe_unprivileged():
     def work():
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)
@@ -93,7 +93,7 @@ def _overlay(options, extra_flags=0, function=lambda folder: ""):
     "06, 07, 08, 12: no shared layers; full copies (the vfs driver) instead",
     vital=True,
 )
-def _():
+def _probe_overlay():
     def write(folder):
         Path(folder, "merged", "file").write_text("above")
         return f"below {state.lib_dir()}" if Path(folder, "lower", "file").read_text() == "below" else ""
@@ -102,12 +102,12 @@ def _():
 
 
 @probe("overlay in a user namespace", "filesystem", "08, 11: no layers for a container without root")
-def _():
+def _probe_overlay_in_a_user_namespace():
     return _overlay(",userxattr", syscalls.CLONE_NEWUSER)
 
 
 @probe("overlay metacopy", "filesystem", "07: chmod copies the whole file up")
-def _():
+def _probe_overlay_metacopy():
     def chmod(folder):
         os.chmod(Path(folder, "merged", "file"), 0o600)
         os.getxattr(Path(folder, "upper", "file"), "trusted.overlay.metacopy")
@@ -117,7 +117,7 @@ def _():
 
 
 @probe("fuse", "filesystem", "08: no fuse-overlayfs")
-def _():
+def _probe_fuse():
     os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
 
 
@@ -135,7 +135,7 @@ probe("xfs", "filesystem", "08: no comparison with xfs", look=functools.partial(
 
 
 @probe("loop devices", "filesystem", "05, 08: no disk of its own for a limit or a driver")
-def _():
+def _probe_loop_devices():
     os.close(os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC))
 
 
@@ -143,12 +143,12 @@ def _():
 
 
 @probe("openat2", "syscall", "03: a path can be led out of a root by a link while it is walked")
-def _():
+def _probe_openat2():
     os.close(syscalls.openat2(syscalls.AT_FDCWD, "/", os.O_PATH, resolve=syscalls.RESOLVE_IN_ROOT))
 
 
 @probe("mount_setattr", "syscall", "03: a tree of mounts can't be made read-only at once")
-def _():
+def _probe_mount_setattr():
     def work():
         syscalls.mount_setattr(syscalls.AT_FDCWD, "/", syscalls.AT_RECURSIVE, attr_set=syscalls.MOUNT_ATTR_NOSUID)
 
@@ -156,7 +156,7 @@ def _():
 
 
 @probe("fsconfig", "syscall", "03, 07: no mount by file descriptor, few layers at a time")
-def _():
+def _probe_fsconfig():
     def work():
         fd = syscalls.fsopen("tmpfs")
         syscalls.fsconfig(fd, syscalls.FSCONFIG_CMD_CREATE)
@@ -167,7 +167,7 @@ def _():
 
 
 @probe("pidfd", "syscall", "02: a signal may reach a stranger who got the number", vital=True)
-def _():
+def _probe_pidfd():
     fd = os.pidfd_open(os.getpid())
     try:
         syscalls.pidfd_send_signal(fd, 0)
@@ -176,7 +176,7 @@ def _():
 
 
 @probe("seccomp", "syscall", "11: no syscall can be forbidden")
-def _():
+def _probe_seccomp():
     try:
         # A filter of None: a kernel with filters looks for it (EFAULT), one without does not.
         in_child(syscalls.prctl, 22, 2)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
@@ -186,7 +186,7 @@ def _():
 
 
 @probe("all capabilities", "syscall", "11: what is missing can't be shown, nor given to a container")
-def _():
+def _probe_all_capabilities():
     missing = security.names(~proc.process(os.getpid()).cap_bnd & (1 << security.last_capability() + 1) - 1)
     if missing:
         raise Unsupported("the bounding set lacks " + " ".join(missing))
@@ -219,7 +219,7 @@ for _name, _lost, *_commands in (
 
 
 @probe("packet forwarding", "network", "10: containers reach each other and this machine, not the world")
-def _():
+def _probe_packet_forwarding():
     from labkit.network import bridge
 
     if not bridge.can_reach_the_world():
@@ -232,7 +232,7 @@ def _():
     "11, 12: no syscall can be forbidden, and no container starts with the default filter",
     vital=True,
 )
-def _():
+def _probe_libseccomp():
     from labkit.isolation import seccomp
 
     return f"knows {len(seccomp.known())} syscalls"

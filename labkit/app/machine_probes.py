@@ -33,9 +33,9 @@ for _name, _lost in {
     "io": "05: no limit on disk traffic",
 }.items():
     probe(f"cgroup {_name}", "cgroup", _lost, vital=_name == "cpu", look=functools.partial(_controller, _name))
-    for _version in (1, 2):
+    for _number in (1, 2):
         # For tests and chapters to ask by name; no line in the table.
-        probe(f"cgroup v{_version} {_name}", "", _lost, look=functools.partial(_controller, _name, _version))
+        probe(f"cgroup v{_number} {_name}", "", _lost, look=functools.partial(_controller, _name, _number))
 
 
 def _in_v2_cgroup(function):
@@ -52,7 +52,7 @@ def _in_v2_cgroup(function):
 
 
 @probe("cgroup v2", "cgroup", "04: only v1's hierarchies can be shown")
-def _():
+def _probe_cgroup_v2():
     tree = hierarchies.unified()
     if tree is None:
         raise Unsupported("no cgroup v2 tree is mounted")
@@ -60,7 +60,7 @@ def _():
 
 
 @probe("cgroup v1", "cgroup", "04: only v2's one tree can be shown")
-def _():
+def _probe_cgroup_v1():
     trees = [tree for tree in hierarchies.hierarchies() if tree.version == 1]
     if not trees:
         raise Unsupported("no cgroup v1 hierarchy is mounted: this machine has left it behind")
@@ -68,12 +68,12 @@ def _():
 
 
 @probe("cgroup.kill", "cgroup", "02, 05: processes are killed one by one")
-def _():
+def _probe_cgroup_kill():
     _in_v2_cgroup(lambda folder: (folder / "cgroup.kill").write_text("1"))
 
 
 @probe("freeze", "cgroup", "05: no container stands still")
-def _():
+def _probe_freeze():
     try:
         return f"freezer, {_controller('freezer')}"
     except LabError:
@@ -81,7 +81,7 @@ def _():
 
 
 @probe("clone3 into a cgroup", "cgroup", "04: a child is moved into its cgroup after its birth")
-def _():
+def _probe_clone3_into_a_cgroup():
     def born_inside(folder):
         fd = os.open(folder, os.O_DIRECTORY | os.O_CLOEXEC)
         pid, _ = syscalls.clone3(0, signal.SIGCHLD, fd)
@@ -93,12 +93,12 @@ def _():
 
 
 @probe("PSI", "cgroup", "05: no pressure figures")
-def _():
+def _probe_psi():
     return "CPU: " + Path("/proc/pressure/cpu").read_text().splitlines()[0]
 
 
 @probe("swap", "cgroup", "05: memory over the limit can't go to disk")
-def _():
+def _probe_swap():
     areas = Path("/proc/swaps").read_text().splitlines()[1:]
     if not areas:
         raise Unsupported("/proc/swaps lists none")
@@ -109,7 +109,7 @@ def _():
 
 
 @probe("KVM", "machine", "00: a virtual machine is emulated, and slow")
-def _():
+def _probe_kvm():
     fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     try:
         return f"API {fcntl.ioctl(fd, 0xAE00)}"  # KVM_GET_API_VERSION
@@ -118,7 +118,7 @@ def _():
 
 
 @probe("two CPUs", "machine", "04: no choice of CPUs to show")
-def _():
+def _probe_two_cpus():
     number = len(os.sched_getaffinity(0))
     if number < 2:
         raise Unsupported("there is 1")
@@ -126,7 +126,7 @@ def _():
 
 
 @probe("1 GB of memory", "machine", "05, 07: containers may be killed for want of it")
-def _():
+def _probe_1_gb_of_memory():
     total = int(re.search(r"MemTotal:\s+(\d+)", proc.read("/proc/meminfo"))[1]) // 1024
     if total < 900:
         raise Unsupported(f"there are {total} MB")
@@ -143,7 +143,7 @@ def _version(*command):
 
 
 @probe("busybox", "tool", "02, 12: no base image without a network", vital=True)
-def _():
+def _probe_busybox():
     binary = shutil.which("busybox")
     if not binary:
         raise Unsupported("no command busybox")

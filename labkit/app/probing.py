@@ -8,9 +8,10 @@ error says why. The numbers in front of what is lost are the chapters'.
 import subprocess
 from dataclasses import dataclass
 
+from labkit.ground import packages
 from labkit.ground.errors import Unsupported, from_oserror
 
-PROBES = {}
+PROBES: dict[str, "Probe"] = {}
 PATIENCE = 20  # seconds for one command
 
 
@@ -46,7 +47,7 @@ def run(*command, **options):
             **options,
         )
     except FileNotFoundError:
-        raise Unsupported(f"no command {command[0]}") from None
+        raise Unsupported(f"no command {command[0]} ({packages.advice(command[0])})") from None
     except OSError as error:
         raise from_oserror(error, f"running {command[0]}") from None
     except subprocess.TimeoutExpired:

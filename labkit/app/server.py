@@ -247,7 +247,10 @@ def _lab_on_path():
 
 
 def _wait_until_up(process, record, patience=900):
-    """Return when it answers. The patience is that of an emulated and busy machine; one that has ended is not waited for."""
+    """Return when it answers.
+
+    The patience is that of an emulated and busy machine; one that has ended is not waited for.
+    """
     deadline = time.monotonic() + patience
     while not answers(record):
         if process.poll() is not None or time.monotonic() > deadline:

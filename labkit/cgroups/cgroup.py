@@ -243,7 +243,10 @@ class Cgroup:
         return cgroupfs.members(self._paths())
 
     def into_fd(self):
-        """Return an fd of its v2 folder for clone3's CLONE_INTO_CGROUP, or None without a v2 tree. The caller closes it."""
+        """Return an fd of its v2 folder for clone3's CLONE_INTO_CGROUP, or None without a v2 tree.
+
+        The caller closes it.
+        """
         folder = self._v2()
         return os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if folder else None
 

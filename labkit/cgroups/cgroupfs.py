@@ -84,7 +84,8 @@ def folder_at(path, tree=None):
 def make_folder(tree, path):
     """Make `path`, and the marked folder above it if need be; return it as V1 or V2.
 
-    On v2 the controllers are handed down to it. The folder above is shared, and whoever empties it removes it. It may go
+    On v2 the controllers are handed down to it. The folder above is shared, and whoever empties it removes it. It may
+    go
     between the two mkdirs, so a missing parent means: again.
     """
     for _ in range(_ATTEMPTS):
@@ -110,7 +111,7 @@ def make_folder(tree, path):
 
 
 def place(tree, path):
-    """Return where a cgroup path leads in a tree: from its root, or relative to this process. Raise BadValue for `..`."""
+    """Return where a cgroup path leads in a tree, from its root or from this process. Raise BadValue for `..`."""
     if ".." in Path(path).parts:
         raise BadValue(f"cgroup path {path!r} has `..` in it")
     return (tree.mount if str(path).startswith("/") else tree.own) / str(path).lstrip("/")

@@ -118,9 +118,6 @@ def _become(job, channel, stdio):
     # Until exec this process is labkit with the host's power in the container's pid
     # namespace: nobody there may trace it or open its /proc/PID/exe and fds.
     if "user" in job.namespaces and not job.paths:
-        # Still the one who made it, to the files outside; the container's root is nobody there.
-        if job.plan:
-            job = replace(job, plan=job.plan.gathered())
         joining.become_root_inside()
     sc.prctl(sc.PR_SET_DUMPABLE, 0)
     if job.join is not None:

@@ -25,7 +25,7 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from labkit.container import launch
 from labkit.ground import proc, state
@@ -48,9 +48,16 @@ def spawn(job, stdio, at_hooks=None, enter=None):
 
     With a gate in the job it returns when the process waits there. `at_hooks` is
     called with the pid at the moment of the hooks, before pivot_root; `enter` before
-    anything else, to move the process to its cgroup in some other way. Raises what stopped it, CommandError if only the last step, exec, failed. The
-    caller must have one thread. See clone3(2).
+    anything else, to move the process to its cgroup in some other way. Raises what stopped it,
+    CommandError if only the last step, exec, failed. The caller must have one thread. See clone3(2).
     """
+    if job.plan and "user" in (*job.namespaces, *(kind for kind, _ in job.paths)):
+        with job.plan.gathered() as plan:
+            return _spawn(replace(job, plan=plan), stdio, at_hooks, enter)
+    return _spawn(job, stdio, at_hooks, enter)
+
+
+def _spawn(job, stdio, at_hooks, enter):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     into = None
     spawned = None
@@ -225,7 +232,8 @@ class Helper:
 
     def __init__(self):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        code = f"import sys; sys.path.insert(0, {str(state.REPO)!r}); from labkit.container import spawner; spawner.serve({theirs.fileno()})"
+        code = f"import sys; sys.path.insert(0, {str(state.REPO)!r}); from labkit.container import spawner; "
+        code += f"spawner.serve({theirs.fileno()})"
         with theirs:
             self.process = subprocess.Popen(
                 # -S -E: nothing of site-packages; a small process forks fast.

@@ -104,8 +104,27 @@ class Spec:
     storage: str = "overlay"
 
     @classmethod
-    def make(cls, image="busybox", command=(), *, limits=None, env=(), volumes=(), cap_add=(), cap_drop=(),
-             security_opt=(), unlocked=(), network="none", publish=(), userns=None, time_offset=None, name=None, hostname=None, workdir=None, **words):  # fmt: skip
+    def make(
+        cls,
+        image="busybox",
+        command=(),
+        *,
+        limits=None,
+        env=(),
+        volumes=(),
+        cap_add=(),
+        cap_drop=(),
+        security_opt=(),
+        unlocked=(),
+        network="none",
+        publish=(),
+        userns=None,
+        time_offset=None,
+        name=None,
+        hostname=None,
+        workdir=None,
+        **words,
+    ):
         """Return the Spec that docker's words mean. Raises BadValue or Unsupported, and changes nothing.
 
         `command` is a list, or a text that is split as a shell would. Words that are
@@ -199,7 +218,7 @@ class Spec:
         )
 
     def environment(self, config, terminal, first=(), last=()):
-        """Return the "NAME=value" of a process in it; of two values the later wins, so the participant's word is last."""
+        """Return the "NAME=value" of a process in it; of two values the later wins: the participant's."""
         words = (PATH, *first, *(("TERM=xterm",) if terminal else ()), *config.env, *self.env, *last)
         values = {}
         for word in words:

@@ -11,4 +11,5 @@ Read in this order:
     named_file  a file that somebody named to write to
     signals     by the names that people give them
     synced      what is there after a power cut
+    packages    which package brings what is not here
 """

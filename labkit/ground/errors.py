@@ -3,6 +3,7 @@
     LabError                a failure labkit understands        exit status 125
      ├─ KernelError         the kernel said no: carries the errno
      ├─ BadValue            a limit, name, path or flag that can't be meant
+     │   └─ Damaged         a file of the lab's own that is not as the lab wrote it
      ├─ NotFound            no such image, container, file
      ├─ InUse               a name is taken, a layer is in use
      ├─ Unsupported         this kernel or machine has no such thing, by name
@@ -97,6 +98,14 @@ class KernelError(LabError):
 
 class BadValue(LabError):
     """A value that can't be meant: nothing was changed."""
+
+
+class Damaged(BadValue):
+    """A file of the lab's own that holds something else than the lab wrote. `path` is the file's."""
+
+    def __init__(self, path: object, why: str) -> None:
+        super().__init__(f"{path} is damaged: {why}", "`lab clean` sets it aside, kept under another name; then again")
+        self.path = str(path)
 
 
 class NotFound(LabError):

@@ -28,6 +28,7 @@ import shutil
 import signal
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from labkit.ground import proc, state, syscalls
@@ -56,11 +57,13 @@ class Entry:
         return boot == proc.boot_id() and proc.is_running(pid, ticks)
 
 
-_UNDOERS = {}  # kind: the function that takes one away
+_UNDOERS: dict[str, Callable] = {}  # kind: the function that takes one away
 
 
 def undoes(kind):
-    """Register the decorated function as what takes a `kind` away: it gets what `write` was told, and is quiet if it is gone.
+    """Register the decorated function as what takes a `kind` away.
+
+    It gets what `write` was told, and is quiet if the thing is gone.
 
     The module that makes a kind of thing holds its undoer too. The entry names that module,
     so that `lab clean`, another process, finds it without a list of all there are.
@@ -96,6 +99,8 @@ def _owner(pid):
 
 def write(kind, owner=None, **what):
     """Write down that a `kind` named by `what` is about to be made; return the Entry."""
+    if kind not in _UNDOERS:
+        raise BadValue(f"nothing that is imported knows how to take a {kind!r} away", "import the module that makes it")
     number = _next_number()
     group = _group.get()
     path = f"{_folder()}/{number:020d}-{os.urandom(4).hex()}.{group}.json"
@@ -199,7 +204,7 @@ def scope(name):
 
 
 def begin(chapter):
-    """Give back what an earlier run of `chapter` left; mark what this process, and those it starts, make from now on as its own."""
+    """Give back what an earlier run of `chapter` left; mark as its own what is made from now on, here or by a child."""
     global _chapter
     _, _, failed = clean(scope=chapter)
     if failed:

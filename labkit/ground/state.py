@@ -12,15 +12,19 @@ the kernel's, so it is gone with the process that held it.
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
 import json
 import os
 import re
+import stat
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from labkit.ground.errors import BadValue, from_oserror
+from labkit.ground.errors import BadValue, Damaged, from_oserror
 
 # The clone that this is: labkit lies in it, beside notebooks, vagrant and tests.
 REPO = Path(__file__).resolve().parents[2]
@@ -56,7 +60,7 @@ def _made(short, default, parts):
     return path
 
 
-_seen = {}  # folders that this process has made or looked at before
+_seen: dict[tuple, Path] = {}  # folders that this process has made or looked at before
 
 
 # The user id of an ordinary user who is root only in a user namespace: see rootless.
@@ -129,24 +133,149 @@ def write_json(path, value, sync=True):
     write_atomic(path, json.dumps(value, sort_keys=True) + "\n", sync=sync)
 
 
-def read_json(path):
-    """Return the JSON at `path`, or None if there is no such file."""
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file of state: where such files are, and what is in them if nobody damaged them.
+
+    A shape is a type, several (`int | None`), a pattern for a text, [shape] for a list,
+    {str: shape} for an object of such, {"key": shape, …} for one that has these keys.
+    """
+
+    place: str  # below the root, a glob
+    shape: object = object  # as such: any ordinary file
+
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_USER = {"address": str, "names": [str], "ports": [list]}
+_PROCESS = [int | str]  # number, start ticks, boot id
+
+CONTAINER = Kind(
+    "run/containers/*/state.json",
+    {"id": str, "status": str, "created": int | float, "keeper": _PROCESS, "spec": dict, "config": dict},
+)
+NAME = Kind("run/names/*", re.compile("[0-9a-f]{12}"))
+NETWORK = Kind(
+    "run/networks/*.json", {"bridge": str, "subnet": str, "subnet6": str | None, "users": {str: _USER}}
+)
+ENTRY = Kind(
+    "run/ledger/*.json",
+    {"number": int, "kind": str, "what": dict, "owner": _PROCESS, "group": str, "scope": str, "undoer": str},
+)
+LOCK = Kind("run/locks/*")
+SERVER = Kind("run/jupyter/server.json", {"host": str, "port": int, "token": str, "pid": int, "ticks": int})
+ROOTFS = Kind("lib/containers/*/rootfs.json", {"layers": [str], "diff_ids": [str], "userxattr": bool})
+INDEX = Kind("lib/images/index.json", {"manifests": [{"digest": _DIGEST}]})
+CACHED = Kind("lib/build-cache/*.json", {"layer": list | None})
+KINDS = (CONTAINER, NAME, NETWORK, ENTRY, LOCK, SERVER, ROOTFS, INDEX, CACHED)
+
+
+def read_json(path: str | os.PathLike[str], kind: Kind | None = None) -> Any:
+    """Return the JSON at `path`, None if there is no such file. Raises Damaged if it is not one of its kind."""
+    data = read_plain(path)
+    if data is None:
+        return None
     try:
-        with open(path) as file:
-            return json.load(file)
-    except FileNotFoundError:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise Damaged(path, "it is not JSON" if data else "it is empty") from None
+    if kind and (wrong := _misfit(value, kind.shape)):
+        raise Damaged(path, wrong)
+    return value
+
+
+def read_name(path: str | os.PathLike[str]) -> str | None:
+    """Return the container's id in a file of names, None if there is no such file. Raises Damaged."""
+    data = read_plain(path)
+    if data is None:
+        return None
+    text = data.decode(errors="replace")
+    if wrong := _misfit(text, NAME.shape):
+        raise Damaged(path, wrong)
+    return text
+
+
+def read_plain(path: str | os.PathLike[str]) -> bytes | None:
+    """Return the bytes of an ordinary file, None if there is none. Raises Damaged for a folder, a pipe, a device."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                with open(fd, "rb", closefd=False) as file:
+                    return file.read()
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise from_oserror(error, f"reading {path}") from None
-    except ValueError:
-        raise BadValue(f"{path} is not JSON", "it is damaged: `lab clean` removes it") from None
+        if error.errno not in (errno.ENXIO, errno.ELOOP):  # a socket, a link to itself
+            raise from_oserror(error, f"reading {path}") from None
+    raise Damaged(path, "it is no ordinary file")
+
+
+def _misfit(value: object, shape: Any) -> str:
+    """Return what is wrong with a value, an empty text if it fits the shape."""
+    if isinstance(shape, re.Pattern):
+        return "" if isinstance(value, str) and shape.fullmatch(value) else f"it has {str(value)[:60]!r}"
+    if isinstance(shape, list):
+        parts = value if isinstance(value, list) else [None]
+        return next(filter(None, (_misfit(part, shape[0]) for part in parts)), "")
+    if not isinstance(shape, dict):
+        return "" if isinstance(value, shape) else f"it has {str(value)[:60]!r}"
+    if not isinstance(value, dict):
+        return f"it holds {str(value)[:60]!r} and no object"
+    if str in shape:
+        return next(filter(None, (_misfit(part, shape[str]) for part in value.values())), "")
+    for key, wanted in shape.items():
+        if key not in value or (wrong := _misfit(value[key], wanted)):
+            return f"{key!r}: {wrong}" if key in value else f"it has no {key!r}"
+    return ""
+
+
+def damaged() -> list[Damaged]:
+    """Return what is wrong with each file of state that is damaged."""
+    found = []
+    for kind in KINDS:
+        top, _, pattern = kind.place.partition("/")
+        for path in sorted((run_dir() if top == "run" else lib_dir()).glob(pattern)):
+            try:
+                if path.name.startswith("."):
+                    continue  # just being written
+                if kind in (LOCK, NAME):
+                    read_name(path) if kind is NAME else read_plain(path)
+                else:
+                    read_json(path, kind)
+            except Damaged as error:
+                found.append(error)
+    return found
+
+
+def set_aside(error: Damaged) -> str:
+    """Put a damaged file where nobody reads it, and return where; what it was can still be looked at."""
+    top = next(folder for folder in (run_dir(), lib_dir()) if error.path.startswith(f"{folder}/"))
+    aside = _made_below(top) / f"{os.path.relpath(error.path, top).replace('/', '-')}.{new_id()}"
+    try:
+        os.rename(error.path, aside)
+    except OSError as refusal:
+        raise from_oserror(refusal, f"setting aside {error.path}") from None
+    return str(aside)
+
+
+def _made_below(top: Path) -> Path:
+    folder = top / "damaged"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 @contextlib.contextmanager
 def lock(name, shared=False):
     """Hold the lock `name` until the block ends. See flock(2): it dies with its holder."""
     path = run_dir("locks") / name
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except IsADirectoryError:
+        raise Damaged(path, "it is no ordinary file") from None
+    except OSError as error:
+        raise from_oserror(error, f"locking {path}") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield

@@ -15,7 +15,7 @@ refused. See mount(8), and "Mounts" in the runtime specification.
 
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import BadValue, KernelError, Unsupported, from_oserror
@@ -127,6 +127,7 @@ class Mount:
     target: str
     options: Options = Options()
     words: tuple = ()
+    tree: int | None = None  # a bind's source as an fd, if it was taken before
 
     def describe(self):
         what = f"bind {self.source}" if self.options.bind else f"mount {self.kind}"
@@ -134,7 +135,9 @@ class Mount:
 
     def execute(self, root):
         options = self.options
-        tree = self._bound() if options.bind else self._new()
+        tree = self.tree
+        if tree is None:
+            tree = self._bound() if options.bind else self._new()
         try:
             _set(tree, options.attrs, options.atime, 0)
             _set(tree, options.below, None, sc.AT_RECURSIVE)
@@ -159,6 +162,10 @@ class Mount:
         finally:
             os.close(target)
             os.close(tree)
+
+    def gathered(self):
+        """Return the step with its source already taken, if it has one."""
+        return replace(self, tree=self._bound()) if self.options.bind else self
 
     def _bound(self):
         whole = sc.AT_RECURSIVE if self.options.recursive else 0

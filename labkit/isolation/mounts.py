@@ -16,6 +16,7 @@ an fd that no link can lead out of the root, and the mount is attached to that f
 move_mount(2). See mount_namespaces(7), pivot_root(2).
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -114,7 +115,8 @@ class Overlay:
     attrs: int = NODEV
 
     def describe(self):
-        return f"mount overlay of {len(self.lowerdirs)} lowerdir(s) and a writable upperdir as the root{_options(self.attrs)}"
+        layers = f"{len(self.lowerdirs)} lowerdir(s) and a writable upperdir"
+        return f"mount overlay of {layers} as the root{_options(self.attrs)}"
 
     def resolved(self):
         """Return the same with the folders' own paths."""
@@ -365,9 +367,21 @@ class Plan:
             ),
         )
 
+    @contextlib.contextmanager
     def gathered(self):
-        """Return the plan with the sources of its binds taken, by the power that the caller has now. See `launch`."""
-        return replace(self, steps=tuple(step.gathered() if isinstance(step, Bind) else step for step in self.steps))
+        """Yield the plan with the sources of its binds taken, by the power that the caller has.
+
+        A process in a user namespace of its own has none over the folders that lead to them.
+        """
+        with contextlib.ExitStack() as stack:
+            steps = []
+            for step in self.steps:
+                if hasattr(step, "gathered"):
+                    step = step.gathered()
+                    if step.tree is not None:
+                        stack.callback(os.close, step.tree)
+                steps.append(step)
+            yield replace(self, steps=tuple(steps))
 
     def describe(self):
         """Return one line a step."""

@@ -15,6 +15,7 @@ See namespaces(7), and one page a kind: mount_namespaces(7), pid_namespaces(7) â
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from labkit.ground import ledger, proc, state, syscalls
 from labkit.ground.child import in_child
-from labkit.ground.errors import BadValue, KernelError, NotFound, from_oserror
+from labkit.ground.errors import BadValue, KernelError, NotFound, Unsupported, from_oserror
 
 # kind: the flag, and what a process in a new one no longer shares
 KINDS = {
@@ -86,7 +87,16 @@ def pin(pid, kind):
         # that would spread into it.
         syscalls.mount(folder, folder, None, syscalls.MS_BIND)
         syscalls.mount(None, folder, None, syscalls.MS_PRIVATE)
-        syscalls.mount(f"/proc/{pid}/ns/{kind}", path, None, syscalls.MS_BIND)
+        try:
+            syscalls.mount(f"/proc/{pid}/ns/{kind}", path, None, syscalls.MS_BIND)
+        except KernelError as error:
+            if kind != "mnt" or error.errno != errno.EINVAL:
+                raise
+            # Or two could hold each other for ever. Since Linux 6.18 each CPU numbers those it makes by itself.
+            raise Unsupported(
+                f"the kernel counts the mount namespace of process {pid} as older than the one it would be pinned in",
+                "pin it from a process of the host's own mount namespace",
+            ) from None
 
     with ledger.made("folder", path=str(folder)), ledger.made("mount", target=str(folder)):
         folder.mkdir(0o700)

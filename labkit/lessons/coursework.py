@@ -165,7 +165,10 @@ def _digest(path):
 
 
 def _work(copy):
-    """Return a digest of what a person did in a notebook: its texts and outputs. JupyterLab changes the rest by opening it."""
+    """Return a digest of what a person did in a notebook: its texts and outputs.
+
+    JupyterLab changes the rest by opening it.
+    """
     try:
         cells = state.read_json(copy)["cells"]
         work = [(cell["cell_type"], "".join(cell["source"]), cell.get("outputs")) for cell in cells]
@@ -289,10 +292,12 @@ class Progress:
                 f'<progress value="{passed}" max="{total}"></progress> {passed} of {total}' if total else "no exercises"
             )
             rows.append(
-                f'<tr><td>{chapter.number}</td><td style="text-align:left"><a href="{chapter.file}">{chapter.title}</a></td>'
+                f"<tr><td>{chapter.number}</td>"
+                f'<td style="text-align:left"><a href="{chapter.file}">{chapter.title}</a></td>'
                 f'<td style="text-align:left">{meter}</td></tr>'
             )
-        head = "<tr><th></th><th style='text-align:left'>chapter</th><th style='text-align:left'>exercises passed</th></tr>"
+        left = "<th style='text-align:left'>"
+        head = f"<tr><th></th>{left}chapter</th>{left}exercises passed</th></tr>"
         return f"<table>{head}{''.join(rows)}</table>"
 
 

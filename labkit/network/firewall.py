@@ -35,7 +35,7 @@ class Port:
 
     @classmethod
     def parse(cls, text):
-        """Return the Port of docker's `[ADDRESS:]HOST:CONTAINER[/udp]`; without ADDRESS it is the loopback's. Raises BadValue."""
+        """Return the Port of docker's `[ADDRESS:]HOST:CONTAINER[/udp]`, else on the loopback. Raises BadValue."""
         ports, slash, protocol = str(text).partition("/")
         *address, host, container = ports.rsplit(":", 2) if ports.count(":") else ("", "")
         address = address[0] if address else "127.0.0.1"

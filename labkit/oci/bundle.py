@@ -43,7 +43,8 @@ KINDS = {
 _KNOWN = {
     "": "ociVersion root process hostname domainname mounts hooks annotations linux",
     "root": "path readonly",
-    "process": "terminal consoleSize user args env cwd capabilities rlimits noNewPrivileges apparmorProfile oomScoreAdj",
+    "process": "terminal consoleSize user args env cwd capabilities rlimits noNewPrivileges apparmorProfile "
+    "oomScoreAdj",
     "process.user": "uid gid umask additionalGids",
     "linux": "uidMappings gidMappings sysctl resources cgroupsPath namespaces devices seccomp rootfsPropagation "
     "maskedPaths readonlyPaths timeOffsets",

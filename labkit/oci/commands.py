@@ -29,7 +29,9 @@ from labkit.ground import named_file, state
 from labkit.ground.errors import BadValue, CommandError, LabError, NotFound, Unsupported, from_oserror
 from labkit.oci import bundle, lifecycle, resources, terms
 
-_COMMANDS = "create start run state kill delete exec ps list pause resume update features spec checkpoint restore events".split()
+_COMMANDS = (
+    "create start run state kill delete exec ps list pause resume update features spec checkpoint restore events"
+).split()
 # What runc can and labkit can't: refused by name, with why.
 _NOT_HERE = {
     "checkpoint": "to freeze a container to disk needs CRIU",

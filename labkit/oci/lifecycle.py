@@ -140,9 +140,14 @@ class Box:
             resources.apply(group)
         with bundles.shaped():
             job = bundles.job(
-                bundle, group, self.state(status="creating"), gate=str(self.folder), survives=survives, keep_fds=keep_fds,
+                bundle,
+                group,
+                self.state(status="creating"),
+                gate=str(self.folder),
+                survives=survives,
+                keep_fds=keep_fds,
                 **({} if unit else _into(group)),
-            )  # fmt: skip
+            )
         if not new_keyring:
             job = _unlock(job, "keyring")
         _give_stdio_to(bundle.owner())

@@ -61,12 +61,17 @@ class Unit:
 def stop(name):
     """Have systemd forget a scope; fine if it has already, as it does some time after the last process."""
     subprocess.run(
-        ["busctl", "call", *_MANAGER, "StopUnit", "ss", name, "replace"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )  # fmt: skip
+        ["busctl", "call", *_MANAGER, "StopUnit", "ss", name, "replace"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def unit(place, number):
-    """Return the Unit of a `slice:prefix:name`. Raise Unsupported where systemd does not rule, BadValue for another form."""
+    """Return the Unit of a `slice:prefix:name`.
+
+    Raise Unsupported where systemd does not rule, BadValue for another form.
+    """
     if not os.path.isdir("/run/systemd/system") or not shutil.which("busctl"):
         raise Unsupported(
             "--systemd-cgroup: systemd is not PID 1 here", "the cgroupfs manager: docker's native.cgroupdriver=cgroupfs"

@@ -6,7 +6,6 @@ What it measures is no matter of a test.
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -29,7 +28,7 @@ LINES = """
 
 def bench(*words):
     """Run `lab bench`; return how it ended."""
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    env = os.environ | {"PYTHONPATH": str(state.REPO)}
     return subprocess.run(
         [sys.executable, "-P", "-m", "labkit", "bench", *map(str, words)],
         env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,

@@ -117,7 +117,7 @@ def test_a_childs_exception_is_raised_here_with_its_own_type():
     with pytest.raises(ZeroDivisionError):
         in_child(lambda: 1 / 0)
     with pytest.raises(KernelError, match="ENOENT"):
-        in_child(lambda: open("/no/such/file"))
+        in_child(lambda: os.open("/no/such/file", os.O_RDONLY))
 
 
 def test_a_large_answer_comes_back_whole():

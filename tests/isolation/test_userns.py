@@ -115,9 +115,9 @@ def test_a_filesystem_that_cannot_translate_is_named(tmp_path):
     for folder in folders:
         folder.mkdir()
     step = mounts.Overlay(("/sys/kernel",), *map(str, folders))
-    with Container("busybox", "sleep 60", userns="remap").start() as box:
-        with pytest.raises(Unsupported, match="under the container's ids"):
-            in_child(idmap.root, step, box.pid)
+    refused = pytest.raises(Unsupported, match="under the container's ids")
+    with Container("busybox", "sleep 60", userns="remap").start() as box, refused:
+        in_child(idmap.root, step, box.pid)
 
 
 def test_nothing_is_left_of_the_place_where_the_layers_were_translated():

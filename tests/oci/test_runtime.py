@@ -622,6 +622,30 @@ def test_user_namespace_maps_ids_and_may_join_a_hosts_namespace(box, tmp_path, r
     assert lines[2] == f"net:[{proc.namespace(pid, 'net')}]"
 
 
+@pytest.mark.parametrize("joined", [False, True], ids=["all its own", "beside a network that is joined"])
+def test_what_only_the_host_may_reach_can_be_bound_into_a_user_namespace(tmp_path, request, joined):
+    """Podman 5 keeps /etc/hosts of such a container in a folder that is another user's, and shut to all others."""
+    reachable = Path(tempfile.mkdtemp(prefix=f"{state.label()}-", dir="/tmp"))
+    reachable.chmod(0o755)
+    request.addfinalizer(lambda: shutil.rmtree(reachable))
+    shut = reachable / "shut"
+    shut.mkdir(0o700)
+    (shut / "hosts").write_text("reached")
+    os.chown(shut, 300000, 300000)
+    box = Bundle(tmp_path / "other", make_rootfs(reachable / "rootfs"), "other")
+    mapping = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    box.set("linux.uidMappings", mapping).set("linux.gidMappings", mapping)
+    net = {"type": "network", "path": "/proc/self/ns/net"} if joined else {"type": "network"}
+    kinds = ("mount", "pid", "user", "uts", "ipc")
+    box.config["linux"]["namespaces"] = [*({"type": kind} for kind in kinds), net]
+    box.config["mounts"] = [one for one in box.config["mounts"] if one["type"] not in ("sysfs", "cgroup")]
+    bind = {"destination": "/hosts", "source": str(shut / "hosts"), "options": ["bind", "rprivate"]}
+    box.config["mounts"].append(bind)
+    (reachable / "rootfs" / "hosts").touch()
+    done = box.shell("cat /hosts").run()
+    assert (done.returncode, done.stdout) == (0, "reached"), done.stderr
+
+
 # ---- mounts ----
 
 

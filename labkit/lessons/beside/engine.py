@@ -23,7 +23,7 @@ import tarfile
 import time
 
 from labkit.cgroups import cgroupfs, hierarchies
-from labkit.ground import ledger, proc, state
+from labkit.ground import ledger, packages, proc, state
 from labkit.ground.errors import LabError, Unsupported
 from labkit.images import catalog
 
@@ -36,7 +36,7 @@ def missing():
     if os.geteuid() != 0:
         return "an engine of one's own needs root"
     gone = [name for name in ("dockerd", "docker", "containerd", "runc") if not shutil.which(name, path=_PATH)]
-    return f"no {', '.join(gone)} on this machine" if gone else None
+    return f"no {', '.join(gone)} on this machine ({packages.advice(*gone)})" if gone else None
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def private(images=("busybox",), seconds=60, runtimes=None, default="runc", netw
     Raises Unsupported without Docker, LabError if it doesn't answer in `seconds` or can't run that driver.
     """
     if reason := missing():
-        raise Unsupported(f"no real Docker to compare with: {reason}", "apt-get install docker.io")
+        raise Unsupported(f"no real Docker to compare with: {reason}")
     name = f"engine-{state.new_id()}"
     folder = state.lib_dir("engines") / name
     docker = Engine(folder)

@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from labkit.ground import ledger, proc, state
+from labkit.ground import ledger, packages, proc, state
 from labkit.ground.errors import LabError, Unsupported
 from labkit.isolation import security
 from labkit.lessons.beside import engine
@@ -34,13 +34,13 @@ def missing(program):
     """Return why an engine can't be started here, or None."""
     if os.geteuid() != 0:
         return f"{program} needs root"
-    return None if shutil.which(program) else f"no {program} on this machine"
+    return None if shutil.which(program) else f"no {program} on this machine ({packages.advice(program)})"
 
 
 @contextlib.contextmanager
 def lxc(folder, command):
     """Start `command` by LXC with `folder` as its root; yield its pid. Raises Unsupported without LXC."""
-    _need("lxc-start", "lxc")
+    _need("lxc-start")
     name = f"lxc-{state.new_id()}"
     with _home(name) as home, engine.own_cgroup(name) as places:
         v1 = any(tree.version == 1 and tree.controllers for tree, _ in places)
@@ -64,10 +64,11 @@ def lxc(folder, command):
 @contextlib.contextmanager
 def nspawn(folder, command):
     """Start `command` by systemd-nspawn with `folder` as its root; yield its pid. Raises Unsupported without it."""
-    _need("systemd-nspawn", "systemd-container")
+    _need("systemd-nspawn")
     name = f"nspawn-{state.new_id()}"
     with _home(name) as home, engine.own_cgroup(name) as places:
-        # By itself it takes an image without systemd for an old one, and makes it a v1 tree, which stays until a reboot.
+        # By itself it takes an image without systemd for an old one, and makes it a v1 tree, which stays
+        # until a reboot.
         words = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "UNIFIED_CGROUP_HIERARCHY=1") if _is_pure_v2(places) else ()
         start = [
             "systemd-nspawn",
@@ -87,9 +88,9 @@ def _is_pure_v2(places):
     return all(tree.version == 2 for tree, _ in places)
 
 
-def _need(program, package):
+def _need(program):
     if reason := missing(program):
-        raise Unsupported(f"nothing to compare with: {reason}", f"apt-get install {package}")
+        raise Unsupported(f"nothing to compare with: {reason}")
 
 
 @contextlib.contextmanager
@@ -112,7 +113,10 @@ def _running(start, home, places, environment=(), seconds=20):
     with open(home / "says", "wb") as says:
         process = subprocess.Popen(
             # Their orphans become children of this one, and not of the machine's PID 1.
-            [sys.executable, "-S", "-E", "-c", engine.REAPER, "unshare", "--mount", "--propagation=private", "sh", "-ec", "\n".join(lines)],
+            [
+                *(sys.executable, "-S", "-E", "-c", engine.REAPER),
+                *("unshare", "--mount", "--propagation=private", "sh", "-ec", "\n".join(lines)),
+            ],
             stdin=subprocess.DEVNULL, stdout=says, stderr=says, start_new_session=True,
         )  # fmt: skip
     try:
@@ -153,9 +157,10 @@ def _first_process(starter):
         with contextlib.suppress(LabError, OSError):
             process = proc.process(pid)
             root = os.stat(f"/proc/{pid}/root")
-            if process.nspid[-1] == 1 and len(process.nspid) > 1 and not os.path.samestat(root, os.stat("/")):
-                if process.name not in ("lxc-start", "systemd-nspawn", "(sd-stubinit)"):
-                    return pid
+            first = process.nspid[-1] == 1 and len(process.nspid) > 1
+            started = process.name not in ("lxc-start", "systemd-nspawn", "(sd-stubinit)")
+            if first and started and not os.path.samestat(root, os.stat("/")):
+                return pid
     return None
 
 

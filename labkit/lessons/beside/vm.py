@@ -103,7 +103,7 @@ def _fetch(path):
 
 
 def initramfs():
-    """Return the path of the guest's whole disk: the busybox image's files and an /init, as a compressed cpio archive."""
+    """Return the path of the guest's whole disk: the busybox image's files and an /init, in a compressed cpio."""
     busybox = next((path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path)), None)
     if busybox is None:
         raise Unsupported("no busybox on this machine", "apt-get install busybox-static (`lab up` does)")

@@ -17,7 +17,7 @@ import functools
 from labkit.ground.errors import LabError
 from labkit.lessons import coursework
 
-_failures = {}  # exercise: how often it was tried in vain
+_failures: dict[str, int] = {}  # exercise: how often it was tried in vain
 
 
 class Result:

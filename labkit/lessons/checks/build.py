@@ -78,7 +78,8 @@ def root(box):
         overlay,
         "an overlay is mounted in the box",
         "mount(2): source and type are both `overlay`, the folders go into the options",
-        'options = f"lowerdir={lower},upperdir={upper},workdir={work}", and sc.mount("overlay", root, "overlay", sc.MS_NODEV, options)',
+        'options = f"lowerdir={lower},upperdir={upper},workdir={work}", and '
+        'sc.mount("overlay", root, "overlay", sc.MS_NODEV, options)',
     )
     options = [option.partition("=") for option in overlay.super_options]
     below = {part for name, _, value in options if name.startswith("lowerdir") for part in value.split(":")}
@@ -238,7 +239,8 @@ def power(box):
     yield (
         not more,
         "none of them reaches the host",
-        f"it has {len(more)} too many, among them {', '.join(more[-3:])}: capset(2) sets what is effective and permitted",
+        f"it has {len(more)} too many, among them {', '.join(more[-3:])}: "
+        "capset(2) sets what is effective and permitted",
         "sc.capset(keep, keep, 0)",
     )
     yield (

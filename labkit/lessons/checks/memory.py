@@ -23,7 +23,10 @@ def _until(condition, seconds=15):
 
 
 def _parts(cgroup):
-    """Return (what programs hold, page cache) in bytes. Files in RAM (tmpfs) are no page cache: they can't be given back."""
+    """Return (what programs hold, page cache) in bytes.
+
+    Files in RAM (tmpfs) are no page cache: they can't be given back.
+    """
     stat = flat(cgroup.read("memory.stat"))
     anon, file = ("anon", "file") if cgroup.version("memory") == 2 else ("rss", "cache")
     return stat[anon] + stat["shmem"], stat[file] - stat["shmem"]

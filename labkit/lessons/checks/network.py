@@ -42,7 +42,8 @@ def cabled(left, right):
     one, other = pair[0]
     yield (
         bool(_addresses(one) and _addresses(other)), "both ends have an address",
-        "an end without an address is heard by nobody", "left.ip('address add 10.1.0.1/24 dev cable'), and the other one for right",
+        "an end without an address is heard by nobody",
+        "left.ip('address add 10.1.0.1/24 dev cable'), and the other one for right",
     )  # fmt: skip
     yield (
         "UP" in one["flags"] and "UP" in other["flags"], "both ends are switched on",

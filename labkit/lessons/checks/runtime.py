@@ -69,10 +69,10 @@ def _created(words):
                 f"that is no config any more: {error!r}", "change single places of the example, and no more"
             ) from None
         box = lifecycle.Box(lifecycle.default_root(), f"check-{state.new_id()}")
-        done = subprocess.run(
-            [lifecycle.PROGRAM, "--root", box.root, "create", "--bundle", folder, box.id],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(folder / "said", "w"),
-        )  # fmt: skip
+        create = [lifecycle.PROGRAM, "--root", box.root, "create", "--bundle", folder, box.id]
+        # Into a file: what was created keeps a pipe open for as long as it runs.
+        with open(folder / "said", "w") as said:
+            done = subprocess.run(create, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said)
         if done.returncode:
             raise LabError((folder / "said").read_text().strip().splitlines()[0], "the runtime refuses it by that name")
         try:

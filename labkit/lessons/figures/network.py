@@ -43,8 +43,16 @@ def switchboard(name="bridge"):
         axes.text(middle + 0.03, 2.72, "eth0", fontsize=11, ha="left", va="center")
         _box(axes, place + 0.1, 3.0, 0.8, 0.95, figures.SKY, f"{user['names'][0]}\n{user['address']}")
     axes.axhline(2.3, color=figures.GREY, linestyle=(0, (4, 3)), linewidth=1.2)
-    axes.text(width / 2, 2.3, "each container in a network namespace of its own", ha="center", va="center", color=figures.GREY,
-              fontsize=11, bbox={"facecolor": "white", "edgecolor": "none", "pad": 3})  # fmt: skip
+    axes.text(
+        width / 2,
+        2.3,
+        "each container in a network namespace of its own",
+        ha="center",
+        va="center",
+        color=figures.GREY,
+        fontsize=11,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 3},
+    )
     return figure
 
 

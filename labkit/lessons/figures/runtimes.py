@@ -37,7 +37,7 @@ def beside(traces):
 def times(measured):
     """Draw {label: [seconds]}: every run a dot, the middle one a line."""
     figure, axes = figures.new(9, 0.8 * len(measured) + 1.4)
-    for row, (label, seconds) in enumerate(measured.items()):
+    for row, seconds in enumerate(measured.values()):
         values = sorted(1000 * one for one in seconds)
         middle = values[len(values) // 2]
         axes.plot(values, [row] * len(values), "o", color=RUNTIMES[row % 2], alpha=0.6, markersize=8)

@@ -6,7 +6,7 @@ from labkit.lessons import figures
 
 
 def compare(measured, note=""):
-    """Draw {name: {"seconds": …, "memory": bytes, "disk": bytes}} as three panels of bars, on scales of powers of ten."""
+    """Draw {name: {"seconds": …, "memory": bytes, "disk": bytes}} as three panels of bars, on logarithmic scales."""
     what = (
         ("seconds", "first process after [s]", 1),
         ("memory", "memory held [MB]", 1e-6),
@@ -38,7 +38,7 @@ def _short(value):
 
 
 def stacks(where, guest=None):
-    """Draw what a container and a virtual machine stand on, with the names that this machine gives: `doctor.where()`."""
+    """Draw what a container and a virtual machine stand on, with the names that `doctor.where()` gives."""
     figure, axes = figures.new(11, 4.6)
     figures.blank(axes)
     axes.set(xlim=(0, 12), ylim=(0, 5.4))

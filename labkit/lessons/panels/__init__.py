@@ -24,7 +24,7 @@ from labkit.ground.errors import LabError
 from labkit.lessons.figures import png, values
 
 FRAMES = 3  # pictures a second: one takes about 0.1 s of CPU, which the workload does not get
-_shown = {}  # name: what is on the screen
+_shown: dict = {}  # name: what is on the screen
 
 
 def put(panel):

@@ -24,7 +24,8 @@ _FOLDERS = (figures.SKY, figures.GREEN, figures.PURPLE, figures.YELLOW)
 class Stack(Live):
     """Folders as overlayfs stacks them, read from the folders themselves."""
 
-    _grid, _columns = None, {}
+    _grid = None
+    _columns: dict = {}
 
     def __init__(self, lowers, upper=None, below=".", name="stack"):
         self.folders = [*map(Path, lowers), *([Path(upper)] if upper else [])]

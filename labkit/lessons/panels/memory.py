@@ -25,7 +25,7 @@ MIB = 1 << 20
 class Contained:
     """An idle container that things are started in, and its sampler: what is killed is not PID 1."""
 
-    numbers = ()
+    numbers: tuple[str, ...] = ()
     box = sampler = None
     workers = ()
 

@@ -24,7 +24,7 @@ _COLOURS = {"user": figures.ORANGE, "pid": figures.SKY}
 class Tree(Live):
     """A row a part, moved to the right by its depth, with a bar for what it uses."""
 
-    _rows = {}
+    _rows: dict = {}
 
     def arrange(self, parts):
         """Return a row for each part; what there was is used again."""
@@ -129,7 +129,7 @@ def namespaces(kind="user"):
 class Cgroups(Tree):
     """labkit's cgroups in the tree of one controller, with what each uses."""
 
-    _now = {}  # path: (when, µs of CPU)
+    _now: dict = {}  # path: (when, µs of CPU)
 
     def parts(self):
         """Return the cgroups, each below the one it is in."""

@@ -272,7 +272,8 @@ def _own_limit(unlocked):
     script = (
         "v1=/sys/fs/cgroup/memory$(grep -E '[:,]memory[:,]' /proc/self/cgroup | cut -d: -f3)/memory\n"
         "v2=/sys/fs/cgroup$(grep ^0:: /proc/self/cgroup | cut -d: -f3)/memory.max\n"
-        "for f in $v1.memsw.limit_in_bytes $v1.limit_in_bytes $v2; do [ -e $f ] && echo 1073741824 > $f && cat $f; done 2>/dev/null"
+        "for f in $v1.memsw.limit_in_bytes $v1.limit_in_bytes $v2; do\n"
+        "  [ -e $f ] && echo 1073741824 > $f && cat $f\ndone 2>/dev/null"
     )
     return "gave itself 1 GB in place of 32 MB" * ("1073741824" in sh(script, unlocked, memory="32m"))
 

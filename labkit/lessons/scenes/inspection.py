@@ -15,12 +15,12 @@ PROBE = "cat /proc/self/status; echo ===; cat /proc/self/mountinfo"
 
 # Why labkit's containers and Docker's need not be alike
 DIFFERENCES = {
-    "no_new_privs": "labkit sets it always; Docker only with --security-opt no-new-privileges, since some images use sudo",
+    "no_new_privs": "labkit sets it always; Docker only if told to, since some images use sudo",
     "nodev": "labkit's root opens no device node; Docker leaves that to the devices cgroup alone, labkit has both",
-    "masked": "labkit follows the newest list: /proc/interrupts and power use were added after the side channels of 2023 and 2020",
+    "masked": "labkit follows the newest list: /proc/interrupts and power use are hidden since their side channels",
     "read_only": "labkit's and Docker's lists are the same; a kernel without a file has nothing to make read-only",
     "capabilities": "the fourteen are Docker's own; a machine whose bounding set lacks one can't give it",
-    "seccomp": "both have a filter; labkit forbids 32-bit calls and io_uring too, and answers ENOSYS to what it doesn't know",
+    "seccomp": "both have a filter; labkit forbids 32-bit calls and io_uring too, and answers ENOSYS to the unknown",
 }
 
 

@@ -26,7 +26,7 @@ from labkit.ground import ledger, state
 from labkit.ground.child import in_child
 from labkit.ground.errors import NotFound
 
-ALL = {}
+ALL: dict = {}
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def room(name):
         close_room(room)
 
 
-_keepers = {}
+_keepers: dict = {}
 
 
 def open_room(name):

@@ -14,6 +14,7 @@ It sleeps until an absolute time, so a late sample does not make the next one
 late too. It ends when its parent is gone, or when a file is.
 """
 
+import contextlib
 import os
 import struct
 import sys
@@ -55,10 +56,8 @@ def read_on(parent, rate, out, fds):
 
 def main(arguments):
     parent, rate, out, *fds = arguments
-    try:
+    with contextlib.suppress(OSError):
         os.nice(-10)  # it runs 1 % of the time, but that when it is due
-    except OSError:
-        pass
     if sys.stdin.buffer.read(1) == b"g":  # go: the parent has written us in its ledger
         read_on(int(parent), float(rate), int(out), [_fd_and_most(word) for word in fds])
 

@@ -19,27 +19,52 @@ TAUGHT = {
     **dict.fromkeys(("clone", "clone3", "unshare", "setns", "sethostname", "setdomainname"), "01"),
     **dict.fromkeys(("setuid", "setgid", "setresuid", "setresgid", "setgroups"), "02"),
     **dict.fromkeys(
-        ("mount", "umount2", "pivot_root", "chroot", "mknod", "mknodat", "symlinkat", "openat2", "open_tree", "move_mount",
-         "mount_setattr", "fsopen", "fsconfig", "fsmount", "fchownat"), "03",
+        (
+            "mount",
+            "umount2",
+            "pivot_root",
+            "chroot",
+            "mknod",
+            "mknodat",
+            "symlinkat",
+            "openat2",
+            "open_tree",
+            "move_mount",
+            "mount_setattr",
+            "fsopen",
+            "fsconfig",
+            "fsmount",
+            "fchownat",
+        ),
+        "03",
     ),
     **dict.fromkeys(("mkdir", "mkdirat", "rmdir"), "04"),  # below /sys/fs/cgroup: nothing else is counted
     **dict.fromkeys(("bind",), "10"),
-    **dict.fromkeys(("prctl", "capset", "capget", "seccomp", "keyctl", "setsid", "close_range", "memfd_create", "bpf"), "11"),
+    **dict.fromkeys(
+        ("prctl", "capset", "capget", "seccomp", "keyctl", "setsid", "close_range", "memfd_create", "bpf"), "11"
+    ),
     **dict.fromkeys(("execve", "execveat", "wait4", "waitid"), "12"),
     **dict.fromkeys(("prlimit64", "fchown"), "13"),
-}  # fmt: skip
+}
 TITLES = {
-    "01": "01 What a process may see", "02": "02 PID 1", "03": "03 A root of its own", "04": "04 CPU",
-    "10": "10 Network", "11": "11 Locks", "12": "12 Your own container", "13": "13 Docker runs yours",
-}  # fmt: skip
+    "01": "01 What a process may see",
+    "02": "02 PID 1",
+    "03": "03 A root of its own",
+    "04": "04 CPU",
+    "10": "10 Network",
+    "11": "11 Locks",
+    "12": "12 Your own container",
+    "13": "13 Docker runs yours",
+}
 
 PLUMBING = set(
     # memory
     "brk mmap munmap mprotect mremap madvise mincore "
     # files
     "open openat close read write pread64 pwrite64 readv writev lseek stat fstat lstat newfstatat statx statfs fstatfs "
-    "getdents64 readlink readlinkat access faccessat faccessat2 fcntl dup dup2 dup3 pipe pipe2 ioctl unlink unlinkat rename "
-    "renameat renameat2 symlink mkdir mkdirat rmdir chmod fchmod fchmodat fchmodat2 chdir fchdir getcwd umask flock fsync "
+    "getdents64 readlink readlinkat access faccessat faccessat2 fcntl dup dup2 dup3 pipe pipe2 ioctl unlink unlinkat "
+    "rename renameat renameat2 symlink mkdir mkdirat rmdir chmod fchmod fchmodat fchmodat2 chdir fchdir getcwd umask "
+    "flock fsync "
     "ftruncate fadvise64 sendfile copy_file_range splice getxattr lgetxattr utimensat "
     # threads, signals, time
     "futex nanosleep clock_nanosleep clock_gettime sched_yield sched_getaffinity set_robust_list set_tid_address rseq "
@@ -49,7 +74,8 @@ PLUMBING = set(
     "epoll_create1 epoll_ctl epoll_pwait epoll_wait eventfd2 select pselect6 poll ppoll socket socketpair connect "
     "getsockname getpeername setsockopt getsockopt sendto recvfrom sendmsg recvmsg shutdown "
     # who and where
-    "getuid geteuid getgid getegid getresuid getresgid getgroups uname sysinfo getrandom prlimit exit exit_group".split()
+    "getuid geteuid getgid getegid getresuid getresgid getgroups uname sysinfo getrandom prlimit "
+    "exit exit_group".split()
 )
 
 INSTEAD = {
@@ -85,7 +111,7 @@ def all_calls(command):
 
 
 def of_a_runtime(calls, program="true"):
-    """Return the calls, of all its processes, that made the container: from its first cgroup folder to its program's exec.
+    """Return the calls, of all its processes, that made the container: from its first cgroup folder to its exec.
 
     Threads of the runtime itself are not processes, and a question to the kernel makes nothing: both are left out.
     """
@@ -109,7 +135,10 @@ def _makes(call):
 
 
 def counts(calls):
-    """Return {name: how often} of the calls that are TAUGHT; folders count only below /sys/fs/cgroup, clones only with a namespace."""
+    """Return {name: how often} of the calls that are TAUGHT.
+
+    Folders count only below /sys/fs/cgroup, clones only with a namespace.
+    """
     kept = Counter()
     for call in calls:
         if call.name not in TAUGHT or call.name in ("wait4", "waitid"):

@@ -119,7 +119,7 @@ def parse(text):
 
 
 def of_a_container(calls):
-    """Return the calls that built a container: its cgroup folders, its clone, and what its first process did up to its program.
+    """Return the calls that built a container: its cgroup folders, its clone, what its first process did until exec.
 
     What else the parent does meanwhile, for the network say, is left out.
     """

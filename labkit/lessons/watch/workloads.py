@@ -84,7 +84,7 @@ def write(kilobytes=64, path="/tmp/written"):
 
 
 def read(megabytes=64, kilobytes=64, path="/tmp/read"):
-    """Make a file of `megabytes` MiB, then read it from the disk in blocks of `kilobytes` KiB (O_DIRECT), over and over."""
+    """Make a file of `megabytes` MiB, then read it from the disk in blocks of `kilobytes` KiB, over and over."""
     _whole("megabytes", megabytes, 1 << 20), _whole("kilobytes", kilobytes, 1 << 16)
     return _sh(
         f"dd if=/dev/zero of={path} bs=1M count={megabytes} oflag=direct 2>/dev/null; "
