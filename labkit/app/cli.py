@@ -292,7 +292,8 @@ def _ps(argv: list[str]) -> None:
     words.add_argument("-q", "--quiet", action="store_true", help="ids only")
     options = words.parse_args(argv)
     rows = []
-    for box in all_containers():
+    damaged: list[LabError] = []
+    for box in all_containers(damaged):
         status = box.status
         if status not in ("running", "paused") and not options.all:
             continue
@@ -308,6 +309,8 @@ def _ps(argv: list[str]) -> None:
         print(*(row[0] for row in rows), sep="\n", end="\n" if rows else "")
     else:
         table("CONTAINER ID,IMAGE,COMMAND,CREATED,STATUS,PID,NAME", rows)
+    for error in damaged:
+        complain("ps", error)
 
 
 def _ago(then: float) -> str:

@@ -19,14 +19,14 @@ import select
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from labkit.cgroups import cgroup, devices
 from labkit.container import output, records, rootless, spawner
 from labkit.container.launch import Job
 from labkit.container.spec import Spec, describe
 from labkit.ground import ledger, proc, signals, state, syscalls
-from labkit.ground.errors import InUse, KernelError, LabError, NotFound, Unsupported
+from labkit.ground.errors import Damaged, InUse, KernelError, LabError, NotFound, Unsupported
 from labkit.images import catalog
 from labkit.storage import roots
 
@@ -484,19 +484,25 @@ def find(reference):
     return _load(records.find(reference))
 
 
-def all_containers():
-    """Return every container that there is, the newest first."""
+def all_containers(damaged=None):
+    """Return every container that there is, the newest first; `damaged` gets what hides one, see `state`."""
     found = []
     for number in records.ids():
-        with contextlib.suppress(NotFound):  # another process removes it just now
-            found.append(_load(number))
-    return sorted(found, key=lambda box: box.record()["created"], reverse=True)
+        try:
+            box = _load(number)
+            found.append((box.record()["created"], box.id, box))
+        except Damaged as error:
+            damaged.append(error) if damaged is not None else None
+        except NotFound:  # another process removes it just now
+            continue
+    return [box for _, _, box in sorted(found, reverse=True)]
 
 
 def _load(number):
     record = records.read(number)
     # JSON has no tuples; and limits and volumes are in force already, nobody makes them from this again.
-    words = {key: tuple(value) if isinstance(value, list) else value for key, value in record["spec"].items()}
+    known = ((one.name, record["spec"][one.name]) for one in fields(Spec))
+    words = {key: tuple(value) if isinstance(value, list) else value for key, value in known}
     words |= {"limits": cgroup.Limits(), "volumes": ()}
     return Container.of(Spec(**words), number)
 

@@ -11,10 +11,40 @@ the kernel: mkdir(2) fails for the second who wants an id, a lock covers the nam
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import get_args, get_origin
 
-from labkit.ground import ledger, state
+from labkit.container.spec import Spec
+from labkit.ground import ledger, proc, state
 from labkit.ground.errors import InUse, NotFound
+
+
+def _spec_as_json():
+    """Return the shape of a Spec in JSON, which has lists for tuples and objects for dataclasses."""
+    shape = {}
+    for one in fields(Spec):
+        kinds = get_args(one.type) if isinstance(one.type, UnionType) else (one.type,)
+        kinds = [get_origin(kind) or kind for kind in kinds]
+        shape[one.name] = tuple(list if kind is tuple else dict if is_dataclass(kind) else kind for kind in kinds)
+    return shape | {name: [str] for name in ("command", "env", "namespaces", "capabilities", "unlocked")}
+
+
+_CONFIG = {"env": [str], "entrypoint": [str], "cmd": [str], "workdir": str, "user": str, "stop_signal": str}
+CONTAINER = state.kind(
+    "run/containers/*/state.json",
+    {
+        "id": str,
+        "status": str,
+        "created": int | float,
+        "keeper": [int | str],
+        "spec": _spec_as_json(),
+        "config": _CONFIG,
+    },
+)
+NAME = state.kind("run/names/*", re.compile("[0-9a-f]{12}"), json=False)
 
 
 def folder(number):
@@ -39,19 +69,28 @@ def claim_name(name, number):
     """Give a name to a container, in the ledger first. Raise InUse if it is taken."""
     path = state.run_dir("names") / name
     with state.lock("names"):
-        try:
-            holder = path.read_text()
-        except FileNotFoundError:
-            holder = None
-        if holder is not None:
+        holder = state.read(path, NAME)
+        if holder is not None and _half_made(holder):
+            ledger.undo_group(holder)
+        elif holder is not None:
             raise InUse(f"the name {name!r} is taken by container {holder}", f"lab rm {name}, or choose another name")
         ledger.write("file", path=str(path))
         state.write_atomic(path, number, sync=False)
 
 
+def _half_made(number):
+    """Tell whether a container's keeper was killed in the middle of its start: nobody will miss it."""
+    with contextlib.suppress(NotFound):
+        record = read(number)
+        return record["status"] == "created" and not proc.is_running(*record["keeper"][:2])
+    # Not even a record: whoever answers for the name is who was to write it.
+    owners = [entry.owner_lives() for entry in ledger.entries(number)]
+    return bool(owners) and not any(owners)
+
+
 def read(number):
     """Return what is written about a container. Raise NotFound if it is gone, or not quite there yet."""
-    record = state.read_json(folder(number) / "state.json") if folder(number).exists() else None
+    record = state.read(folder(number) / "state.json", CONTAINER)
     if record is None:
         raise NotFound(f"the container {number} is gone")
     if record["status"] == "running":
@@ -82,16 +121,20 @@ def ending(number: str) -> Iterator[Callable[[], int | None]]:
     Raises NotFound if there is no such container.
     """
     try:
-        file = open(folder(number) / "exit", "rb", 0)  # noqa: SIM115 - held below
+        fd = os.open(folder(number) / "exit", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         raise NotFound(f"the container {number} is gone") from None
 
     def code() -> int | None:
-        text = os.pread(file.fileno(), 8, 0).strip()
-        return int(text) if text.isdigit() else None
+        with contextlib.suppress(OSError):  # it was made a folder, or a pipe
+            text = os.pread(fd, 8, 0).strip()
+            return int(text) if text.isdigit() else None
+        return None
 
-    with file:
+    try:
         yield code
+    finally:
+        os.close(fd)
 
 
 def ids():
@@ -102,9 +145,9 @@ def ids():
 def find(reference):
     """Return the id that a name, an id or the beginning of one means. Raise NotFound."""
     reference = state.check_name(reference, "container")
-    named = state.run_dir("names") / reference
+    named = state.read(state.run_dir("names") / reference, NAME)
     there = ids()
-    wanted = [named.read_text()] if named.exists() else [number for number in there if number.startswith(reference)]
+    wanted = [named] if named else [number for number in there if number.startswith(reference)]
     if len(wanted) > 1:
         raise NotFound(f"{reference!r} begins {len(wanted)} container ids", "write more of it")
     if not wanted or wanted[0] not in there:

@@ -129,13 +129,15 @@ class CommandError(LabError):
 
     def __init__(self, command, errno):
         not_found = errno in (_errno.ENOENT, _errno.ENOTDIR)
-        super().__init__(
-            f"exec of {command!r} in the container failed: {errno_name(errno)}",
-            "no such file on the container's PATH: `lab run IMAGE ls /bin` shows what there is"
-            if not_found
-            else "it must be an executable file for this machine's processor, "
-            "and the interpreter its first line names must be in the image",
+        hint = (
+            "it must be an executable file for this machine's processor, "
+            "and the interpreter its first line names must be in the image"
         )
+        if not_found:
+            hint = "no such file on the container's PATH: `lab run IMAGE ls /bin` shows what there is"
+        if errno == _errno.E2BIG:
+            hint = "a word of more than 128 KiB, or more in all than the stack has room for: see execve(2), \"Limits\""
+        super().__init__(f"exec of {command!r:.200} in the container failed: {errno_name(errno)}", hint)
         self.errno = errno
         self.exit_status = 127 if not_found else 126
 

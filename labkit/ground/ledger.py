@@ -20,6 +20,7 @@ only folders are left to remove.
 
 import contextlib
 import contextvars
+import errno
 import functools
 import importlib
 import os
@@ -32,7 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from labkit.ground import proc, state, syscalls
-from labkit.ground.errors import BadValue, KernelError, LabError
+from labkit.ground.errors import BadValue, Damaged, KernelError, LabError
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Entry:
         pid, ticks, boot = self.owner
         return boot == proc.boot_id() and proc.is_running(pid, ticks)
 
+
+_ON_DISK = state.kind(
+    "run/ledger/*.json",
+    {"number": int, "kind": str, "what": dict, "owner": [int | str], "group": str, "scope": str, "undoer": str},
+)
 
 _UNDOERS: dict[str, Callable] = {}  # kind: the function that takes one away
 
@@ -134,13 +140,13 @@ def entries(group=""):
         if not name.endswith(".json") or (group and told not in ("", group)):
             continue
         try:
-            record = state.read_json(f"{folder}/{name}")
-        except BadValue:  # of before a power cut, and so is what it stood for
-            os.unlink(f"{folder}/{name}")
+            record = state.read(f"{folder}/{name}", _ON_DISK)
+        except Damaged:  # it hides no other; `lab clean` names it
             continue
         if record is not None:  # struck out since it was listed
             record["owner"] = tuple(record["owner"])
-            found.append(Entry(**record, file=f"{folder}/{name}"))
+            known = {key: record[key] for key in _ON_DISK.shape}
+            found.append(Entry(**known, file=f"{folder}/{name}"))
     return [entry for entry in found if not group or entry.group == group]
 
 
@@ -300,4 +306,16 @@ def remove_tree(path):
         return
     if not stat.S_ISDIR(mode):
         raise LabError(f"{path} is not a folder", "labkit did not make it; look at it, then remove it by hand")
-    shutil.rmtree(path)
+    for _ in range(100):
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:  # another process removes it too
+            if not os.path.lexists(path):
+                return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        else:
+            return
+        time.sleep(0.01)  # its keeper was just writing there
+    raise LabError(f"{path} fills again while it is removed", "`lab clean`, when what writes there has ended")

@@ -16,10 +16,12 @@ import errno
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
 import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,35 +144,37 @@ class Kind:
     """
 
     place: str  # below the root, a glob
-    shape: object = object  # as such: any ordinary file
+    shape: Any
+    json: bool = True  # else a text; with shape None any ordinary file
 
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_USER = {"address": str, "names": [str], "ports": [list]}
-_PROCESS = [int | str]  # number, start ticks, boot id
-
-CONTAINER = Kind(
-    "run/containers/*/state.json",
-    {"id": str, "status": str, "created": int | float, "keeper": _PROCESS, "spec": dict, "config": dict},
-)
-NAME = Kind("run/names/*", re.compile("[0-9a-f]{12}"))
-NETWORK = Kind(
-    "run/networks/*.json", {"bridge": str, "subnet": str, "subnet6": str | None, "users": {str: _USER}}
-)
-ENTRY = Kind(
-    "run/ledger/*.json",
-    {"number": int, "kind": str, "what": dict, "owner": _PROCESS, "group": str, "scope": str, "undoer": str},
-)
-LOCK = Kind("run/locks/*")
-SERVER = Kind("run/jupyter/server.json", {"host": str, "port": int, "token": str, "pid": int, "ticks": int})
-ROOTFS = Kind("lib/containers/*/rootfs.json", {"layers": [str], "diff_ids": [str], "userxattr": bool})
-INDEX = Kind("lib/images/index.json", {"manifests": [{"digest": _DIGEST}]})
-CACHED = Kind("lib/build-cache/*.json", {"layer": list | None})
-KINDS = (CONTAINER, NAME, NETWORK, ENTRY, LOCK, SERVER, ROOTFS, INDEX, CACHED)
+KINDS: list[Kind] = []
 
 
-def read_json(path: str | os.PathLike[str], kind: Kind | None = None) -> Any:
-    """Return the JSON at `path`, None if there is no such file. Raises Damaged if it is not one of its kind."""
+def kind(place: str, shape: Any, json: bool = True) -> Kind:
+    """Return the Kind of what a module writes; `lab clean` looks through every one of them."""
+    KINDS.append(Kind(place, shape, json))
+    return KINDS[-1]
+
+
+LOCK = kind("run/locks/*", None, json=False)
+
+
+def read(path: str | os.PathLike[str], kind: Kind) -> Any:
+    """Return what is in a file of state, None if there is none. Raises Damaged if it is not one of its kind."""
+    if kind.json:
+        return read_json(path, kind.shape)
+    data = read_plain(path)
+    if data is None or kind.shape is None:
+        return data
+    text = data.decode(errors="replace")
+    if wrong := _misfit(text, kind.shape):
+        raise Damaged(path, wrong)
+    return text
+
+
+def read_json(path: str | os.PathLike[str], shape: Any = object) -> Any:
+    """Return the JSON at `path`, None if there is no such file. Raises Damaged if it has not that shape."""
     data = read_plain(path)
     if data is None:
         return None
@@ -178,30 +182,19 @@ def read_json(path: str | os.PathLike[str], kind: Kind | None = None) -> Any:
         value = json.loads(data)
     except (ValueError, RecursionError):
         raise Damaged(path, "it is not JSON" if data else "it is empty") from None
-    if kind and (wrong := _misfit(value, kind.shape)):
+    if wrong := _misfit(value, shape):
         raise Damaged(path, wrong)
     return value
 
 
-def read_name(path: str | os.PathLike[str]) -> str | None:
-    """Return the container's id in a file of names, None if there is no such file. Raises Damaged."""
-    data = read_plain(path)
-    if data is None:
-        return None
-    text = data.decode(errors="replace")
-    if wrong := _misfit(text, NAME.shape):
-        raise Damaged(path, wrong)
-    return text
-
-
-def read_plain(path: str | os.PathLike[str]) -> bytes | None:
+def read_plain(path: str | os.PathLike[str], most: int = -1) -> bytes | None:
     """Return the bytes of an ordinary file, None if there is none. Raises Damaged for a folder, a pipe, a device."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if stat.S_ISREG(os.fstat(fd).st_mode):
                 with open(fd, "rb", closefd=False) as file:
-                    return file.read()
+                    return file.read(most)
         finally:
             os.close(fd)
     except (FileNotFoundError, NotADirectoryError):
@@ -231,39 +224,36 @@ def _misfit(value: object, shape: Any) -> str:
     return ""
 
 
-def damaged() -> list[Damaged]:
-    """Return what is wrong with each file of state that is damaged."""
+def damaged(elsewhere: Iterable[tuple[Path, Kind]] = ()) -> list[Damaged]:
+    """Return what is wrong with each file of state that is damaged, those of every module that is loaded."""
     found = []
+    for path, kind in itertools.chain(_places(), elsewhere):
+        try:
+            read(path, kind)
+        except Damaged as error:
+            found.append(error)
+    return found
+
+
+def _places() -> Iterator[tuple[Path, Kind]]:
     for kind in KINDS:
         top, _, pattern = kind.place.partition("/")
         for path in sorted((run_dir() if top == "run" else lib_dir()).glob(pattern)):
-            try:
-                if path.name.startswith("."):
-                    continue  # just being written
-                if kind in (LOCK, NAME):
-                    read_name(path) if kind is NAME else read_plain(path)
-                else:
-                    read_json(path, kind)
-            except Damaged as error:
-                found.append(error)
-    return found
+            if not path.name.endswith(".tmp"):  # that is just being written
+                yield path, kind
 
 
 def set_aside(error: Damaged) -> str:
     """Put a damaged file where nobody reads it, and return where; what it was can still be looked at."""
-    top = next(folder for folder in (run_dir(), lib_dir()) if error.path.startswith(f"{folder}/"))
-    aside = _made_below(top) / f"{os.path.relpath(error.path, top).replace('/', '-')}.{new_id()}"
+    tops = [folder for folder in (run_dir(), lib_dir()) if error.path.startswith(f"{folder}/")]
+    top = tops[0] if tops else Path(error.path).parent
+    aside = top / "damaged" / f"{os.path.relpath(error.path, top).replace('/', '-')}.{new_id()}"
     try:
+        aside.parent.mkdir(mode=0o700, exist_ok=True)
         os.rename(error.path, aside)
     except OSError as refusal:
         raise from_oserror(refusal, f"setting aside {error.path}") from None
     return str(aside)
-
-
-def _made_below(top: Path) -> Path:
-    folder = top / "damaged"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ import os
 import posixpath
 import shutil
 import tarfile
-from pathlib import Path
 
 from labkit.ground import ledger, named_file, state
 from labkit.ground.errors import BadArchive, BadValue, LabError, NotFound, from_oserror

@@ -28,7 +28,7 @@ import ipaddress
 import os
 import shutil
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.ground import ledger, state, syscalls
@@ -49,6 +49,7 @@ class Plug:
     gateway: str
     address6: str | None = None
     gateway6: str | None = None
+    hairpin: bool = False  # it has a published port, and may ask for it itself
 
     def outside(self, pid):
         """Return the words for ip(8) on the host's side."""
@@ -57,6 +58,8 @@ class Plug:
             # The hardware address follows from the address: whoever remembers it from an earlier user is still right.
             f"link add {self.link} type veth peer name eth0 address {mac} netns {pid}",
             f"link set {self.link} master {self.bridge} alias {state.label()} up",
+            # Where br_netfilter is loaded, the switch rewrites by itself, and would send nothing back where it came from.
+            *([f"link set {self.link} type bridge_slave hairpin on"] if self.hairpin else []),
         ]
 
     def inside(self):
@@ -79,13 +82,19 @@ class Plug:
 # ---- the file: who is on which network ----
 
 
+_USER = {"address": str, "names": [str], "ports": [list]}
+NETWORK = state.kind(
+    "run/networks/*.json", {"bridge": str, "subnet": str, "subnet6": str | None, "world": bool, "users": {str: _USER}}
+)
+
+
 def _folder():
     return state.run_dir("networks")
 
 
 def record(name):
     """Return what is written down about a network: bridge, subnet, users; None if nobody is on it."""
-    return state.read_json(_folder() / f"{name}.json")
+    return state.read(_folder() / f"{name}.json", NETWORK)
 
 
 def all_networks():
@@ -119,6 +128,8 @@ def join(name, container, names=(), ports=()):
         firewall.check_free(ports, map(tuple, taken))
         address = _free_address(known)
         first = not known["users"]
+        stale = known["world"] != can_reach_the_world()
+        known["world"] = can_reach_the_world()
         ledger.write("plug", network=name, container=container)
         known["users"][container] = {
             "address": address,
@@ -128,11 +139,11 @@ def join(name, container, names=(), ports=()):
         state.write_json(_folder() / f"{name}.json", known, sync=False)
         if first:
             _make_bridge(known)
-        if first or ports:
+        if first or ports or stale:
             firewall.load(_table(name), known)
         beside_docker.let_pass(known["bridge"])  # each time: Docker may have been started since
         _write_hosts(known)
-        return _plug(known, container, address)
+        return replace(_plug(known, container, address), hairpin=bool(ports))
 
 
 @ledger.undoes("plug")
@@ -140,8 +151,10 @@ def unplug(network, container):
     """Take a container off a network, and with the last one the network itself. The ledger's kind `plug`."""
     with state.lock("network"):
         known = record(network)
-        if known is None:
-            return
+        if known is None:  # it is gone; or its file was set aside, and then all of it but its name is unknown
+            known = {"bridge": _bridge(network), "users": {}}
+            if not (_is_there(known["bridge"]) or _is_there(_link(container))):
+                return
         gone = known["users"].pop(container, None)
         remove_link(_link(container))  # it goes with the container's namespace, but that may take a moment
         if known["users"]:
@@ -156,9 +169,16 @@ def unplug(network, container):
         (_folder() / f"{network}.json").unlink(missing_ok=True)
 
 
+def _mark(name):
+    return hashlib.sha256(f"{state.label()} {name}".encode()).digest()
+
+
+def _bridge(name):
+    return state.label() if name == "bridge" else f"lb{_mark(name).hex()[:10]}"
+
+
 def _new_record(name):
-    mark = hashlib.sha256(f"{state.label()} {name}".encode()).digest()
-    bridge = state.label() if name == "bridge" else f"lb{mark.hex()[:10]}"
+    mark = _mark(name)
     taken = _host_subnets()
     start = int.from_bytes(mark[:2], "big")
     for number in range(1 << 12):
@@ -170,7 +190,8 @@ def _new_record(name):
     else:
         raise LabError("no free subnet in 10.128.0.0/9", "`ip route` shows who has them")
     six = f"fd6c:{mark.hex()[0:4]}:{mark.hex()[4:8]}:{mark.hex()[8:12]}::" if _has_ipv6() else None
-    return {"bridge": bridge, "subnet": str(subnet), "subnet6": six, "users": {}}
+    world = can_reach_the_world()
+    return {"bridge": _bridge(name), "subnet": str(subnet), "subnet6": six, "world": world, "users": {}}
 
 
 def _host_subnets():
@@ -226,7 +247,7 @@ def _write_hosts(known):
         own = {address: names for address, names in lines.items() if names and address != user["address"]}
         text = hosts_file([(user["address"], " ".join(user["names"]))] + sorted(own.items()))
         with (
-            contextlib.suppress(FileNotFoundError),
+            contextlib.suppress(OSError),
             open(path, "r+") as file,
         ):  # or it is just being made, or removed
             file.write(text)
@@ -282,6 +303,8 @@ def _make_bridge(known):
         if os.path.exists("/proc/sys/net/ipv6"):
             firewall.turn(f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra", "0")
         _ip(lines)
+        # A port published on the host's address is rewritten to a container's: from a bridge that is forwarding.
+        firewall.turn(f"/proc/sys/net/ipv4/conf/{bridge}/forwarding", "1")
     except LabError as error:
         raise Unsupported(
             f"this machine can't have a bridge: {error.message}", "modprobe bridge; or --network none"
