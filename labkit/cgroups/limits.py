@@ -239,7 +239,7 @@ def _cpu(words: Mapping[str, Any]) -> dict[str, int]:
     for word in ("cpu_quota", "cpu_period", "cpu_burst", "cpu_weight"):
         if word in words:
             found[word] = parse_count(word, words[word])
-    if "cpus" in words:
+    if "cpus" in words and not re.fullmatch(r"0+\.?0*|\.0+", str(words["cpus"])):  # docker: 0 is no limit
         if "cpu_quota" in words:
             raise BadValue("cpus and cpu_quota are two words for one limit", "say one of them")
         found["cpu_quota"] = _quota(words["cpus"], found.get("cpu_period", DEFAULT_PERIOD))

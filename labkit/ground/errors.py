@@ -3,6 +3,7 @@
     LabError                a failure labkit understands        exit status 125
      ├─ KernelError         the kernel said no: carries the errno
      ├─ BadValue            a limit, name, path or flag that can't be meant
+     │   └─ Damaged         a file of the lab's own that is not as the lab wrote it
      ├─ NotFound            no such image, container, file
      ├─ InUse               a name is taken, a layer is in use
      ├─ Unsupported         this kernel or machine has no such thing, by name
@@ -101,6 +102,14 @@ class BadValue(LabError):
     """A value that can't be meant: nothing was changed."""
 
 
+class Damaged(BadValue):
+    """A file of the lab's own that holds something else than the lab wrote. `path` is the file's."""
+
+    def __init__(self, path: object, why: str) -> None:
+        super().__init__(f"{path} is damaged: {why}", "`lab clean` sets it aside, kept under another name; then again")
+        self.path = str(path)
+
+
 class NotFound(LabError):
     """No such image, container, volume or file."""
 
@@ -122,13 +131,15 @@ class CommandError(LabError):
 
     def __init__(self, command: str, errno: int) -> None:
         not_found = errno in (_errno.ENOENT, _errno.ENOTDIR)
-        super().__init__(
-            f"exec of {command!r} in the container failed: {errno_name(errno)}",
-            "no such file on the container's PATH: `lab run IMAGE ls /bin` shows what there is"
-            if not_found
-            else "it must be an executable file for this machine's processor, "
-            "and the interpreter its first line names must be in the image",
+        hint = (
+            "it must be an executable file for this machine's processor, "
+            "and the interpreter its first line names must be in the image"
         )
+        if not_found:
+            hint = "no such file on the container's PATH: `lab run IMAGE ls /bin` shows what there is"
+        if errno == _errno.E2BIG:
+            hint = 'a word of more than 128 KiB, or more in all than the stack has room for: see execve(2), "Limits"'
+        super().__init__(f"exec of {command!r:.200} in the container failed: {errno_name(errno)}", hint)
         self.errno = errno
         self.exit_status = 127 if not_found else 126
 

@@ -20,6 +20,7 @@ only folders are left to remove.
 
 import contextlib
 import contextvars
+import errno
 import functools
 import importlib
 import os
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.ground import proc, state, syscalls
-from labkit.ground.errors import BadValue, KernelError, LabError, NotFound
+from labkit.ground.errors import BadValue, Damaged, KernelError, LabError, NotFound
 
 Owner = tuple[int, int | None, str]  # pid, start ticks, boot id
 
@@ -60,6 +61,11 @@ class Entry:
         pid, ticks, boot = self.owner
         return boot == proc.boot_id() and proc.is_running(pid, ticks)
 
+
+_ON_DISK = state.kind(
+    "run/ledger/*.json",
+    {"number": int, "kind": str, "what": dict, "owner": [int | str], "group": str, "scope": str, "undoer": str},
+)
 
 Undoer = Callable[..., None]
 _UNDOERS: dict[str, Undoer] = {}  # kind: the function that takes one away
@@ -103,6 +109,8 @@ def _owner(pid: int) -> Owner:
 
 def write(kind: str, owner: Owner | None = None, **what: object) -> Entry:
     """Write down that a `kind` named by `what` is about to be made; return the Entry."""
+    if kind not in _UNDOERS:
+        raise BadValue(f"nothing that is imported knows how to take a {kind!r} away", "import the module that makes it")
     number = _next_number()
     group = _group.get()
     path = f"{_folder()}/{number:020d}-{os.urandom(4).hex()}.{group}.json"
@@ -135,13 +143,13 @@ def entries(group: str = "") -> list[Entry]:
         if not name.endswith(".json") or (group and told not in ("", group)):
             continue
         try:
-            record = state.read_json(f"{folder}/{name}")
-        except BadValue:  # of before a power cut, and so is what it stood for
-            os.unlink(f"{folder}/{name}")
+            record = state.read(f"{folder}/{name}", _ON_DISK)
+        except Damaged:  # it hides no other; `lab clean` names it
             continue
         if record is not None:  # struck out since it was listed
             record["owner"] = tuple(record["owner"])
-            found.append(Entry(**record, file=f"{folder}/{name}"))
+            known = {key: record[key] for key in _ON_DISK.shape}
+            found.append(Entry(**known, file=f"{folder}/{name}"))
     return [entry for entry in found if not group or entry.group == group]
 
 
@@ -291,4 +299,16 @@ def remove_tree(path: str | Path) -> None:
         return
     if not stat.S_ISDIR(mode):
         raise LabError(f"{path} is not a folder", "labkit did not make it; look at it, then remove it by hand")
-    shutil.rmtree(path)
+    for _ in range(100):
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:  # another process removes it too
+            if not os.path.lexists(path):
+                return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        else:
+            return
+        time.sleep(0.01)  # its keeper was just writing there
+    raise LabError(f"{path} fills again while it is removed", "`lab clean`, when what writes there has ended")

@@ -152,12 +152,21 @@ def _make(chapter, copy):
         state.write_json(_notes_file(), notes)
 
 
+_EDITIONS = state.Kind(".editions.json", {str: {"edition": str, "copy": str | None}})
+_PROGRESS = state.Kind("progress.json", {"seat": str, "checks": {str: {"tries": int, "passed": int | float | None}}})
+
+
+def files_of_state():
+    """Return [(path, kind)] of what is kept about the participant, for `lab clean`."""
+    return [(folder() / kind.place, kind) for kind in (_EDITIONS, _PROGRESS)]
+
+
 def _notes_file():
     return folder() / ".editions.json"
 
 
 def _notes():
-    return state.read_json(_notes_file()) or {}
+    return state.read(_notes_file(), _EDITIONS) or {}
 
 
 def _digest(path):
@@ -201,7 +210,7 @@ def in_notebook():
 
 def read_progress():
     """Return what was passed: {seat: random, checks: {name: {tries, passed: when or None}}, last: when}."""
-    record = state.read_json(folder() / "progress.json")
+    record = state.read(folder() / "progress.json", _PROGRESS)
     return record or {"seat": secrets.token_hex(2), "checks": {}, "last": None}
 
 

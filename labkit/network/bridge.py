@@ -29,7 +29,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.ground import ledger, state, syscalls
@@ -50,6 +50,7 @@ class Plug:
     gateway: str
     address6: str | None = None
     gateway6: str | None = None
+    hairpin: bool = False  # it has a published port, and may ask for it itself
 
     def outside(self, pid: int | str) -> list[str]:
         """Return the words for ip(8) on the host's side."""
@@ -58,6 +59,8 @@ class Plug:
             # The hardware address follows from the address: whoever remembers it from an earlier user is still right.
             f"link add {self.link} type veth peer name eth0 address {mac} netns {pid}",
             f"link set {self.link} master {self.bridge} alias {state.label()} up",
+            # With br_netfilter the switch rewrites by itself, and would send nothing back where it came from.
+            *([f"link set {self.link} type bridge_slave hairpin on"] if self.hairpin else []),
         ]
 
     def inside(self) -> list[str]:
@@ -80,13 +83,19 @@ class Plug:
 # ---- the file: who is on which network ----
 
 
+_USER = {"address": str, "names": [str], "ports": [list]}
+NETWORK = state.kind(
+    "run/networks/*.json", {"bridge": str, "subnet": str, "subnet6": str | None, "world": bool, "users": {str: _USER}}
+)
+
+
 def _folder() -> Path:
     return state.run_dir("networks")
 
 
 def record(name: str) -> Record | None:
     """Return what is written down about a network: bridge, subnet, users; None if nobody is on it."""
-    known: Record | None = state.read_json(_folder() / f"{name}.json")
+    known: Record | None = state.read(_folder() / f"{name}.json", NETWORK)
     return known
 
 
@@ -125,6 +134,8 @@ def join(name: str, container: str, names: Iterable[str] = (), ports: Sequence[P
         firewall.check_free(ports, ((port, kind) for user in users for _, port, kind, _ in user["ports"]))
         address = _free_address(known)
         first = not known["users"]
+        stale = known["world"] != can_reach_the_world()
+        known["world"] = can_reach_the_world()
         ledger.write("plug", network=name, container=container)
         known["users"][container] = {
             "address": address,
@@ -134,11 +145,11 @@ def join(name: str, container: str, names: Iterable[str] = (), ports: Sequence[P
         state.write_json(_folder() / f"{name}.json", known, sync=False)
         if first:
             _make_bridge(known)
-        if first or ports:
+        if first or ports or stale:
             firewall.load(table(name), known)
         beside_docker.let_pass(known["bridge"])  # each time: Docker may have been started since
         _write_hosts(known)
-        return _plug(known, container, address)
+        return replace(_plug(known, container, address), hairpin=bool(ports))
 
 
 @ledger.undoes("plug")
@@ -146,8 +157,10 @@ def unplug(network: str, container: str) -> None:
     """Take a container off a network, and with the last one the network itself. The ledger's kind `plug`."""
     with state.lock("network"):
         known = record(network)
-        if known is None:
-            return
+        if known is None:  # it is gone; or its file was set aside, and then all of it but its name is unknown
+            if not (_is_there(_bridge(network)) or _is_there(link_of(container))):
+                return
+            known = {"bridge": _bridge(network), "subnet": "", "subnet6": None, "world": False, "users": {}}
         gone = known["users"].pop(container, None)
         remove_link(link_of(container))  # it goes with the container's namespace, but that may take a moment
         if known["users"]:
@@ -162,9 +175,16 @@ def unplug(network: str, container: str) -> None:
         (_folder() / f"{network}.json").unlink(missing_ok=True)
 
 
+def _mark(name: str) -> bytes:
+    return hashlib.sha256(f"{state.label()} {name}".encode()).digest()
+
+
+def _bridge(name: str) -> str:
+    return state.label() if name == "bridge" else f"lb{_mark(name).hex()[:10]}"
+
+
 def _new_record(name: str) -> Record:
-    mark = hashlib.sha256(f"{state.label()} {name}".encode()).digest()
-    bridge = state.label() if name == "bridge" else f"lb{mark.hex()[:10]}"
+    mark = _mark(name)
     taken = _host_subnets()
     start = int.from_bytes(mark[:2], "big")
     for number in range(1 << 12):
@@ -176,7 +196,8 @@ def _new_record(name: str) -> Record:
     else:
         raise LabError("no free subnet in 10.128.0.0/9", "`ip route` shows who has them")
     six = f"fd6c:{mark.hex()[0:4]}:{mark.hex()[4:8]}:{mark.hex()[8:12]}::" if has_ipv6() else None
-    return {"bridge": bridge, "subnet": str(subnet), "subnet6": six, "users": {}}
+    world = can_reach_the_world()
+    return {"bridge": _bridge(name), "subnet": str(subnet), "subnet6": six, "world": world, "users": {}}
 
 
 def _host_subnets() -> list[ipaddress.IPv4Network]:
@@ -229,7 +250,8 @@ def _write_hosts(known: Record) -> None:
         path = state.run_dir("containers") / container / "hosts"
         own = {address: names for address, names in lines.items() if names and address != user["address"]}
         text = hosts_file([(user["address"], " ".join(user["names"]))] + sorted(own.items()))
-        with contextlib.suppress(FileNotFoundError), open(path, "r+") as file:  # it may be just being made, or removed
+        # It may be just being made, or removed.
+        with contextlib.suppress(OSError), open(path, "r+") as file:
             file.write(text)
             file.truncate()
 
@@ -283,6 +305,8 @@ def _make_bridge(known: Record) -> None:
         if os.path.exists("/proc/sys/net/ipv6"):
             firewall.turn(f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra", "0")
         _ip(lines)
+        # A port published on the host's address is rewritten to a container's: from a bridge that is forwarding.
+        firewall.turn(f"/proc/sys/net/ipv4/conf/{bridge}/forwarding", "1")
     except LabError as error:
         raise Unsupported(
             f"this machine can't have a bridge: {error.message}", "modprobe bridge; or --network none"

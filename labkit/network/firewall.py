@@ -70,6 +70,7 @@ class Record(TypedDict):
     bridge: str
     subnet: str
     subnet6: str | None
+    world: bool  # the host passed packets on when the rules were loaded
     users: dict[str, User]
 
 
@@ -91,6 +92,8 @@ def rules(table: str, known: Record) -> list[str]:
             "nat hook postrouting priority srcnat",
             [
                 f'ip saddr {subnet} oifname != "{bridge}" masquerade',
+                # To a neighbour's published port by the host's address: the answer must come back this way too.
+                f'ip saddr {subnet} oifname "{bridge}" ct status dnat masquerade',
                 f'ip saddr 127.0.0.0/8 oifname "{bridge}" masquerade',
                 *([f'ip6 saddr {known["subnet6"]}/64 oifname != "{bridge}" masquerade'] if known["subnet6"] else []),
             ],
@@ -99,11 +102,19 @@ def rules(table: str, known: Record) -> list[str]:
             "filter hook forward priority filter",
             [
                 f'iifname "{bridge}" oifname "{bridge}" accept',
-                # Bridges don't see each other; from elsewhere only answers and published ports come in.
-                f'iifgroup {GROUP} oifname "{bridge}" drop',
+                # From elsewhere, other bridges too, only answers and published ports come in.
                 f'oifname "{bridge}" ct state established,related accept',
                 f'oifname "{bridge}" ct status dnat accept',
                 f'oifname "{bridge}" drop',
+                # The bridge forwards, so that published ports are reached from it: see bridge. The host may not.
+                *(
+                    []
+                    if known["world"]
+                    else [
+                        f'meta nfproto ipv4 iifname "{bridge}" ct status dnat accept',
+                        f'meta nfproto ipv4 iifname "{bridge}" drop',
+                    ]
+                ),
             ],
         ),
     }

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.ground import ledger, state
-from labkit.ground.errors import BadValue, InUse, LabError
+from labkit.ground.errors import BadValue, Damaged, InUse, LabError
 from labkit.images import catalog
 from labkit.images.layout import Layout
 from labkit.storage import roots
@@ -40,7 +40,7 @@ def layers_in_use() -> dict[str, str]:
 def _notes() -> Iterator[tuple[str, dict[str, Any]]]:
     for path in state.lib_dir("containers").glob("*/rootfs.json"):
         with contextlib.suppress(BadValue):  # half on disk after a power cut: its container is no more
-            note = state.read_json(path)
+            note = state.read(path, roots.NOTE)
             if note:
                 yield path.parent.name, note
 
@@ -93,6 +93,23 @@ def reclaim() -> list[Path]:
     if removed:
         collect()
     return removed
+
+
+def drop_broken_names() -> list[tuple[str, str, str]]:
+    """Take the names from images whose manifest or config is damaged; return [(name, path, where that is kept)]."""
+    dropped = []
+    with catalog.locked() as layout:
+        for name, digest in layout.names().items():
+            with contextlib.suppress(LabError):
+                catalog.read(layout, digest)
+                continue
+            layout.drop_name(name)
+            path = layout.path(digest)
+            with contextlib.suppress(LabError):  # the manifest is right: then it is the config
+                path = layout.path(layout.read_json(digest)["config"]["digest"])
+            aside = state.set_aside(Damaged(path, "")) if path.exists() else "nothing"
+            dropped.append((name, str(path), aside))
+    return dropped
 
 
 def _stacks(layout: Layout, without: str | None = None, only: str | None = None) -> Iterator[list[str]]:

@@ -47,6 +47,7 @@ _ELSEWHERE = {
     "fuse-overlayfs": "labkit.storage.drivers.fuse_overlayfs:FuseOverlayfs",
 }
 NAMES = ("overlay", *_ELSEWHERE)
+NOTE = state.kind("lib/containers/*/rootfs.json", {"layers": [str], "diff_ids": [str], "userxattr": bool})
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ class Driver(Generic[R]):
     def get(self, container_id: str) -> R:
         """Return the Rootfs of a container that has one. Raises NotFound."""
         home = self._home(container_id)
-        note = state.read_json(home / "rootfs.json")
+        note = state.read(home / "rootfs.json", NOTE)
         if note is None:
             raise NotFound(f"container {container_id} has no root filesystem", "`lab ps -a` lists containers")
         image = Stack(tuple(note["layers"]), tuple(note["diff_ids"]))

@@ -506,7 +506,7 @@ def test_no_port_without_a_network():
 
 def test_all_addresses_given_out_is_said():
     users = {str(n): {"address": f"10.200.0.{n}", "names": [], "ports": []} for n in range(2, 255)}
-    known = {"bridge": "lbfull", "subnet": "10.200.0.0/24", "subnet6": None, "users": users}
+    known = {"bridge": "lbfull", "subnet": "10.200.0.0/24", "subnet6": None, "world": False, "users": users}
     file = state.run_dir("networks") / "full.json"
     try:
         state.write_json(file, known)
