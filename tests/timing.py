@@ -1,4 +1,4 @@
-"""What a clock is worth on this machine: a busy or an emulated one keeps its timers late.
+"""Waiting, and what a clock is worth on this machine: a busy or an emulated one keeps its timers late.
 
 A CPU quota is handed out by a timer, once a period. The kernel hands out one
 period's quota however many have passed meanwhile, so on a machine whose timers
@@ -7,6 +7,15 @@ are late a group gets less than its quota, and no limit is to blame.
 
 import time
 from pathlib import Path
+
+
+def until(condition, seconds=60, what="it"):
+    """Return what `condition()` says as soon as it says anything; fail after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}, in vain"
+        time.sleep(0.01)
+    return answer
 
 
 def late_by(seconds, tries=30):

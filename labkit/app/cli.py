@@ -11,11 +11,18 @@ import contextlib
 import importlib
 import os
 import pickle
+import re
 import sys
 import time
+from io import FileIO
+from typing import TYPE_CHECKING, Any
 
-from labkit.app.commands import COMMANDS, command, parser, table
-from labkit.ground.errors import BadValue, LabError, NotFound
+from labkit.app.commands import COMMANDS, command, complain, each, parser, table, visible
+from labkit.ground.errors import BadValue, LabError, NotFound, from_oserror
+from labkit.ground.signals import Interrupted
+
+if TYPE_CHECKING:
+    from labkit.container.life import Container
 
 # Where the other commands are; loaded when a name is not found here.
 _ELSEWHERE = ("labkit.app.cli_images", "labkit.app.cli_host")
@@ -25,53 +32,101 @@ _ELSEWHERE = ("labkit.app.cli_images", "labkit.app.cli_host")
 _AS_ONESELF = ("up", "down", "test", "doctor", "lsns", "cgls", "bench", "reset", "progress", "room")
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Run one `lab` command; return its exit status."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        _load_all()
-        print("usage: lab COMMAND …        lab COMMAND --help says more\n")
-        for name, (_, summary) in COMMANDS.items():
-            print(f"  {name:10} {summary}")
-        return 0
-    name, *rest = argv
+    _open_what_is_closed()
+    name = argv[0] if argv else "help"
     try:
-        if name not in COMMANDS:
-            _load_all()
-        if name not in COMMANDS:
-            raise BadValue(f"lab has no command {name!r}", "`lab help` lists them")
-        if os.geteuid() != 0 and name not in _AS_ONESELF:
-            from labkit.container import rootless
-
-            rootless.enter()
-        status = COMMANDS[name][0](rest)
+        status = _status_of(name, argv[1:])
         sys.stdout.flush()
-        return status or 0
+        return status
     except LabError as error:
-        print(f"lab {name}: {error}", file=sys.stderr)
-        return error.exit_status
+        return _failed(name, error, error.exit_status)
+    except Interrupted as error:
+        return error.status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `lab ps | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        return _failed(name, from_oserror(error, "reading or writing"), LabError.exit_status)
+    except Exception as error:  # noqa: BLE001 - nobody is to read a traceback
+        if os.environ.get("LAB_TRACEBACK"):
+            raise
+        hint = "that is a mistake in labkit; LAB_TRACEBACK=1 shows where"
+        return _failed(name, LabError(f"labkit itself failed: {error!r}", hint), LabError.exit_status)
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # what could not be written now can't be at the end either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _load_all():
+def _open_what_is_closed() -> None:
+    """Have fds 0, 1 and 2 open: else a file of ours would get the number, and be written to as if it were stdout."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(fd, "r" if fd == 0 else "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _failed(name: str, error: LabError, status: int) -> int:
+    with contextlib.suppress(OSError):  # stderr may be what is full
+        complain(name, error)
+    return status
+
+
+def _status_of(name: str, rest: list[str]) -> int:
+    if name in ("-h", "--help", "help"):
+        _load_all()
+        print("usage: lab COMMAND …        lab COMMAND --help says more\n")
+        for known, (_, summary) in COMMANDS.items():
+            print(f"  {known:10} {summary}")
+        return 0
+    if name not in COMMANDS:
+        _load_all()
+    if name not in COMMANDS:
+        raise BadValue(f"lab has no command {name!r}", "`lab help` lists them")
+    if os.geteuid() != 0 and name not in _AS_ONESELF:
+        from labkit.container import rootless
+
+        rootless.enter()
+    return COMMANDS[name][0](rest) or 0
+
+
+def _load_all() -> None:
     for module in _ELSEWHERE:
         importlib.import_module(module)
 
 
-def _reference(name, argv, what="a container's name, id or the beginning of its id"):
+_WHICH = "a container's name, id or the beginning of its id"
+
+
+def _found(name: str, argv: list[str]) -> "Container":
+    """Return the one container that a command is about."""
+    from labkit.container.life import find
+
     words = parser(name)
-    words.add_argument("container", help=what, nargs="+")
-    return words.parse_args(argv).container
+    words.add_argument("container", help=_WHICH)
+    return find(words.parse_args(argv).container)
+
+
+def _several(name: str) -> argparse.ArgumentParser:
+    words = parser(name)
+    words.add_argument("container", help=_WHICH, nargs="+")
+    return words
 
 
 # ---- containers ----
 
 
 @command("run", "run a command in a new container")
-def _run(argv):
+def _run(argv: list[str]) -> int:
     from labkit.container.life import Container
     from labkit.container.spec import Spec
 
@@ -82,14 +137,14 @@ def _run(argv):
     add("-d", "--detach", action="store_true", help="leave it running, print its id")
     add("--rm", action="store_true", help="remove it when it ends")
     add("--name")
-    add("--hostname")
+    add("-h", "--hostname")
     add("-m", "--memory", metavar="SIZE", help="64m, 1g: at most so much memory")
     add("--memory-swap", metavar="SIZE", help="memory and swap together")
     add("--cpus", metavar="N", help="0.5: half of one CPU")
     add("--cpu-shares", metavar="N", help="weight against others, usually 1024")
     add("--cpuset-cpus", metavar="LIST", help="0-1,3: only on these CPUs")
     add("--pids-limit", metavar="N", help="at most so many processes and threads")
-    add("-v", "--volume", action="append", default=[], dest="volumes", metavar="SOURCE:TARGET[:ro]")
+    add("-v", "--volume", action="append", default=[], dest="volumes", metavar="SOURCE:TARGET[:ro,nocopy]")
     add("-e", "--env", action="append", default=[], metavar="NAME=VALUE")
     add("-w", "--workdir", metavar="FOLDER")
     add("-u", "--user", metavar="USER[:GROUP]")
@@ -109,49 +164,76 @@ def _run(argv):
     add("--explain", action="store_true", help="print what would be done, and do nothing")
     add("image")
     add("command", nargs=argparse.REMAINDER)
-    words = vars(words.parse_args(argv))
-    detach, explain = words.pop("detach"), words.pop("explain")
-    box = Container.of(Spec.make(words.pop("image"), words.pop("command"), **words))
+    options = vars(words.parse_args(argv))
+    detach, explain = options.pop("detach"), options.pop("explain")
+    box = Container.of(Spec.make(options.pop("image"), options.pop("command"), **options))
     if explain:
         for number, line in enumerate(box.describe(), 1):
-            print(f"{number:3}  {line}")
+            print(f"{number:3}  {visible(line)}")
         return 0
-    if box.spec.tty and box.spec.interactive and not detach and not os.isatty(0):
-        raise BadValue("the input device is not a TTY", "leave out -t, or run it in a terminal")
+    if not detach:
+        _want_a_terminal(box.spec)
     return _detached(box) if detach else _attached(box)
 
 
-def _attached(box):
+def _want_a_terminal(options: Any) -> None:
+    if options.tty and options.interactive and not os.isatty(0):
+        raise BadValue("the input device is not a TTY", "leave out -t, or run it in a terminal")
+
+
+def _attached(box: "Container") -> int:
     from labkit.container import attach
 
-    with contextlib.ExitStack() as stack:
+    # From the first moment: who is killed in the middle of a start leaves half a container.
+    with attach.caught() as signals, contextlib.ExitStack() as stack:
         stack.callback(lambda: box.delete() if box.spec.rm or box.status != "exited" else None)
-        stdio, pipes = _pipes(stack, box.spec.interactive, box.spec.tty)
-        box.start(stdio)
+        stdio, pipes = _pipes(stack, box.spec.interactive, box.spec.tty, box.spec.userns)
+        box.start(stdio, attach.size_of(0))
+        signals.check()
         _close_all(stdio)
-        attach.foreground(box.spawned, pipes, box.open_log(stack), box.spec.interactive, box.kill)
-        return box.wait()
+        log = stack.enter_context(contextlib.closing(box.log()))
+        keep = [log.keep(1), log.keep(2)]
+        lost = attach.foreground(box.spawned, pipes, keep, box.spec.interactive, box.kill, signals)
+        return _ended("run", box.wait(), lost, log.error)
 
 
-def _pipes(stack, interactive, tty):
+def _ended(name: str, status: int, lost: OSError | None, log: OSError | None = None) -> int:
+    """Tell of output that is lost; return the container's own exit status, unless that would hide the loss."""
+    if log:
+        _failed(name, from_oserror(log, "keeping a copy for `lab logs`"), 0)
+    if lost:
+        _failed(name, from_oserror(lost, "writing the container's output"), 0)
+    return status or (LabError.exit_status if lost else 0)
+
+
+def _pipes(
+    stack: contextlib.ExitStack, interactive: bool, tty: bool, userns: tuple[int, int] | None
+) -> tuple[list[int], list[FileIO | None]]:
     """Return (the container's three fds, our three ends of them)."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     if tty:
-        return [null, null, null], (None, None, None)
-    theirs_in, ours_in = os.pipe2(os.O_CLOEXEC) if interactive else (null, None)
-    ours_out, theirs_out = os.pipe2(os.O_CLOEXEC)
-    ours_err, theirs_err = os.pipe2(os.O_CLOEXEC)
-    stack.callback(_close_all, [ours_out, ours_err])
-    return [theirs_in, theirs_out, theirs_err], (ours_in, ours_out, ours_err)
+        return [null, null, null], [None, None, None]
+    (theirs_in, ours_in) = os.pipe2(os.O_CLOEXEC) if interactive else (null, None)
+    (ours_out, theirs_out), (ours_err, theirs_err) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+    theirs = [theirs_in, theirs_out, theirs_err]
+    if userns:  # its root may give them to any user of its own, but only what belongs to one of those
+        for fd in theirs[0 if interactive else 1 :]:
+            os.fchown(fd, userns[0], userns[0])
+    ours = [ours_in is not None and FileIO(ours_in, "wb") or None, FileIO(ours_out), FileIO(ours_err)]
+    for pipe in filter(None, ours):
+        stack.enter_context(pipe)
+    return theirs, ours
 
 
-def _close_all(fds):
+def _close_all(fds: list[int]) -> None:
     for fd in set(fds):
         os.close(fd)
 
 
-def _detached(box):
+def _detached(box: "Container") -> int:
     """Fork a keeper, which is the container's parent until it ends; print the id."""
+    from labkit.container import attach
+
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     if os.fork() == 0:
         try:
@@ -159,42 +241,50 @@ def _detached(box):
         finally:
             os._exit(0)
     os.close(write_end)
-    with os.fdopen(read_end, "rb") as pipe:
-        report = pipe.read()
-    if not report:
-        raise LabError("the container's keeper died before it was started", "`lab clean`, then again")
-    error = pickle.loads(report)
-    if error:
-        raise error
+    with attach.caught() as signals:
+        with os.fdopen(read_end, "rb") as pipe:
+            report = pipe.read()
+        if not report:
+            raise LabError("the container's keeper died before it was started", "`lab clean`, then again")
+        if error := pickle.loads(report):
+            raise error
+        try:
+            signals.check()
+        except Interrupted:
+            _remove(box.id)
+            raise
     print(box.id)
     return 0
 
 
-def _keep(box, report):
+def _keep(box: "Container", report: int) -> None:
     from labkit.container import attach
 
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    try:
-        box.start()
-        os.write(report, pickle.dumps(None))
-    except BaseException as error:
-        known = isinstance(error, LabError)
-        os.write(report, pickle.dumps(error if known else LabError(f"labkit itself failed: {error!r}")))
-        return
-    os.close(report)
-    if box.spawned.terminal is not None:
-        with contextlib.ExitStack() as stack:
-            attach.pump(box.spawned.pidfd, {box.spawned.terminal: [box.open_log(stack)]})
-    box.wait()
+    with contextlib.ExitStack() as stack:
+        try:
+            # With -i nobody writes to its input, and it stays open: `cat` waits, as docker has it.
+            stdio, pipes = _pipes(stack, box.spec.interactive, box.spec.tty, box.spec.userns)
+            box.start(stdio)
+            log = stack.enter_context(contextlib.closing(box.log()))
+            os.write(report, pickle.dumps(None))
+        except BaseException as error:
+            known = isinstance(error, LabError)
+            os.write(report, pickle.dumps(error if known else LabError(f"labkit itself failed: {error!r}")))
+            return
+        os.close(report)
+        _close_all(stdio)
+        attach.behind(box.spawned, pipes, [log.keep(1), log.keep(2)])
+        box.wait()
     if box.spec.rm:
         box.delete()
 
 
 @command("ps", "list the containers that run; -a lists all")
-def _ps(argv):
+def _ps(argv: list[str]) -> None:
     from labkit.container.life import all_containers
 
     words = parser("ps")
@@ -202,7 +292,8 @@ def _ps(argv):
     words.add_argument("-q", "--quiet", action="store_true", help="ids only")
     options = words.parse_args(argv)
     rows = []
-    for box in all_containers():
+    damaged: list[LabError] = []
+    for box in all_containers(damaged):
         status = box.status
         if status not in ("running", "paused") and not options.all:
             continue
@@ -218,9 +309,11 @@ def _ps(argv):
         print(*(row[0] for row in rows), sep="\n", end="\n" if rows else "")
     else:
         table("CONTAINER ID,IMAGE,COMMAND,CREATED,STATUS,PID,NAME", rows)
+    for error in damaged:
+        complain("ps", error)
 
 
-def _ago(then):
+def _ago(then: float) -> str:
     seconds = int(time.time() - then)
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
@@ -229,13 +322,11 @@ def _ago(then):
 
 
 @command("top", "a container's processes, as the host numbers them and as it does")
-def _top(argv):
-    from labkit.container.life import find
+def _top(argv: list[str]) -> None:
     from labkit.ground import proc
 
-    (reference,) = _reference("top", argv)[:1]
-    box = find(reference)
-    box._must_run()
+    box = _found("top", argv)
+    box.must_be("running", "paused")
     tick = os.sysconf("SC_CLK_TCK")
     rows = []
     for process in box.top():
@@ -248,9 +339,10 @@ def _top(argv):
 
 
 @command("exec", "run a further command in a container that runs")
-def _exec(argv):
+def _exec(argv: list[str]) -> int:
     from labkit.container import attach, spawner
     from labkit.container.life import find
+    from labkit.ground import syscalls
 
     words = parser("exec")
     add = words.add_argument
@@ -262,117 +354,136 @@ def _exec(argv):
     add("container")
     add("command", nargs=argparse.REMAINDER)
     options = words.parse_args(argv)
-    if options.tty and options.interactive and not os.isatty(0):
-        raise BadValue("the input device is not a TTY", "leave out -t, or run it in a terminal")
+    _want_a_terminal(options)
     if not options.command:
         raise BadValue("lab exec needs a command", "lab exec CONTAINER COMMAND")
     box = find(options.container)
-    with contextlib.ExitStack() as stack:
-        stdio, pipes = _pipes(stack, options.interactive, options.tty)
-        spawned = box.exec(
-            options.command, env=options.env, workdir=options.workdir, user=options.user, tty=options.tty, stdio=stdio
-        )
+    with attach.caught() as signals, contextlib.ExitStack() as stack:
+        stdio, pipes = _pipes(stack, options.interactive, options.tty, box.spec.userns)
+        asked = {name: getattr(options, name) for name in ("env", "workdir", "user", "tty")}
+        spawned = box.exec(options.command, **asked, stdio=stdio, console_size=attach.size_of(0))
         _close_all(stdio)
-
-        def kill():
-            from labkit.ground import syscalls
-
-            syscalls.pidfd_send_signal(spawned.pidfd, 9)
-
-        attach.foreground(spawned, pipes, None, options.interactive, kill)
-        return spawner.reap(spawned.pidfd)
+        kill = lambda: syscalls.pidfd_send_signal(spawned.pidfd, 9)  # noqa: E731
+        lost = attach.foreground(spawned, pipes, [None, None], options.interactive, kill, signals)
+        return _ended("exec", spawner.reap(spawned.pidfd), lost)
 
 
-@command("stop", "end containers: SIGTERM, then SIGKILL after --time seconds")
-def _stop(argv):
+@command("stop", "end containers: their stop signal, then SIGKILL after --time seconds")
+def _stop(argv: list[str]) -> int:
     from labkit.container.life import find
 
-    words = parser("stop")
-    words.add_argument("-t", "--time", type=float, default=10)
-    words.add_argument("container", nargs="+")
+    words = _several("stop")
+    words.add_argument("-t", "--time", default="10", metavar="SECONDS", help="-1: never SIGKILL")
     options = words.parse_args(argv)
-    for reference in options.container:
-        find(reference).stop(options.time)
+    if not re.fullmatch(r"-1|\d{1,8}(\.\d{1,3})?", options.time, re.ASCII):
+        raise BadValue(f"{options.time!r} is no time to wait", "seconds, or -1 for no end")
+    seconds = None if options.time == "-1" else float(options.time)
+
+    def stop(reference: str) -> None:
+        find(reference).stop(seconds)
         print(reference)
+
+    return each("stop", options.container, stop)
 
 
 @command("kill", "send a signal to containers, SIGKILL by default")
-def _kill(argv):
-    import signal
-
+def _kill(argv: list[str]) -> int:
     from labkit.container.life import find
+    from labkit.ground import signals
 
-    words = parser("kill")
+    words = _several("kill")
     words.add_argument("-s", "--signal", default="KILL")
-    words.add_argument("container", nargs="+")
     options = words.parse_args(argv)
-    name = "SIG" + options.signal.upper().removeprefix("SIG")
-    if options.signal.isdigit() and 0 < int(options.signal) < signal.NSIG:
-        number = int(options.signal)
-    elif name in signal.Signals.__members__:
-        number = signal.Signals[name]
-    else:
-        raise BadValue(f"there is no signal {options.signal!r}", "signal(7) lists them")
-    for reference in options.container:
+    number = signals.number(options.signal)
+
+    def kill(reference: str) -> None:
         box = find(reference)
-        box._must_run() if box.status != "paused" else None
+        box.must_be("running", "paused")
         box.kill(number)
         print(reference)
 
+    return each("kill", options.container, kill)
+
 
 @command("pause", "freeze containers")
-def _pause(argv):
+def _pause(argv: list[str]) -> int:
     from labkit.container.life import find
 
-    for reference in _reference("pause", argv):
-        find(reference).pause()
+    return each("pause", _several("pause").parse_args(argv).container, lambda one: find(one).pause())
 
 
 @command("unpause", "thaw containers")
-def _unpause(argv):
+def _unpause(argv: list[str]) -> int:
     from labkit.container.life import find
 
-    for reference in _reference("unpause", argv):
-        find(reference).unpause()
+    return each("unpause", _several("unpause").parse_args(argv).container, lambda one: find(one).unpause())
 
 
 @command("wait", "wait until containers end; print their exit statuses")
-def _wait(argv):
+def _wait(argv: list[str]) -> int:
     from labkit.container.life import find
 
-    for reference in _reference("wait", argv):
-        print(find(reference).wait())
+    return each("wait", _several("wait").parse_args(argv).container, lambda one: print(find(one).wait(), flush=True))
 
 
 @command("rm", "remove containers that have ended; -f kills them first")
-def _rm(argv):
+def _rm(argv: list[str]) -> int:
     from labkit.container.life import find
 
-    words = parser("rm")
+    words = _several("rm")
     words.add_argument("-f", "--force", action="store_true")
-    words.add_argument("container", nargs="+")
     options = words.parse_args(argv)
-    for reference in options.container:
-        box = find(reference)
-        if box.status in ("running", "paused"):
+
+    def remove(reference: str) -> None:
+        try:
+            box = find(reference)
+        except NotFound as error:
             if not options.force:
-                raise BadValue(f"{reference} is {box.status}", f"lab stop {reference}, or lab rm -f {reference}")
+                raise
+            complain("rm", error)  # that it is not there is what was wanted
+            return
+        if not options.force and box.status in ("running", "paused"):
+            raise BadValue(f"{reference} is {box.status}", f"lab stop {reference}, or lab rm -f {reference}")
+        _remove(box.id)
+        print(reference)
+
+    return each("rm", options.container, remove)
+
+
+def _remove(number: str) -> None:
+    """Kill a container if it runs, and remove it."""
+    from labkit.container.life import find
+
+    with contextlib.suppress(NotFound):  # with --rm its keeper may be faster
+        box = find(number)
+        if box.status in ("running", "paused"):
             box.kill()
             box.wait()
         box.delete()
-        print(reference)
 
 
-@command("logs", "what a container printed")
-def _logs(argv):
+@command("logs", "what a container printed, on stdout and stderr as it did; -f goes on until it ends")
+def _logs(argv: list[str]) -> None:
+    from labkit.container import output
     from labkit.container.life import find
 
-    sys.stdout.write(find(_reference("logs", argv)[0]).logs())
+    words = parser("logs")
+    words.add_argument("-f", "--follow", action="store_true")
+    words.add_argument("container", help=_WHICH)
+    options = words.parse_args(argv)
+    box = find(options.container)
+
+    def lives() -> bool:
+        time.sleep(0.1)
+        return box.status in ("running", "paused")
+
+    sinks = {1: sys.stdout.buffer, 2: sys.stderr.buffer}
+    for stream, data in output.pieces(box.folder, lives if options.follow else None):
+        sinks[stream].write(data)
+        sinks[stream].flush()
 
 
 @command("diff", "what a container changed in its root: A added, C changed, D deleted")
-def _diff(argv):
-    from labkit.container.life import find
-
-    for change in find(_reference("diff", argv)[0]).changes():
-        print(change.kind, change.path)
+def _diff(argv: list[str]) -> None:
+    for change in _found("diff", argv).changes():
+        print(change.kind, visible(change.path))

@@ -1,6 +1,7 @@
 """The `lab` command's words for the machine and the workshop."""
 
 import sys
+from collections.abc import Iterator
 
 from labkit.app.commands import command, parser, table
 
@@ -57,7 +58,10 @@ def _clean(argv):
 
     words = parser("clean")
     words.add_argument("-a", "--all", action="store_true")
-    undone, kept, failed = ledger.clean(everything=words.parse_args(argv).all)
+    options = words.parse_args(argv)
+    for path, aside in _set_aside():
+        print(f"set aside: {path}, damaged; it is kept as {aside}")
+    undone, kept, failed = ledger.clean(everything=options.all)
     for entry in undone:
         print(f"gave back: {entry}")
     reclaimed = garbage.reclaim()
@@ -73,6 +77,22 @@ def _clean(argv):
     if not (undone or kept or failed or reclaimed):
         print("nothing of labkit's is left on this machine")
     return 125 if failed else 0
+
+
+def _set_aside() -> Iterator[tuple[str, str]]:
+    """Put what is damaged of the files of state where nobody reads it; yield (where it was, where it is)."""
+    from labkit.app import server  # noqa: F401 - whoever keeps files of state is to have said so
+    from labkit.build import layer_cache  # noqa: F401
+    from labkit.ground import state
+    from labkit.lessons import coursework
+    from labkit.network import bridge  # noqa: F401
+    from labkit.storage import garbage
+
+    for error in state.damaged(coursework.files_of_state()):
+        yield error.path, state.set_aside(error)
+    for name, path, aside in garbage.drop_broken_names():
+        print(f"the image {name} is gone with it: pull, load or build it again")
+        yield path, aside
 
 
 @command("doctor", "what this machine has of what the chapters need")

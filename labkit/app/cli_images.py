@@ -6,7 +6,7 @@ on a terminal only: into a file or a pipe go finished lines and nothing else.
 
 import sys
 
-from labkit.app.commands import command, parser, size, table
+from labkit.app.commands import command, each, parser, size, table
 from labkit.ground.errors import BadValue
 
 
@@ -131,8 +131,8 @@ def _rmi(argv):
     words.add_argument("-f", "--force", action="store_true", help="take the name away although a container uses it")
     words.add_argument("image", nargs="+")
     options = words.parse_args(argv)
-    for name in options.image:
-        print(f"{name}: {size(garbage.remove(name, options.force))} given back")
+    remove = lambda name: print(f"{name}: {size(garbage.remove(name, options.force))} given back")  # noqa: E731
+    return each("rmi", options.image, remove)
 
 
 @command("storage", "`storage tree CONTAINER`: which of its files is where")
@@ -161,6 +161,5 @@ def _volume(argv):
         raise BadValue(f"lab volume {options.what} takes {'no name' if options.name else 'a name'}")
     if options.what == "ls":
         table("VOLUME,SIZE,FOLDER", [(one.name, size(one.usage().allocated), one.path) for one in volumes.all()])
-    for name in options.name:
-        volumes.create(name) if options.what == "create" else volumes.remove(name)
-        print(name)
+    action = volumes.create if options.what == "create" else volumes.remove
+    return each("volume", options.name, lambda name: (action(name), print(name)))

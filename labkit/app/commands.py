@@ -10,16 +10,21 @@ The commands themselves are in `cli` (containers), `cli_images` and `cli_host`.
 """
 
 import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
-from labkit.ground.errors import BadValue
+from labkit.ground.errors import BadValue, LabError
 
-COMMANDS: dict[str, tuple] = {}  # name: (function, what it does in a line)
+Command = Callable[[list[str]], int | None]
+
+COMMANDS: dict[str, tuple[Command, str]] = {}  # name: (function, what it does in a line)
 
 
-def command(name, summary):
+def command(name: str, summary: str) -> Callable[[Command], Command]:
     """Register the function below as `lab NAME`."""
 
-    def register(function):
+    def register(function: Command) -> Command:
         COMMANDS[name] = (function, summary)
         return function
 
@@ -27,27 +32,57 @@ def command(name, summary):
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise BadValue(message, f"{self.prog} --help")
 
 
-def parser(name):
+def parser(name: str) -> argparse.ArgumentParser:
     """Return an argument parser whose complaints are a BadValue."""
-    return _Parser(prog=f"lab {name}", description=COMMANDS[name.split()[0]][1])
+    about = COMMANDS[name.split()[0]][1]
+    words = _Parser(prog=f"lab {name}", description=about, add_help=False, allow_abbrev=False)
+    short = () if name == "run" else ("-h",)  # there it is --hostname, as docker has it
+    words.add_argument(*short, "--help", action="help", help="show this")
+    return words
 
 
-def table(head, rows):
-    """Print rows of texts under a head, "A,B,C", in columns."""
-    rows = [head.split(","), *rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+def each(name: str, words: Iterable[str], action: Callable[[str], object]) -> int:
+    """Do something with each of several things; one that fails is told and keeps no other back. Return the status."""
+    failed = 0
+    for word in words:
+        try:
+            action(word)
+        except LabError as error:
+            complain(name, error)
+            failed = 1
+    return failed
 
 
-def size(count):
+def complain(name: str, error: object) -> None:
+    """Print a failure as `lab` does, on stderr."""
+    sys.stdout.flush()
+    print(f"lab {name}: {visible(str(error), keep=chr(10))}", file=sys.stderr)
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Return a text with its control characters spelled out: what a container is called must not steer a terminal."""
+    return "".join(
+        sign if sign.isprintable() or sign in keep else sign.encode("unicode_escape", "surrogatepass").decode()
+        for sign in text
+    )
+
+
+def table(head: str, rows: Iterable[Sequence[str]]) -> None:
+    """Print rows of texts under a head, "A,B,C", in columns, one line a row whatever is in them."""
+    lines = [head.split(","), *([visible(text) for text in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def size(count: float) -> str:
     """Return a number of bytes as people say it: 2.1 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
-    return None
+    return f"{count:.1f} GB"

@@ -40,12 +40,13 @@ _ROOM = {
 # Its theme looks for these sizes only among what a user has set, not among the defaults above.
 _LETTERS = {"overrides": {"code-font-size": "15px", "content-font-size1": "16px", "ui-font-size1": "14px"}}
 
+SERVER = state.kind("run/jupyter/server.json", {"host": str, "port": int, "token": str, "pid": int, "ticks": int})
 BESIDE = "beside"  # the name of a workspace: a chapter on the left, a terminal on the right
 
 
 def running():
     """Return the record of the server that runs, {host, port, token, …}, or None."""
-    record = state.read_json(_record())
+    record = state.read(_record(), SERVER)
     if record and proc.is_running(record["pid"], record["ticks"]) and answers(record):
         return record
     return None

@@ -18,13 +18,14 @@ from pathlib import Path
 
 from labkit.container.life import Container
 from labkit.ground import ledger, state
-from labkit.ground.errors import LabError
+from labkit.ground.errors import Damaged, LabError
 from labkit.images import commit
 from labkit.images.catalog import Image, ImageConfig
 from labkit.storage import roots
 
 SHELL = ("/bin/sh", "-c")
 # What the engine puts into a container's root to mount on: no part of what RUN changed.
+CACHED = state.kind("lib/build-cache/*.json", {"layer": list | None})
 _MOUNT_POINTS = ("etc/hosts", "etc/hostname", "etc/resolv.conf", "dev/console", "dev", "proc", "sys", "etc")
 
 
@@ -168,7 +169,9 @@ class Layers:
         """Return (layer or None,) if the cache has this key and the store the layer, else None."""
         if not self.cache:
             return None
-        note = state.read_json(state.lib_dir("build-cache") / f"{key}.json")
+        note = None
+        with contextlib.suppress(Damaged):  # no worse than not remembered
+            note = state.read(state.lib_dir("build-cache") / f"{key}.json", CACHED)
         if note is None:
             return None
         layer = note["layer"]

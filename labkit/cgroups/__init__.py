@@ -5,11 +5,10 @@ Read in this order:
     limits        docker's words, and what the kernel is told
     quantities    32m, 0.5, 8:0 and what is refused
     hierarchies   which trees this machine has, and where we may make a group
-    cgroupfs      a folder, its files, and the processes in it
-    versions      the same limit in version 1's words and in version 2's
+    versions      the same limit, the same count, in version 1's words and in version 2's
+    cgroupfs      a folder's life: made, emptied, taken away, and who is in it
     cgroup        one group, over however many trees there are
-    stats         what has been used: time, memory, OOM kills
-    events        being told: the OOM kill, pressure
+    events        being told: the OOM kill, throttling, a full cgroup
     devices       which device files may be opened
     cgls          the trees, as systemd-cgls shows them
 """

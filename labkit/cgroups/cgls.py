@@ -15,6 +15,7 @@ See systemd-cgls(1), cgroups(7).
 import argparse
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from labkit.cgroups import hierarchies
@@ -22,7 +23,7 @@ from labkit.ground import proc, state
 from labkit.ground.errors import LabError
 
 
-def tree(controller="cpu", everything=False, numbers=True):
+def tree(controller: str = "cpu", everything: bool = False, numbers: bool = True) -> str:
     """Return the tree of a controller as text: labkit's own part, or with `everything` all that can be seen.
 
     `numbers=False` leaves the process ids out. Raises Unsupported for a controller
@@ -36,14 +37,17 @@ def tree(controller="cpu", everything=False, numbers=True):
     return "\n".join(lines)
 
 
-def _folders(path):
+def _folders(path: Path) -> list[str]:
     with contextlib.suppress(OSError):  # it may go while we look
         return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
     return []
 
 
-def _below(path, indent, numbers, children=None, processes=True):
+def _below(
+    path: Path, indent: str, numbers: bool, children: Sequence[str] | None = None, processes: bool = True
+) -> list[str]:
     """Return the lines below a folder: its folders first, then its processes."""
+    rows: list[tuple[str, Path | None]]
     rows = [(name, path / name) for name in (_folders(path) if children is None else children)]
     rows += [(_process(pid, numbers), None) for pid in (_pids(path) if processes else ())]
     lines = []
@@ -55,20 +59,20 @@ def _below(path, indent, numbers, children=None, processes=True):
     return lines
 
 
-def _pids(path):
+def _pids(path: Path) -> list[int]:
     with contextlib.suppress(OSError):
         return [int(pid) for pid in Path(path, "cgroup.procs").read_text().split()]
     return []
 
 
-def _process(pid, numbers):
+def _process(pid: int, numbers: bool) -> str:
     words = ""
     with contextlib.suppress(LabError):
         words = " ".join(" ".join(proc.cmdline(pid)).split()) or f"[{proc.process(pid).name}]"
     return f"{pid} {words[:60]}" if numbers else words[:60]
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the trees of the controllers named (cpu by default)."""
     parser = argparse.ArgumentParser(prog="lab cgls", description="Show which processes are in which cgroup.")
     parser.add_argument("controllers", nargs="*", default=["cpu"], metavar="CONTROLLER")

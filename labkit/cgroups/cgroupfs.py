@@ -10,7 +10,7 @@ in it. So there are three acts, and each has its catch:
               first (v1), for a fork bomb makes new ones faster than a loop kills
     remove    the deepest first, and not before the last member has gone
 
-`cgroups` builds on this. `remove_folder` is what the ledger calls when the
+`cgroup` builds on this. `remove_folder` is what the ledger calls when the
 process that made a cgroup is dead. See cgroups(7).
 """
 
@@ -19,12 +19,14 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from labkit.cgroups import events, hierarchies
-from labkit.cgroups.versions import V1, V2
+from labkit.cgroups.hierarchies import Hierarchy
+from labkit.cgroups.versions import V1, V2, Folder
 from labkit.ground import ledger, proc, state, syscalls
-from labkit.ground.errors import BadValue, InUse, KernelError, LabError, from_oserror
+from labkit.ground.errors import BadValue, InUse, KernelError, LabError, NotFound, from_oserror
 
 _ATTEMPTS = 50  # at making a folder whose empty parent others may remove meanwhile
 
@@ -32,17 +34,11 @@ _ATTEMPTS = 50  # at making a folder whose empty parent others may remove meanwh
 # What an errno means when it comes from one of these files; "" stands for the rest.
 _HINTS = {
     (errno.EBUSY, "memory"): "it uses more than that now and can't give it back: stop something in it first",
-    (
-        errno.EBUSY,
-        "cgroup",
-    ): "v2: a folder with processes in it can't hand controllers down, nor the other way round",
+    (errno.EBUSY, "cgroup"): "v2: a folder with processes in it can't hand controllers down, nor the other way round",
     (errno.EINVAL, "cpu"): "a child's quota can't be more than its parent's; a period is 1000..1000000 µs",
     (errno.EINVAL, ""): "the kernel does not take this value here",
     (errno.ENODEV, ""): "no such device: `lsblk` lists the major:minor that there are",
-    (
-        errno.ENOSPC,
-        "cgroup",
-    ): "this cpuset has no CPUs or no memory nodes yet: fill cpuset.cpus and cpuset.mems first",
+    (errno.ENOSPC, "cgroup"): "this cpuset has no CPUs or no memory nodes yet: fill cpuset.cpus and cpuset.mems first",
     (errno.ERANGE, "cpuset"): "this machine has no such CPU: /sys/devices/system/cpu/online lists them",
     (errno.EACCES, "cpuset"): "a child's CPUs must be among its parent's",
     (errno.ESRCH, "cgroup"): "no such process: it has ended",
@@ -50,13 +46,14 @@ _HINTS = {
 }
 
 
-def refused(text, path, error):
+def refused(text: str, path: Path, error: OSError) -> KernelError:
     """Return the KernelError for a write that the kernel refused."""
-    hint = _HINTS.get((error.errno, path.name.partition(".")[0])) or _HINTS.get((error.errno, ""))
-    return KernelError(f"writing {text!r}", error.errno, path, hint)
+    number = error.errno or 0
+    hint = _HINTS.get((number, path.name.partition(".")[0])) or _HINTS.get((number, ""))
+    return KernelError(f"writing {text!r}", number, path, hint)
 
 
-def trees():
+def trees() -> list[Hierarchy]:
     """Return the trees in which a Cgroup has a folder: those with a controller of ours, and the v2 tree."""
     found = hierarchies.hierarchies()
     if found[-1].version == 2:
@@ -66,7 +63,7 @@ def trees():
     return [tree for tree in found if tree.controllers or tree.version == 2]
 
 
-def tree_at(path):
+def tree_at(path: str | Path) -> Hierarchy:
     """Return the tree that a path is in. Raise BadValue if it is in none."""
     path = Path(path)
     for tree in hierarchies.hierarchies():
@@ -75,18 +72,17 @@ def tree_at(path):
     raise BadValue(f"{path} is not below a cgroup mount", "`findmnt -t cgroup,cgroup2` lists them")
 
 
-def folder_at(path, tree=None):
+def folder_at(path: str | Path, tree: Hierarchy | None = None) -> Folder:
     """Return an existing folder as a V1 or V2."""
     tree = tree or tree_at(path)
     return (V1 if tree.version == 1 else V2)(path, tree)
 
 
-def make_folder(tree, path):
+def make_folder(tree: Hierarchy, path: Path) -> Folder:
     """Make `path`, and the marked folder above it if need be; return it as V1 or V2.
 
-    On v2 the controllers are handed down to it. The folder above is shared, and whoever empties it removes it. It may
-    go
-    between the two mkdirs, so a missing parent means: again.
+    On v2 the controllers are handed down to it. The folder above is shared, and whoever
+    empties it removes it. It may go between the two mkdirs, so a missing parent means: again.
     """
     for _ in range(_ATTEMPTS):
         try:
@@ -110,14 +106,14 @@ def make_folder(tree, path):
     raise LabError(f"{path.parent} is removed again and again", "another program removes it: find out which")
 
 
-def place(tree, path):
+def place(tree: Hierarchy, path: str | Path) -> Path:
     """Return where a cgroup path leads in a tree, from its root or from this process. Raise BadValue for `..`."""
     if ".." in Path(path).parts:
         raise BadValue(f"cgroup path {path!r} has `..` in it")
     return (tree.mount if str(path).startswith("/") else tree.own) / str(path).lstrip("/")
 
 
-def make_parents(tree, path):
+def make_parents(tree: Hierarchy, path: Path) -> None:
     """Make the folders above `path` that are missing."""
     for above in reversed(path.parents):
         if tree.mount in above.parents and not above.exists():
@@ -126,7 +122,7 @@ def make_parents(tree, path):
 
 
 @ledger.undoes("cgroup")
-def remove_folder(path, also=()):
+def remove_folder(path: str | Path, also: Iterable[str] = ()) -> None:
     """Undo a ledger entry of kind `cgroup`: kill what is in these folders, remove them and what is nested.
 
     Fine if they are gone. Raise BadValue, and touch nothing, for a path that is
@@ -136,28 +132,24 @@ def remove_folder(path, also=()):
     for candidate in paths:
         tree = tree_at(candidate)
         if ".." in Path(candidate).parts or state.label() not in Path(candidate).relative_to(tree.mount).parts:
-            raise BadValue(
-                f"{candidate} was not made by labkit: {state.label()!r} is not in it",
-                "look at it, then rmdir it",
-            )
+            what = f"{candidate} was not made by labkit: {state.label()!r} is not in it"
+            raise BadValue(what, "look at it, then rmdir it")
     kill(paths)
     if not wait_empty(paths, 5):
-        raise InUse(
-            f"{path} still has processes: {members(paths)}",
-            "they hang in the kernel: `ps -eo pid,stat,wchan`",
-        )
+        hint = "they hang in the kernel: `ps -eo pid,stat,wchan`"
+        raise InUse(f"{path} still has processes: {members(paths)}", hint)
     for candidate in reversed(paths):
         remove_tree(candidate)
 
 
-def remove_tree(path):
+def remove_tree(path: str | Path) -> None:
     """Remove a cgroup folder and those below it, the deepest first; then the marked folder above, if it is empty."""
     for folder, _, _ in os.walk(path, topdown=False):
         _rmdir(folder)
     _give_back_parent(path)
 
 
-def removed(path):
+def removed(path: str | Path) -> bool:
     """Remove a folder that has nothing in it; tell whether it is gone. Nothing is waited for."""
     try:
         os.rmdir(path)
@@ -169,7 +161,7 @@ def removed(path):
     return True
 
 
-def _give_back_parent(path):
+def _give_back_parent(path: str | Path) -> None:
     """Remove the marked folder above, unless others have theirs in it."""
     above = os.path.dirname(path)
     if os.path.basename(above) == state.label():
@@ -177,23 +169,23 @@ def _give_back_parent(path):
             os.rmdir(above)
 
 
-def _rmdir(folder, timeout=2):
+def _rmdir(folder: str, timeout: float = 2) -> None:
     """rmdir, and again for a moment while it is busy: a process leaves its cgroup a little after its end is seen."""
     deadline = time.monotonic() + timeout
     while True:
         try:
             return os.rmdir(folder)
         except FileNotFoundError:
-            return None
+            return
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
                 raise from_oserror(error, f"removing the cgroup {folder}") from None
             time.sleep(0.001)
 
 
-def members(paths):
+def members(paths: Iterable[str]) -> list[int]:
     """Return the ids of the processes in these folders and below them."""
-    found = set()
+    found: set[int] = set()
     for path in paths:
         for folder, _, _ in os.walk(path):
             with contextlib.suppress(OSError):  # removed, or a v2 threaded folder (EOPNOTSUPP)
@@ -205,7 +197,7 @@ def members(paths):
 _BRAKES = (("cgroup.freeze", "1", "0"), ("freezer.state", "FROZEN", "THAWED"))
 
 
-def kill(paths):
+def kill(paths: Sequence[str]) -> None:
     """Kill all members. cgroup.kill does it in one stroke; without it they are frozen first."""
     for path in paths:
         _try_write(f"{path}/cgroup.kill", "1")
@@ -223,27 +215,20 @@ def kill(paths):
         _try_write(file, go)
 
 
-def _try_write(path, text):
+def _try_write(path: str, text: str) -> None:
     """Write if there is such a file: the folder may be gone, or the kernel too old for it."""
     with contextlib.suppress(OSError):
         proc.write_plain(path, text)
 
 
-def _kill_one(pid, paths):
-    """Kill `pid` if it is still a member once a pidfd pins it: the bare number may be a stranger's by now."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except (ProcessLookupError, OSError):
-        return
-    try:
+def _kill_one(pid: int, paths: Sequence[str]) -> None:
+    """Kill `pid` if it is still a member once a pidfd pins it."""
+    with contextlib.suppress(NotFound, KernelError), proc.pinned(pid, proc.start_ticks(pid)) as pidfd:
         if pid in members(paths):
-            with contextlib.suppress(KernelError):
-                syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
-    finally:
-        os.close(pidfd)
+            syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
-def wait_empty(paths, timeout):
+def wait_empty(paths: Sequence[str], timeout: float) -> bool:
     """Wait until no process is in any of the folders: by poll on v2's cgroup.events, else by looking."""
     deadline = time.monotonic() + timeout
     for path in paths:

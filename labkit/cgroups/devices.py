@@ -16,11 +16,12 @@ See mknod(2), bpf(2), Documentation/admin-guide/cgroup-v1/devices.rst,
 struct bpf_cgroup_dev_ctx in linux/bpf.h.
 """
 
-import ctypes
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from labkit.cgroups.cgroup import Cgroup
 from labkit.ground import proc, syscalls
 from labkit.ground.errors import BadValue, KernelError, Unsupported
 
@@ -36,12 +37,12 @@ class Rule:
     minor: int | None
     access: str  # of r, w, m (mknod)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         numbers = all(n is ANY or (isinstance(n, int) and 0 <= n < 1 << 20) for n in (self.major, self.minor))
         if self.kind not in ("c", "b") or not numbers or not self.access or set(self.access) - set("rwm"):
             raise BadValue(f"{self} is no device rule", "like Rule('c', 1, 3, 'rwm')")
 
-    def __str__(self):
+    def __str__(self) -> str:
         major, minor = ("*" if number is ANY else number for number in (self.major, self.minor))
         return f"{self.kind} {major}:{minor} {self.access}"
 
@@ -62,7 +63,7 @@ DEFAULT = (
 )
 
 
-def allow_only(cgroup, rules=DEFAULT):
+def allow_only(cgroup: Cgroup, rules: Iterable[Rule] = DEFAULT) -> int:
     """Let the processes in `cgroup` open and make no devices but these; return 1 or 2, the version used.
 
     Call it once, before a process is in it. Raises KernelError, or Unsupported if
@@ -100,7 +101,7 @@ _TYPES = {"b": 1, "c": 2}
 _ACCESSES = {"m": 1, "r": 2, "w": 4}
 
 
-def program(rules):
+def program(rules: Iterable[Rule]) -> bytes:
     """Return the BPF program for rules, as bytes: 1 for what one of them allows, else 0."""
     code = [
         _instruction(_LOAD_WORD, _TYPE, _R1, 0),
@@ -115,7 +116,7 @@ def program(rules):
     return b"".join([*code, _instruction(_MOVE, _R0, constant=0), _instruction(_EXIT)])
 
 
-def _matches(rule):
+def _matches(rule: Rule) -> list[bytes]:
     """Return the instructions that end with 1 if the rule allows it, or else fall through to the next rule."""
     wanted = [(_TYPE, _TYPES[rule.kind])]
     if rule.major is not ANY:
@@ -123,56 +124,38 @@ def _matches(rule):
     if rule.minor is not ANY:
         wanted.append((_MINOR, rule.minor))
     forbidden = 7 & ~sum(_ACCESSES[letter] for letter in set(rule.access))
-    rest = [
+    steps: list[bytes | tuple[int, int]] = [  # a tuple: register and what must be in it, or on to the next rule
+        *wanted,
         _instruction(_COPY, _REST, _ACCESS),
         _instruction(_AND, _REST, constant=forbidden),
         (_REST, 0),  # nothing is asked for that the rule does not give
         _instruction(_MOVE, _R0, constant=1),
         _instruction(_EXIT),
     ]
-    steps = [*wanted, *rest]
     return [
-        _instruction(_JUMP_UNLESS_EQUAL, step[0], offset=len(steps) - index - 1, constant=step[1])
-        if isinstance(step, tuple)
-        else step
+        step
+        if isinstance(step, bytes)
+        else _instruction(_JUMP_UNLESS_EQUAL, step[0], offset=len(steps) - index - 1, constant=step[1])
         for index, step in enumerate(steps)
     ]
 
 
-def _instruction(code, dst=0, src=0, offset=0, constant=0):
+def _instruction(code: int, dst: int = 0, src: int = 0, offset: int = 0, constant: int = 0) -> bytes:
     return struct.pack("=BBhi", code, src << 4 | dst, offset, constant)
 
 
-_BPF_PROG_LOAD, _BPF_PROG_ATTACH = 5, 8
 _BPF_PROG_TYPE_CGROUP_DEVICE, _BPF_CGROUP_DEVICE = 15, 6
 _BPF_F_ALLOW_MULTI = 2  # beside systemd's own: a device must pass every program
 
 
-def attach(folder_fd, code):
+def attach(folder_fd: int, code: bytes) -> None:
     """Load a program and bind it to the v2 cgroup folder behind an fd. Raise KernelError. See bpf(2)."""
-    instructions, license_ = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
-    load = struct.pack(
-        "=IIQQIIQI", _BPF_PROG_TYPE_CGROUP_DEVICE, len(code) // 8,
-        ctypes.addressof(instructions), ctypes.addressof(license_), 0, 0, 0, 0,
-    )  # fmt: skip
-    fd = _bpf(_BPF_PROG_LOAD, load, "loading a device program")
     try:
-        bind = struct.pack("=IIII", folder_fd, fd, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI)
-        _bpf(_BPF_PROG_ATTACH, bind, "binding a device program to the cgroup")
-    finally:
-        os.close(fd)
-
-
-def _bpf(command, attributes, doing):
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    ctypes.set_errno(0)
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = libc.syscall(
-        ctypes.c_long(syscalls.number("bpf")),
-        ctypes.c_int(command),
-        ctypes.byref(buffer),
-        ctypes.c_uint(len(attributes)),
-    )
-    if result == -1:
-        raise KernelError("bpf(2)", ctypes.get_errno(), doing, "`lab doctor` tells whether this kernel has cgroup BPF")
-    return result
+        fd = syscalls.bpf_prog_load(_BPF_PROG_TYPE_CGROUP_DEVICE, code)
+        try:
+            syscalls.bpf_prog_attach(folder_fd, fd, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI)
+        finally:
+            os.close(fd)
+    except KernelError as error:
+        hint = "`lab doctor` tells whether this kernel has cgroup BPF"
+        raise KernelError(error.call, error.errno, error.on, hint) from None

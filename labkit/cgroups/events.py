@@ -19,17 +19,22 @@ import math
 import os
 import select
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.ground.errors import BadValue, KernelError, NotFound
 
+if TYPE_CHECKING:
+    from labkit.cgroups.cgroup import Cgroup
 
-def flat(text):
+
+def flat(text: str) -> dict[str, int]:
     """Return the lines `name number` of a cgroup file as a dict."""
     return {name: int(value) for name, value in (line.split() for line in text.splitlines())}
 
 
-def wait_for(path, condition, timeout):
+def wait_for(path: str | Path, condition: Callable[[str], bool], timeout: float) -> str | None:
     """Return the text of a cgroup file once `condition(text)` holds, or None after `timeout` seconds.
 
     Sleeps in poll(2) until the kernel marks the file as changed. A folder that is
@@ -60,7 +65,7 @@ def wait_for(path, condition, timeout):
 
 
 # Kind of news: v2's file and the number in it; where v1 counts the same, if it does.
-_NEWS = {
+_NEWS: dict[str, tuple[str, str, tuple[str, str] | None]] = {
     "oom_kill": ("memory.events", "oom_kill", ("memory.oom_control", "oom_kill")),
     "oom": ("memory.events", "oom", ("memory.oom_control", "oom_kill")),
     "max": ("memory.events", "max", None),
@@ -68,7 +73,6 @@ _NEWS = {
     "pids_max": ("pids.events", "max", ("pids.events", "max")),
     "throttled": ("cpu.stat", "nr_throttled", ("cpu.stat", "nr_throttled")),
 }
-KINDS = tuple(_NEWS)
 _LOOK_AGAIN = 0.05  # s; only where the kernel has no door
 
 
@@ -80,19 +84,19 @@ class Watch:
     A context manager: it holds open files.
     """
 
-    def __init__(self, cgroup, kind):
+    def __init__(self, cgroup: "Cgroup", kind: str) -> None:
         if kind not in _NEWS:
-            raise BadValue(f"no event is called {kind!r}", "there is: " + ", ".join(KINDS))
+            raise BadValue(f"no event is called {kind!r}", "there is: " + ", ".join(_NEWS))
         self.cgroup, self.kind = cgroup, kind
         file, self._key, v1 = _NEWS[kind]
-        self._fds = []
+        self._fds: list[int] = []
         self._longest = math.inf  # s to sleep before looking again
         controller = file.partition(".")[0]
         old = cgroup.version(controller) == 1
-        if old and v1 is None:
-            cgroup.file(file)  # raises Unsupported, and says what v1 has instead
-        if old:
+        if old and v1:
             file, self._key = v1
+        elif old:
+            cgroup.file(file)  # raises Unsupported, and says what v1 has instead
         self._poll = select.poll()
         try:
             self._counter = self._open(cgroup.file(file), os.O_RDONLY)
@@ -110,25 +114,25 @@ class Watch:
             self.close()
             raise
 
-    def __enter__(self):
+    def __enter__(self) -> "Watch":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Stop listening."""
         while self._fds:
             os.close(self._fds.pop())
 
-    def count(self):
+    def count(self) -> int:
         """Return how often it has happened so far, as the kernel counts it. Raise NotFound if the cgroup is gone."""
         try:
             return flat(os.pread(self._counter, 65536, 0).decode()).get(self._key, 0)
         except OSError:  # ENODEV
             raise NotFound(f"{self.cgroup.name} was removed while it was watched") from None
 
-    def wait(self, timeout):
+    def wait(self, timeout: float) -> int:
         """Return how often it has happened since the last wait: 0 if not within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while (new := self.count() - self._seen) <= 0:
@@ -143,16 +147,16 @@ class Watch:
         self._seen += new
         return new
 
-    def _open(self, path, flags):
+    def _open(self, path: Path, flags: int) -> int:
         fd = os.open(path, flags | os.O_CLOEXEC)
         self._fds.append(fd)
         return fd
 
-    def _register(self, fd, mask):
+    def _register(self, fd: int, mask: int) -> None:
         self._fds.append(fd)
         self._poll.register(fd, mask)
 
-    def _eventfd(self, cgroup):
+    def _eventfd(self, cgroup: "Cgroup") -> int:
         fd = os.eventfd(0, os.EFD_CLOEXEC)
         path = cgroup.path("memory") / "cgroup.event_control"
         try:
@@ -163,7 +167,7 @@ class Watch:
         return fd
 
 
-def pressure_trigger(cgroup, resource, which, stall_usec, window_usec):
+def pressure_trigger(cgroup: "Cgroup", resource: str, which: str, stall_usec: int, window_usec: int) -> int:
     """Return an fd that polls POLLPRI when tasks lost `stall_usec` of a window to a resource (cpu, memory, io).
 
     `which` is `some` (at least one task waited) or `full` (all did). Windows are
@@ -185,23 +189,3 @@ def pressure_trigger(cgroup, resource, which, stall_usec, window_usec):
             hint = "this kernel was started without pressure accounting: psi=1 on its command line"
         raise KernelError(f"asking for {text!r}", error.errno, path, hint) from None
     return fd
-
-
-@dataclass(frozen=True)
-class Pressure:
-    """How much of the time tasks waited for a resource. See Documentation/accounting/psi.rst."""
-
-    some_avg10: float  # % of the last 10 s in which at least one task waited
-    some_usec: int  # µs since the cgroup was made
-    full_avg10: float = 0.0  # the same, all of its tasks at once
-    full_usec: int = 0
-
-
-def pressure(cgroup, resource):
-    """Return the Pressure of a cgroup on cpu, memory or io. Raise Unsupported where the kernel keeps none."""
-    found = {}
-    for line in cgroup.read(f"{resource}.pressure").splitlines():
-        which, *pairs = line.split()
-        values = dict(pair.split("=") for pair in pairs)
-        found[f"{which}_avg10"], found[f"{which}_usec"] = float(values["avg10"]), int(values["total"])
-    return Pressure(**found)

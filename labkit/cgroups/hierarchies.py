@@ -18,6 +18,7 @@ See cgroups(7), Documentation/admin-guide/cgroup-v1/, Documentation/admin-guide/
 import errno
 import functools
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,16 +39,16 @@ class Hierarchy:
     version: int
     mount: Path
     own: Path  # the folder below which labkit makes its own
-    controllers: tuple  # by v2's names
+    controllers: tuple[str, ...]  # by v2's names
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<cgroup v{self.version} on {self.mount}: {' '.join(self.controllers) or 'no controller'}>"
 
 
-def hierarchies():
+def hierarchies() -> list[Hierarchy]:
     """Return every Hierarchy that this process can reach, v2's last. Raise Unsupported if there is none."""
     places = proc.cgroups()
-    found = {}
+    found: dict[str, Hierarchy] = {}
     for mount in proc.mounts():
         if mount.type == "cgroup":
             names = tuple(name for name in mount.super_options if name in places and name)
@@ -68,22 +69,22 @@ def hierarchies():
 
 # Looked at anew each time; but what looks the same is the same.
 @functools.lru_cache(64)
-def _v1(mount, names, place):
+def _v1(mount: proc.Mount, names: tuple[str, ...], place: str) -> Hierarchy:
     return Hierarchy(1, Path(mount.target), _own(mount, place), _known(names))
 
 
-def _known(names):
-    names = [_V2_NAME.get(name, name) for name in names]
-    return tuple(name for name in CONTROLLERS if name in names)
+def _known(names: Iterable[str]) -> tuple[str, ...]:
+    here = {_V2_NAME.get(name, name) for name in names}
+    return tuple(name for name in CONTROLLERS if name in here)
 
 
-def _own(mount, place):
+def _own(mount: proc.Mount, place: str) -> Path:
     """Return the folder of this process in a v1 tree, of which perhaps only a part is mounted."""
     inside = os.path.relpath(place, mount.root)
     return Path(mount.target) if inside.startswith("..") else Path(mount.target, inside)
 
 
-def home(controller):
+def home(controller: str) -> Hierarchy:
     """Return the Hierarchy that a controller lives in. Raise Unsupported if it is in none."""
     controller = _V2_NAME.get(controller, controller)
     for tree in hierarchies():
@@ -96,12 +97,12 @@ def home(controller):
     )
 
 
-def unified():
+def unified() -> Hierarchy | None:
     """Return the v2 Hierarchy, or None where there is none."""
     return next((tree for tree in hierarchies() if tree.version == 2), None)
 
 
-def enable(tree, folder):
+def enable(tree: Hierarchy, folder: Path) -> None:
     """Hand the controllers of a v2 tree down to the children of `folder`; what is enabled is left alone.
 
     Every folder from the root down has to agree, so cgroup.subtree_control of
@@ -116,7 +117,7 @@ def enable(tree, folder):
             _write_all(file, " ".join(missing))
 
 
-def _write_all(file, text):
+def _write_all(file: Path, text: str) -> None:
     """Enable several controllers in one write: all of them or none.
 
     One by one would be worse than slow: cpu and pids may be enabled above

@@ -7,15 +7,17 @@ be meant is refused here, so a wrong value changes nothing on the machine:
     --memory 32m   →  Limits(memory=33554432)
     --cpus 0.5     →  Limits(cpu_quota=50000, cpu_period=100000)
 
-Nothing in this module writes; `controllers` says which files a Limits ends up in,
-and `cgroups` writes them. `Limits.describe()` names the files of both versions.
+Nothing in this module writes; `versions` says which files a Limits ends up in,
+and `cgroup` writes them. `Limits.describe()` names the files of both versions.
 See cgroups(7), docker-run(1), Documentation/admin-guide/cgroup-v2.rst.
 """
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from decimal import Decimal
+from typing import Any
 
 from labkit.cgroups.quantities import (
     MAX_BYTES,
@@ -51,11 +53,22 @@ class IoLimit:
     riops: int | None = None
     wiops: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.device, str) or not re.fullmatch(r"\d+:\d+", self.device, re.ASCII):
             raise BadValue(f"device {self.device!r} is not major:minor", "`lsblk` lists both numbers")
-        for name in ("rbps", "wbps", "riops", "wiops"):
-            whole(f"{name} of device {self.device}", getattr(self, name), 1, MAX_BYTES, unlimited=True)
+        for name, rate in self.rates().items():
+            whole(f"{name} of device {self.device}", rate, 1, MAX_BYTES, unlimited=True)
+
+    def rates(self) -> dict[str, int]:
+        """Return what is said of it, by the names above."""
+        return {name: rate for name, rate in vars(self).items() if name != "device" and rate is not None}
+
+    def __str__(self) -> str:
+        told = (
+            f"{name} {'without a limit' if rate == UNLIMITED else f'{rate} a second at most'}"
+            for name, rate in self.rates().items()
+        )
+        return f"{self.device}: {', '.join(told)}"
 
 
 @dataclass(frozen=True)
@@ -76,10 +89,10 @@ class Limits:
     cpu_weight: int | None = None  # 1..10000, against its siblings; the default is 100
     cpuset_cpus: str | None = None  # "0-1,3": the only CPUs it runs on
     pids: int | None = None  # processes and threads
-    io: tuple = ()  # IoLimit, one a device
+    io: tuple[IoLimit, ...] = ()  # one a device
     io_weight: int | None = None  # 1..10000, against its siblings; the default is 100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("memory", "memory_swap", "memory_high", "memory_low"):
             whole(name, getattr(self, name), 0, MAX_BYTES, unlimited=True)
         whole("cpu_quota", self.cpu_quota, MIN_QUOTA, MAX_BYTES // 1000, unlimited=True)
@@ -98,12 +111,12 @@ class Limits:
             parse_list("cpuset_cpus", self.cpuset_cpus)
 
     @property
-    def period(self):
-        """The period that goes with the quota, in µs."""
+    def period(self) -> int:
+        """Return the period that goes with the quota, in µs."""
         return self.cpu_period or DEFAULT_PERIOD
 
     @classmethod
-    def parse(cls, **words):
+    def parse(cls, **words: Any) -> "Limits":
         """Return the Limits that docker's words mean: memory="32m", cpus="0.5", pids_limit=20, …
 
         Text or numbers; None is as good as not said. Raises BadValue and names the word.
@@ -117,7 +130,7 @@ class Limits:
         unknown = sorted(set(words) - _WORDS)
         if unknown:
             raise BadValue(f"there is no limit called {unknown[0]!r}", "there is: " + ", ".join(sorted(_WORDS)))
-        found = {}
+        found: dict[str, Any] = {}
         for word, name in (("memory_high", "memory_high"), ("memory_reservation", "memory_low")):
             if word in words:
                 found[name] = parse_size(word, words[word])
@@ -132,7 +145,7 @@ class Limits:
             found["memory_swap"] = _swap_beyond(words["memory_swap"], found.get("memory"))
         found.update(_cpu(words))
         if "cpuset_cpus" in words:
-            found["cpuset_cpus"] = _present_cpus(words["cpuset_cpus"])
+            found["cpuset_cpus"] = _present_cpus(str(words["cpuset_cpus"]))
         if "pids_limit" in words and (pids := parse_count("pids_limit", words["pids_limit"])) != 0:
             found["pids"] = pids  # 0 and -1 are docker's "no limit"
         if "blkio_weight" in words and (weight := parse_count("blkio_weight", words["blkio_weight"])):
@@ -142,7 +155,7 @@ class Limits:
         found["io"] = _io(words)
         return cls(**found)
 
-    def describe(self):
+    def describe(self) -> list[str]:
         """Return one line a limit: what it means, and the file it is written to in v1 and in v2."""
         lines = []
         for name in (field.name for field in fields(self)):
@@ -150,12 +163,10 @@ class Limits:
             if value is None or value == () or name == "cpu_period":
                 continue
             text, v1, v2 = _DESCRIBED[name]
-            if name == "io":
-                lines += [f"{text.format(value=_io_text(one))}: {v1} (v1) / {v2} (v2)" for one in value]
-                continue
             if value == UNLIMITED:
                 text = name.replace("_", " ") + " without a limit"
-            lines.append(f"{text.format(value=value, period=self.period)}: {v1} (v1) / {v2} (v2)")
+            for one in value if name == "io" else (value,):
+                lines.append(f"{text.format(value=one, period=self.period)}: {v1} (v1) / {v2} (v2)")
         return lines
 
 
@@ -199,8 +210,7 @@ _WORDS = {
 }  # fmt: skip
 
 
-def _present_cpus(value):
-    value = str(value)
+def _present_cpus(value: str) -> str:
     online = proc.read("/sys/devices/system/cpu/online").strip()
     missing = parse_list("cpuset_cpus", value) - parse_list("online", online)
     if missing:
@@ -209,12 +219,12 @@ def _present_cpus(value):
     return value
 
 
-def _swap_beyond(value, memory):
+def _swap_beyond(value: object, memory: int | None) -> int | None:
     """Docker's --memory-swap is memory and swap together; return the swap alone."""
     total = parse_size("memory_swap", value)
     if total == UNLIMITED or total == 0:
         return UNLIMITED if total else None
-    if memory in (None, UNLIMITED):
+    if memory is None or memory == UNLIMITED:
         raise BadValue(f"memory_swap {value!r} without memory", "it is the total of both: set memory too")
     if total < memory:
         raise BadValue(
@@ -224,12 +234,12 @@ def _swap_beyond(value, memory):
     return total - memory
 
 
-def _cpu(words):
+def _cpu(words: Mapping[str, Any]) -> dict[str, int]:
     found = {}
     for word in ("cpu_quota", "cpu_period", "cpu_burst", "cpu_weight"):
         if word in words:
             found[word] = parse_count(word, words[word])
-    if "cpus" in words:
+    if "cpus" in words and not re.fullmatch(r"0+\.?0*|\.0+", str(words["cpus"])):  # docker: 0 is no limit
         if "cpu_quota" in words:
             raise BadValue("cpus and cpu_quota are two words for one limit", "say one of them")
         found["cpu_quota"] = _quota(words["cpus"], found.get("cpu_period", DEFAULT_PERIOD))
@@ -239,8 +249,8 @@ def _cpu(words):
     return found
 
 
-def _quota(cpus, period):
-    text, count = str(cpus).strip(), os.cpu_count()
+def _quota(cpus: object, period: int) -> int:
+    text, count = str(cpus).strip(), os.cpu_count() or 1
     usable = re.fullmatch(r"\d{1,6}(\.\d{1,9})?|\.\d{1,9}", text, re.ASCII) and not isinstance(cpus, bool)
     if not usable or not Decimal("0.01") <= Decimal(text) <= count:
         raise BadValue(
@@ -256,9 +266,9 @@ def _quota(cpus, period):
     return quota
 
 
-def _io(words):
+def _io(words: Mapping[str, Any]) -> tuple[IoLimit, ...]:
     """Gather the four --device words into one IoLimit a device."""
-    by_device = {}
+    by_device: dict[str, dict[str, int]] = {}
     for word, name in _IO_WORDS.items():
         values = words.get(word, ())
         for text in values if isinstance(values, list | tuple) else (values,):
@@ -271,10 +281,3 @@ def _io(words):
                 raise BadValue(f"{word} {text!r} is no rate", "without the word there is no limit")
             by_device.setdefault(device_number(path), {})[name] = number
     return tuple(IoLimit(device, **rates) for device, rates in by_device.items())
-
-
-def _io_text(limit):
-    rates = ((name, rate) for name, rate in vars(limit).items() if name != "device" and rate)
-    words = {UNLIMITED: "without a limit"}
-    told = ", ".join(f"{name} {words.get(rate, f'{rate} a second at most')}" for name, rate in rates)
-    return f"{limit.device}: {told}"

@@ -16,7 +16,7 @@ UNLIMITED = -1  # docker's word for it; the kernel's is "max" (v2, pids) or -1 (
 MAX_BYTES = (1 << 63) - 1
 
 
-def whole(name, value, least, most, unlimited=False):
+def whole(name: str, value: int | None, least: int, most: int, unlimited: bool = False) -> int | None:
     """Return `value` if it is None or a whole number in least..most, else raise BadValue."""
     if value is None or (unlimited and value == UNLIMITED):
         return value
@@ -30,7 +30,7 @@ def whole(name, value, least, most, unlimited=False):
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)i?b?", re.ASCII | re.IGNORECASE)
 
 
-def parse_size(name, value):
+def parse_size(name: str, value: object) -> int:
     """Return a number of bytes from "32m", "1.5g", "4096" or 4096; UNLIMITED from -1."""
     text = str(value).strip()
     if text == "-1":
@@ -45,7 +45,7 @@ def parse_size(name, value):
     return size
 
 
-def parse_count(name, value):
+def parse_count(name: str, value: object) -> int:
     """Return a whole number from text or a number; UNLIMITED from -1."""
     text = str(value).strip()
     if isinstance(value, bool) or not re.fullmatch(r"-1|\d{1,18}", text, re.ASCII):
@@ -55,11 +55,11 @@ def parse_count(name, value):
     return int(text)
 
 
-def parse_list(name, value):
+def parse_list(name: str, value: object) -> set[int]:
     """Return the set of numbers that a list like "0-2,5" means. See cpuset(7), List format."""
     if not isinstance(value, str) or not re.fullmatch(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", value, re.ASCII):
         raise BadValue(f"{name} {value!r} is not a list of CPUs", "numbers and ranges, like 0-2,5")
-    found = set()
+    found: set[int] = set()
     for part in value.split(","):
         first, _, last = part.partition("-")
         if int(last or first) < int(first):
@@ -68,7 +68,7 @@ def parse_list(name, value):
     return found
 
 
-def disk_of(folder):
+def disk_of(folder: str | Path) -> str:
     """Return the major:minor of the disk that a folder's files are on. Raise Unsupported if there is none.
 
     A folder knows its device. If that is a partition, a limit belongs on the whole
@@ -85,7 +85,7 @@ def disk_of(folder):
     return (whole_disk / "dev").read_text().strip()
 
 
-def device_number(path):
+def device_number(path: str) -> str:
     """Return the major:minor of the block device at `path`; major:minor is returned as it is."""
     if re.fullmatch(r"\d+:\d+", path, re.ASCII):
         return path

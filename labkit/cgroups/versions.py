@@ -1,4 +1,4 @@
-"""The same limit in two dialects: V1 and V2 turn a Limits into files and text.
+"""The same limit, the same count, in two dialects: V1 and V2, side by side.
 
 Both versions know a memory limit, a CPU quota, a weight. They differ in the
 names, in the units (v1 counts throttled time in ns, v2 in µs) and in what one
@@ -7,20 +7,23 @@ So there is one small class a version, with the same three methods:
 
     plan(limits)    [(file, text), …] in the order in which the kernel takes them
     file(name)      this version's file for a name of the other
-    stats()         the numbers, in named units
+    stats()         what has been used, by the names of Stats
 
 Order matters more than it seems. v1 checks limits against each other at every
 write: memory alone may never exceed memory and swap together, and a child's
 quota may never pass its parent's, not even for the moment between two writes.
 See Documentation/admin-guide/cgroup-v1/memory.rst, Documentation/scheduler/sched-bwc.rst,
-Documentation/admin-guide/cgroup-v2.rst.
+Documentation/admin-guide/cgroup-v2.rst: "cpu.stat", "memory.events", "pids.events".
 """
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.cgroups.events import flat
-from labkit.cgroups.limits import PER_SHARE, UNLIMITED
+from labkit.cgroups.hierarchies import Hierarchy
+from labkit.cgroups.limits import PER_SHARE, UNLIMITED, Limits
 from labkit.ground import proc
 from labkit.ground.errors import Unsupported
 
@@ -46,34 +49,76 @@ _NEAR = {
 }
 
 
+@dataclass(frozen=True)
+class Stats:
+    """What a cgroup has used. A number that this kernel does not keep is None."""
+
+    usage_usec: int | None = None  # µs of CPU, of which
+    user_usec: int | None = None
+    system_usec: int | None = None
+    nr_periods: int | None = None  # periods in which it wanted to run under a quota
+    nr_throttled: int | None = None  # of those, how many ended with the quota used up
+    throttled_usec: int | None = None  # µs in which it was held back, summed over CPUs
+    nr_bursts: int | None = None
+    burst_usec: int | None = None
+    memory_current: int | None = None  # bytes
+    memory_peak: int | None = None
+    memory_max: int | None = None  # bytes; None also means no limit
+    memory_swap_current: int | None = None
+    memory_max_hits: int | None = None  # how often it ran into memory_max
+    memory_high_hits: int | None = None  # how often it was slowed down at memory_high
+    oom_kills: int | None = None  # processes killed for lack of memory
+    pids_current: int | None = None
+    pids_peak: int | None = None
+    pids_max: int | None = None
+    pids_denied: int | None = None  # forks refused
+
+    def __repr__(self) -> str:
+        known = ((name, value) for name, value in vars(self).items() if value is not None)
+        return "Stats(" + ", ".join(f"{name}={value}" for name, value in known) + ")"
+
+
+Found = dict[str, int | None]  # by the names of Stats
+_Step = tuple[str, str | None]  # a file and what to write; None is nothing
+# Of v2's cpu.stat, which has the names of Stats.
+_CPU = "usage_usec user_usec system_usec nr_periods nr_throttled throttled_usec nr_bursts burst_usec".split()
+
+
 class _Folder:
     """One folder in one tree."""
 
-    def __init__(self, path, tree):
-        self.path = path if isinstance(path, Path) else Path(path)
+    version: int
+    KILLS: str  # the file that counts kills for want of memory
+
+    def __init__(self, path: str | Path, tree: Hierarchy) -> None:
+        self.path = Path(path)
         self.controllers = tree.controllers
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<v{self.version} {self.path}>"
 
-    def has(self, name):
+    def has(self, name: str) -> bool:
         return os.path.exists(f"{self.path}/{name}")
 
-    def number(self, name):
+    def number(self, name: str) -> int | None:
         """Return the number in a file; None if it says `max` or there is no such file."""
         text = self.text(name).strip()
         return int(text) if text.lstrip("-").isdigit() else None
 
-    def numbers(self, name):
-        return flat(self.text(name))
+    def numbers(self, name: str) -> dict[str, int]:
+        return flat(self.text(name))  # nothing, if there is no such file
 
-    def text(self, name):
+    def text(self, name: str) -> str:
         try:
             return proc.read_plain(f"{self.path}/{name}")
         except OSError:
             return ""
 
-    def _pids(self):
+    def oom_kills(self) -> int | None:
+        """Return how many of its processes were killed for want of memory."""
+        return self.numbers(self.KILLS).get("oom_kill")
+
+    def _pids(self) -> Found:
         return {
             "pids_current": self.number("pids.current"),
             "pids_peak": self.number("pids.peak"),
@@ -86,16 +131,17 @@ class V2(_Folder):
     """A folder in the one tree of version 2."""
 
     version = 2
+    KILLS = "memory.events"
 
-    def file(self, name):
+    def file(self, name: str) -> str:
         return _TO_V2.get(name, name)
 
-    def prepare(self):
+    def prepare(self) -> None:
         """Make the folder fit for processes: nothing to do."""
 
-    def plan(self, limits):
+    def plan(self, limits: Limits) -> list[tuple[str, str]]:
         """Return the (file, text) to write for what `limits` sets."""
-        steps = [
+        steps: list[_Step] = [
             # Before memory.max: that one, lowered below what is in use, swaps out all it may.
             ("memory.swap.max", self._swap(limits)),
             ("memory.max", _or_max(limits.memory)),
@@ -114,35 +160,26 @@ class V2(_Folder):
             steps.append(("cpu.max", f"{_or_max(limits.cpu_quota)} {limits.period}"))
         steps.append(("cpu.max.burst", _text(limits.cpu_burst)))
         for limit in limits.io:
-            rates = " ".join(f"{name}={_or_max(value)}" for name, value in _rates(limit))
+            rates = " ".join(f"{name}={_or_max(value)}" for name, value in limit.rates().items())
             steps.append(("io.max", f"{limit.device} {rates}"))
-        return [(file, text) for file, text in steps if text is not None]
+        return _said(steps)
 
-    def _swap(self, limits):
-        """A memory limit alone means no swap, where this kernel counts it."""
+    def _swap(self, limits: Limits) -> str | None:
+        """Return the swap beside a memory limit: none, where this kernel counts it and nothing else is said."""
         if limits.memory_swap is None and limits.memory not in (None, UNLIMITED):
             return "0" if self.has("memory.swap.max") else None
         return _or_max(limits.memory_swap)
 
-    def _weight_file(self):
+    def _weight_file(self) -> str:
         """Return the file for a disk weight: io.cost has one (io.weight), the scheduler bfq another."""
         return "io.bfq.weight" if self.has("io.bfq.weight") and not self.has("io.weight") else "io.weight"
 
-    def stats(self):
+    def stats(self) -> Found:
         """Return the numbers that this folder has, by the names of Stats."""
-        cpu, memory = self.numbers("cpu.stat"), self.numbers("memory.events")
-        found = {"usage_usec": cpu.get("usage_usec")}
-        for name in (
-            "user_usec",
-            "system_usec",
-            "nr_periods",
-            "nr_throttled",
-            "throttled_usec",
-            "nr_bursts",
-            "burst_usec",
-        ):
-            found[name] = cpu.get(name)
+        cpu = self.numbers("cpu.stat")
+        found: Found = {name: cpu.get(name) for name in _CPU}
         if "memory" in self.controllers:
+            memory = self.numbers("memory.events")
             found.update(
                 memory_current=self.number("memory.current"),
                 memory_peak=self.number("memory.peak"),
@@ -156,34 +193,28 @@ class V2(_Folder):
             found.update(self._pids())
         return found
 
-    def oom_kills(self):
-        """Return how many of its processes were killed for want of memory."""
-        return self.numbers("memory.events").get("oom_kill")
-
 
 class V1(_Folder):
     """A folder in one of the many trees of version 1."""
 
     version = 1
+    KILLS = "memory.oom_control"
 
-    def file(self, name):
+    def file(self, name: str) -> str:
         if name in _NEAR and not self.has(name):
             raise Unsupported(f"{name} is a file of cgroup v2; here {self.path} is v1", f"v1 has {_NEAR[name]}")
         return _TO_V1.get(name, name)
 
-    def prepare(self):
+    def prepare(self) -> None:
         """Make the folder fit for processes: a v1 cpuset is born empty, and nothing may enter it then."""
         if "cpuset" in self.controllers:
             for name in ("cpuset.cpus", "cpuset.mems"):
                 if not self.text(name).strip():
                     proc.write_plain(self.path / name, proc.read_plain(self.path.parent / name))
 
-    def plan(self, limits):
+    def plan(self, limits: Limits) -> list[tuple[str, str]]:
         """Return the (file, text) to write for what `limits` sets. Raise Unsupported for what only v2 has."""
-        for name, file in (("memory_high", "memory.high"), ("oom_group", "memory.oom.group")):
-            if getattr(limits, name) is not None and "memory" in self.controllers:
-                self.file(file)
-        steps = []
+        steps: list[_Step] = []
         if "memory" in self.controllers:
             steps += self._plan_memory(limits)
         if "cpu" in self.controllers:
@@ -194,23 +225,26 @@ class V1(_Folder):
             steps.append(("pids.max", _or_max(limits.pids)))
         if "io" in self.controllers:
             steps += self._plan_io(limits)
-        return [(file, text) for file, text in steps if text is not None]
+        return _said(steps)
 
-    def _plan_memory(self, limits):
-        steps = [("memory.soft_limit_in_bytes", _text(limits.memory_low))]
+    def _plan_memory(self, limits: Limits) -> list[_Step]:
+        for value, file in ((limits.memory_high, "memory.high"), (limits.oom_group, "memory.oom.group")):
+            if value is not None:
+                self.file(file)
+        low = ("memory.soft_limit_in_bytes", _text(limits.memory_low))
         if limits.memory is None:
-            return steps
-        steps.append(("memory.limit_in_bytes", _text(limits.memory)))
+            return [low]
+        steps = [("memory.limit_in_bytes", _text(limits.memory))]
         both = _both(limits.memory, limits.memory_swap)
         if limits.memory_swap is not None or self.has("memory.memsw.limit_in_bytes"):
             steps.append(("memory.memsw.limit_in_bytes", _text(both)))
         # Memory alone may never be above memory and swap together: raise the outer
         # limit first, lower the inner one first.
         now = self.number("memory.memsw.limit_in_bytes") or 0
-        return [steps[0], *reversed(steps[1:])] if both == UNLIMITED or both > now else steps
+        return [low, *(reversed(steps) if both == UNLIMITED or both > now else steps)]
 
-    def _plan_cpu(self, limits):
-        steps = []
+    def _plan_cpu(self, limits: Limits) -> list[_Step]:
+        steps: list[_Step] = []
         if limits.cpu_weight is not None:
             steps.append(("cpu.shares", str(round(limits.cpu_weight * PER_SHARE))))
         if limits.cpu_quota is not None:
@@ -219,26 +253,26 @@ class V1(_Folder):
             both = [("cpu.cfs_quota_us", str(limits.cpu_quota)), ("cpu.cfs_period_us", str(limits.period))]
             # Between the two writes the share must not pass the parent's: what
             # makes it smaller goes first. Without a quota the period is free to change.
-            now = self.number("cpu.cfs_quota_us")
+            now = self.number("cpu.cfs_quota_us") or UNLIMITED
             shrinks = now != UNLIMITED and UNLIMITED < limits.cpu_quota < now
             steps += both if shrinks else reversed(both)
         steps.append(("cpu.cfs_burst_us", _text(limits.cpu_burst)))
         return steps
 
-    def _plan_io(self, limits):
+    def _plan_io(self, limits: Limits) -> list[_Step]:
         names = {"rbps": "read_bps", "wbps": "write_bps", "riops": "read_iops", "wiops": "write_iops"}
-        steps = [
+        steps: list[_Step] = [
             (f"blkio.throttle.{names[name]}_device", f"{limit.device} {max(0, value)}")  # 0 is none
             for limit in limits.io
-            for name, value in _rates(limit)
+            for name, value in limit.rates().items()
         ]
         weight = "blkio.bfq.weight" if self.has("blkio.bfq.weight") else "blkio.weight"
         steps.append((weight, _text(limits.io_weight)))
         return steps
 
-    def stats(self):
+    def stats(self) -> Found:
         """Return the numbers that this folder has, by the names of Stats."""
-        found = {}
+        found: Found = {}
         if "cpuacct" in self.controllers:
             found.update(
                 usage_usec=_usec(self.number("cpuacct.usage")),
@@ -255,9 +289,9 @@ class V1(_Folder):
                 burst_usec=_usec(cpu.get("burst_time")),
             )
         if "memory" in self.controllers:
-            limit = self.number("memory.limit_in_bytes")
+            limit, used = self.number("memory.limit_in_bytes"), self.number("memory.usage_in_bytes")
             found.update(
-                memory_current=self.number("memory.usage_in_bytes"),
+                memory_current=used,
                 memory_peak=self.number("memory.max_usage_in_bytes"),
                 # v1 has no word for "no limit": it shows the largest number of whole pages.
                 memory_max=None if limit is None or limit > 1 << 62 else limit,
@@ -265,41 +299,40 @@ class V1(_Folder):
                 oom_kills=self.oom_kills(),
             )
             if (both := self.number("memory.memsw.usage_in_bytes")) is not None:
-                found["memory_swap_current"] = max(0, both - found["memory_current"])
+                found["memory_swap_current"] = max(0, both - (used or 0))
         if "pids" in self.controllers:
             found.update(self._pids())
         return found
 
-    def oom_kills(self):
-        """Return how many of its processes were killed for want of memory."""
-        return self.numbers("memory.oom_control").get("oom_kill")
-
-    def _max_hits(self):
+    def _max_hits(self) -> int | None:
         """Return how often the limit was run into, None if this kernel does not count it (6.18 does not)."""
         # What may not pass the limit on both together is not tried on memory alone.
         hits = sum(self.number(f"memory.{which}failcnt") or 0 for which in ("", "memsw."))
-        full = self.number("memory.max_usage_in_bytes") >= self.number("memory.limit_in_bytes")
-        return None if full and hits == 0 else hits
+        peak, limit = self.number("memory.max_usage_in_bytes"), self.number("memory.limit_in_bytes")
+        return None if hits == 0 and peak is not None and limit is not None and peak >= limit else hits
 
 
-def _text(value):
+Folder = V1 | V2
+
+
+def _said(steps: Iterable[_Step]) -> list[tuple[str, str]]:
+    return [(file, text) for file, text in steps if text is not None]
+
+
+def _text(value: int | None) -> str | None:
     return None if value is None else str(value)
 
 
-def _or_max(value):
+def _or_max(value: int | None) -> str | None:
     return "max" if value == UNLIMITED else _text(value)
 
 
-def _usec(nanoseconds):
+def _usec(nanoseconds: int | None) -> int | None:
     return None if nanoseconds is None else nanoseconds // 1000
 
 
-def _both(memory, swap):
-    """v1 counts memory and swap together."""
+def _both(memory: int, swap: int | None) -> int:
+    """Return memory and swap together, as v1 counts them."""
     if UNLIMITED in (memory, swap):
         return UNLIMITED
     return memory + (swap or 0)
-
-
-def _rates(limit):
-    return [(name, value) for name in ("rbps", "wbps", "riops", "wiops") if (value := getattr(limit, name))]

@@ -11,6 +11,7 @@ Read in this order:
     channel           what child and parent say meanwhile
     joining           a further command in it: setns
     attach            a terminal between it and you
+    output            what it printed, kept
     rootless          without root: what is left
     gate, hooks       created but not started, and who is told: for the OCI runtime
 """

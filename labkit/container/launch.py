@@ -133,6 +133,7 @@ def _become(job, channel, stdio):
         stdio = _open_terminal(channel, uid, console=job.plan is not None, size=job.console_size)
     for target, fd in enumerate(stdio):
         os.dup2(fd, target)
+        _give(target, uid, gid, files=not job.ids)
     _go_to(job.cwd)
     if "keyring" not in job.unlocked:
         with contextlib.suppress(KernelError):  # a kernel without keyrings has none to leak
@@ -233,6 +234,14 @@ def _open_terminal(channel, uid, console, size=None):
     say(channel, "terminal", fds=[master])
     os.close(master)
     return (slave, slave, slave)
+
+
+def _give(fd, uid, gid, files):
+    """Make a pipe, or our log, its user's, who opens /dev/stdout with his own rights. See /proc/PID/fd in proc(5)."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode) or (stat.S_ISREG(mode) and fd and files):
+        with contextlib.suppress(OSError):  # a stranger's, in a user namespace
+            os.fchown(fd, uid, gid)
 
 
 def _go_to(cwd):

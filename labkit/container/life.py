@@ -19,14 +19,14 @@ import select
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from labkit.cgroups import cgroup, devices
-from labkit.container import records, rootless, spawner
+from labkit.container import output, records, rootless, spawner
 from labkit.container.launch import Job
 from labkit.container.spec import Spec, describe
-from labkit.ground import ledger, proc, state, syscalls
-from labkit.ground.errors import InUse, KernelError, LabError, NotFound, Unsupported
+from labkit.ground import ledger, proc, signals, state, syscalls
+from labkit.ground.errors import Damaged, InUse, KernelError, LabError, NotFound, Unsupported
 from labkit.images import catalog
 from labkit.storage import roots
 
@@ -63,6 +63,7 @@ class Container:
         self.rootfs = None
         self._status = None
         self._written = None  # what is on disk about it, if this process is its keeper
+        self._size = None  # its terminal's first rows and columns
         return self
 
     @property
@@ -94,19 +95,21 @@ class Container:
         return describe(self.spec, self.spec.job(image.config, root.step(), self._hostname(), network=plug))
 
     def _hostname(self):
-        return self.spec.hostname or self.id
+        return self.spec.hostname or (os.uname().nodename if self.spec.network == "host" else self.id)
 
-    def start(self, stdio=None):
+    def start(self, stdio=None, console_size=None):
         """Make everything and start the command; return self.
 
         `stdio` are three fds; without it stdin is empty and the rest goes to the log.
-        Raises CommandError if the command can't be executed, InUse if the name is
-        taken. Whatever it raises, nothing of it is left.
+        `console_size` are the rows and columns that its terminal begins with. Raises
+        CommandError if the command can't be executed, InUse if the name is taken.
+        Whatever it raises, nothing of it is left.
         """
         if self.spawned:
             raise InUse(f"{self.name} is started already")
         image = catalog.get(self.spec.image)
         self.spec.argv(image.config)
+        self._size = console_size
         with ledger.group(self.id):
             records.claim_id(self.id)  # only who gets it may clean up after it
         try:
@@ -116,6 +119,7 @@ class Container:
                 self._written = {
                     "id": self.id,
                     "spec": asdict(self.spec),
+                    "config": asdict(image.config),  # the image's name may mean another one soon
                     "created": time.time(),
                     "keeper": ledger.me(),
                 }
@@ -137,7 +141,7 @@ class Container:
 
     def _fill_volumes(self):
         """Give new named volumes what the image has at their place, as docker does: a mount would hide it."""
-        named = [(one.source, one.target) for one in self.spec.volumes if not one.source.startswith("/")]
+        named = [(one.source, one.target) for one in self.spec.volumes if one.copy and not one.source.startswith("/")]
         # With mapped ids the files would come out under others; without root there is no mount to read from.
         if named and "user" not in self.spec.namespaces and not rootless.active():
             from labkit.storage import volumes
@@ -159,7 +163,8 @@ class Container:
         hostname = self._hostname()
         files = self._files(hostname)
         plug = self._connect(hostname)
-        job = self.spec.job(config, self.rootfs.step(), hostname, files, network=plug, **self._where())
+        where = self._where() | {"network": plug, "console_size": self._size}
+        job = self.spec.job(config, self.rootfs.step(), hostname, files, **where)
         with contextlib.ExitStack() as stack:
             if stdio is None:
                 stdio = (_opened(stack, os.devnull, os.O_RDONLY), *[self.open_log(stack)] * 2)
@@ -215,6 +220,10 @@ class Container:
         tasks = tuple(str(folder.path / "tasks") for folder in self.cgroup.folders if folder.version == 1)
         return {"cgroup_into": into, "cgroup_tasks": tasks}
 
+    def log(self):
+        """Return its Log, for who stands between it and what it prints."""
+        return output.Log(self.folder)
+
     def open_log(self, stack):
         """Open its log for adding; `stack` closes it."""
         return _opened(stack, self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -252,6 +261,11 @@ class Container:
             return "exited" if boot == proc.boot_id() and proc.is_running(pid, ticks) else "dead"
         return "gone"
 
+    def config(self):
+        """Return the ImageConfig that it was started with, whatever its image's name means by now."""
+        words = (self._written or self.record())["config"]
+        return catalog.ImageConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in words.items()})
+
     def top(self):
         """Return its processes as the host numbers them, with the number inside last in `nspid`."""
         found = []
@@ -284,14 +298,14 @@ class Container:
 
     # ---- done to it ----
 
-    def exec(self, command, *, env=(), workdir=None, user=None, tty=False, stdio=None):
+    def exec(self, command, *, env=(), workdir=None, user=None, tty=False, stdio=None, console_size=None):
         """Run a further command in it and wait; return Finished. See setns(2).
 
         With `stdio` the output goes there and the Spawned is returned at once.
         """
-        self._must_run()
+        self.must_be("running")
         spec = Spec.make(self.spec.image, command, env=env, workdir=workdir, tty=tty)
-        config = catalog.get(self.spec.image).config
+        config = self.config()
         self._cgroup()
         job = Job(
             argv=spec.command or ("sh",),
@@ -302,6 +316,7 @@ class Container:
             namespaces=self.spec.namespaces,
             capabilities=tuple(self.spec.capabilities),
             terminal=tty,
+            console_size=console_size,
             join=self.pid,
             **self.spec.locks(),
             **self._where(),
@@ -322,16 +337,17 @@ class Container:
             os.close(spawned.pidfd)
         return Finished(code, text.decode(errors="replace"))
 
-    def _must_run(self):
-        if self.status != "running":
-            raise NotFound(f"{self.name} is not running: {self.status}", "`lab ps -a` shows all containers")
+    def must_be(self, *wanted):
+        """Raise NotFound unless its status is one of these."""
+        if (status := self.status) not in wanted:
+            raise NotFound(f"{self.name} is not {' or '.join(wanted)}: {status}", "`lab ps -a` shows all containers")
 
     def kill(self, number=signal.SIGKILL):
         """Send a signal to its first process; SIGKILL goes to all of it at once, frozen or not."""
         if number == signal.SIGKILL:
             self._cgroup().kill()
             return
-        self._must_run()
+        self.must_be("running", "paused")
         with self._pidfd() as pidfd:
             syscalls.pidfd_send_signal(pidfd, number)
 
@@ -344,7 +360,7 @@ class Container:
         record = self.record()
         try:
             pidfd = os.pidfd_open(record["pid"])
-        except ProcessLookupError:
+        except (ProcessLookupError, KeyError):  # it ended, or is not quite there yet
             raise NotFound(f"{self.name} is not running") from None
         try:
             if proc.start_ticks(record["pid"]) != record["start_ticks"]:
@@ -355,7 +371,7 @@ class Container:
 
     def pause(self):
         """Stop all its processes where they are. See "freezer" in cgroups(7)."""
-        self._must_run()
+        self.must_be("running")
         self._cgroup().freeze()
         self._write(paused=True)
 
@@ -365,19 +381,30 @@ class Container:
         self._write(paused=False)
 
     def stop(self, timeout=10):
-        """Ask it to end with SIGTERM; after `timeout` seconds kill it. Wait until it has."""
-        if self.status == "paused":
-            self.unpause()
-        if self.status == "running":
-            with contextlib.suppress(NotFound, KernelError), self._pidfd() as pidfd:
-                # PID 1 gets no signal it has no handler for: a shell script, for one, goes on.
-                syscalls.pidfd_send_signal(pidfd, signal.SIGTERM)
-                if not select.select([pidfd], [], [], timeout)[0]:
-                    self.kill()
-        return self.wait()
+        """Ask it to end, with its image's stop signal; after `timeout` seconds kill it, with None never. Wait for it."""
+        with self._ending() as ending:
+            if self.status == "paused":
+                self.unpause()
+            if self.status == "running":
+                number = signals.number(self.config().stop_signal)
+                with contextlib.suppress(NotFound, KernelError), self._pidfd() as pidfd:
+                    # PID 1 gets no signal it has no handler for: a shell script, for one, goes on.
+                    syscalls.pidfd_send_signal(pidfd, number)
+                    if not select.select([pidfd], [], [], timeout)[0]:
+                        self.kill()
+            return self._wait(ending, None)
 
     def wait(self, timeout=None):
         """Wait until it ends; return its exit status, or None after `timeout` seconds."""
+        with self._ending() as ending:
+            return self._wait(ending, timeout)
+
+    def _ending(self):
+        """Open what tells how it ended, before it is waited for: with --rm it is gone in the next moment."""
+        own = self.spawned or self._status is not None
+        return contextlib.nullcontext() if own else records.ending(self.id)
+
+    def _wait(self, ending, timeout):
         if self._status is None and self.spawned:
             if not select.select([self.spawned.pidfd], [], [], timeout)[0]:
                 return None
@@ -387,16 +414,23 @@ class Container:
         with contextlib.suppress(NotFound), self._pidfd() as pidfd:
             if not select.select([pidfd], [], [], timeout)[0]:
                 return None
-        return self._status_from_keeper()
+        return self._status_from_keeper(ending)
 
-    def _status_from_keeper(self, seconds=5):
-        """Wait for the keeper to write down the exit status of a process that has ended."""
+    def _status_from_keeper(self, ending, seconds=5):
+        """Wait for the keeper to write down the exit status of a process that has ended, and for --rm to be done."""
         deadline = time.monotonic() + seconds
-        while (record := self.record()).get("status") == "running":
-            if time.monotonic() > deadline or not proc.is_running(*record["keeper"][:2]):
-                raise LabError(f"nobody knows how {self.name} ended: its keeper is gone", "`lab clean` removes it")
+        while (code := ending()) is None or (self.spec.rm and self.folder.exists()):
+            if time.monotonic() > deadline or (code is None and not self._has_keeper()):
+                break
             time.sleep(0.01)
-        return record.get("code")
+        if code is None and (code := ending()) is None:
+            raise LabError(f"nobody knows how {self.name} ended: its keeper is gone", "`lab clean` removes it")
+        return code
+
+    def _has_keeper(self):
+        with contextlib.suppress(NotFound):
+            return proc.is_running(*self.record()["keeper"][:2])
+        return False
 
     def _finish(self):
         """Write down how it ended and give back its cgroup; its files stay until `delete`."""
@@ -409,11 +443,19 @@ class Container:
             os.close(self.spawned.terminal)
         self.spawned = None
         self.oom_killed = bool(self.cgroup.oom_kills())
+        ended = {"status": "exited", "code": self._status, "oom_killed": self.oom_killed, "ended": time.time()}
+        # How it ended is its own affair: a full disk or a damaged file of ours does not change that.
+        for step in (self._leave_cgroup, self._unplug, lambda: self._write(**ended)):
+            try:
+                step()
+            except LabError as error:
+                print(f"{self.name} ended with {self._status}, but {error}", file=sys.stderr)
+        records.tell_end(self.id, self._status)
+
+    def _leave_cgroup(self):
         if not self.cgroup.remove_if_empty():
             self.cgroup.kill()  # what `exec` started without a pid namespace's end to kill it
             self.cgroup.remove()
-        self._unplug()
-        self._write(status="exited", code=self._status, oom_killed=self.oom_killed, ended=time.time())
 
     def delete(self):
         """Kill it if it runs, and take away everything of it."""
@@ -442,19 +484,25 @@ def find(reference):
     return _load(records.find(reference))
 
 
-def all_containers():
-    """Return every container that there is, the newest first."""
+def all_containers(damaged=None):
+    """Return every container that there is, the newest first; `damaged` gets what hides one, see `state`."""
     found = []
     for number in records.ids():
-        with contextlib.suppress(NotFound):  # another process removes it just now
-            found.append(_load(number))
-    return sorted(found, key=lambda box: box.record()["created"], reverse=True)
+        try:
+            box = _load(number)
+            found.append((box.record()["created"], box.id, box))
+        except Damaged as error:
+            damaged.append(error) if damaged is not None else None
+        except NotFound:  # another process removes it just now
+            continue
+    return [box for _, _, box in sorted(found, reverse=True)]
 
 
 def _load(number):
     record = records.read(number)
     # JSON has no tuples; and limits and volumes are in force already, nobody makes them from this again.
-    words = {key: tuple(value) if isinstance(value, list) else value for key, value in record["spec"].items()}
+    known = ((one.name, record["spec"][one.name]) for one in fields(Spec))
+    words = {key: tuple(value) if isinstance(value, list) else value for key, value in known}
     words |= {"limits": cgroup.Limits(), "volumes": ()}
     return Container.of(Spec(**words), number)
 

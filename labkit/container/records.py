@@ -1,17 +1,50 @@
 """What other processes know of a container: one folder in /run for each, and one file for each name.
 
     /run/labkit/containers/ID/state.json    what it is, its pid, how it ended
-    /run/labkit/containers/ID/log           what it printed
+    /run/labkit/containers/ID/exit          its exit status, once it has one
+    /run/labkit/containers/ID/log           what it printed, see output
     /run/labkit/names/NAME                  holds its ID
 
 `lab ps` in another terminal reads these and asks nobody. Who was first is decided by
 the kernel: mkdir(2) fails for the second who wants an id, a lock covers the names.
 """
 
+import contextlib
 import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import get_args, get_origin
 
-from labkit.ground import ledger, state
+from labkit.container.spec import Spec
+from labkit.ground import ledger, proc, state
 from labkit.ground.errors import InUse, NotFound
+
+
+def _spec_as_json():
+    """Return the shape of a Spec in JSON, which has lists for tuples and objects for dataclasses."""
+    shape = {}
+    for one in fields(Spec):
+        kinds = get_args(one.type) if isinstance(one.type, UnionType) else (one.type,)
+        kinds = [get_origin(kind) or kind for kind in kinds]
+        shape[one.name] = tuple(list if kind is tuple else dict if is_dataclass(kind) else kind for kind in kinds)
+    return shape | {name: [str] for name in ("command", "env", "namespaces", "capabilities", "unlocked")}
+
+
+_CONFIG = {"env": [str], "entrypoint": [str], "cmd": [str], "workdir": str, "user": str, "stop_signal": str}
+CONTAINER = state.kind(
+    "run/containers/*/state.json",
+    {
+        "id": str,
+        "status": str,
+        "created": int | float,
+        "keeper": [int | str],
+        "spec": _spec_as_json(),
+        "config": _CONFIG,
+    },
+)
+NAME = state.kind("run/names/*", re.compile("[0-9a-f]{12}"), json=False)
 
 
 def folder(number):
@@ -28,33 +61,80 @@ def claim_id(number):
     except FileExistsError:
         ledger.strike(entry)
         raise InUse(f"there is a container {number} already") from None
+    # As long as it will ever be: in a file that is there, a full disk takes a number too.
+    state.write_atomic(path / "exit", _EXIT % b"", sync=False)
 
 
 def claim_name(name, number):
     """Give a name to a container, in the ledger first. Raise InUse if it is taken."""
     path = state.run_dir("names") / name
     with state.lock("names"):
-        try:
-            holder = path.read_text()
-        except FileNotFoundError:
-            holder = None
-        if holder is not None:
+        holder = state.read(path, NAME)
+        if holder is not None and _half_made(holder):
+            ledger.undo_group(holder)
+        elif holder is not None:
             raise InUse(f"the name {name!r} is taken by container {holder}", f"lab rm {name}, or choose another name")
         ledger.write("file", path=str(path))
         state.write_atomic(path, number, sync=False)
 
 
+def _half_made(number):
+    """Tell whether a container's keeper was killed in the middle of its start: nobody will miss it."""
+    with contextlib.suppress(NotFound):
+        record = read(number)
+        return record["status"] == "created" and not proc.is_running(*record["keeper"][:2])
+    # Not even a record: whoever answers for the name is who was to write it.
+    owners = [entry.owner_lives() for entry in ledger.entries(number)]
+    return bool(owners) and not any(owners)
+
+
 def read(number):
     """Return what is written about a container. Raise NotFound if it is gone, or not quite there yet."""
-    record = state.read_json(folder(number) / "state.json") if folder(number).exists() else None
+    record = state.read(folder(number) / "state.json", CONTAINER)
     if record is None:
         raise NotFound(f"the container {number} is gone")
+    if record["status"] == "running":
+        # The disk may have been too full for a whole new record.
+        with contextlib.suppress(NotFound), ending(number) as told:
+            record |= {} if (code := told()) is None else {"status": "exited", "code": code}
     return record
 
 
 def write(number, record):
     """Write down what is known of a container, whole or not at all."""
     state.write_json(folder(number) / "state.json", record, sync=False)
+
+
+_EXIT = b"%4s\n"
+
+
+def tell_end(number: str, code: int) -> None:
+    """Write down the exit status, for who has `ending` open: last of all, what follows is its removal."""
+    with contextlib.suppress(OSError), open(folder(number) / "exit", "r+b", 0) as file:
+        file.write(_EXIT % str(code).encode())
+
+
+@contextlib.contextmanager
+def ending(number: str) -> Iterator[Callable[[], int | None]]:
+    """Give a function that returns a container's exit status, None as yet; it knows it although the container is gone.
+
+    Raises NotFound if there is no such container.
+    """
+    try:
+        fd = os.open(folder(number) / "exit", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        raise NotFound(f"the container {number} is gone") from None
+
+    def code() -> int | None:
+        with contextlib.suppress(OSError):  # it was made a folder, or a pipe
+            text = os.pread(fd, 8, 0).strip()
+            return int(text) if text.isdigit() else None
+        return None
+
+    try:
+        yield code
+    finally:
+        os.close(fd)
 
 
 def ids():
@@ -65,9 +145,9 @@ def ids():
 def find(reference):
     """Return the id that a name, an id or the beginning of one means. Raise NotFound."""
     reference = state.check_name(reference, "container")
-    named = state.run_dir("names") / reference
+    named = state.read(state.run_dir("names") / reference, NAME)
     there = ids()
-    wanted = [named.read_text()] if named.exists() else [number for number in there if number.startswith(reference)]
+    wanted = [named] if named else [number for number in there if number.startswith(reference)]
     if len(wanted) > 1:
         raise NotFound(f"{reference!r} begins {len(wanted)} container ids", "write more of it")
     if not wanted or wanted[0] not in there:

@@ -63,8 +63,8 @@ def _held():
     """Return an fd of the user namespace that one of our running containers is in, or None."""
     for path in sorted(state.run_dir("containers").glob("*/state.json")):
         with contextlib.suppress(LabError, OSError):
-            record = state.read_json(path)
-            if record.get("pid") and proc.is_running(record["pid"], record["start_ticks"]):
+            record = state.read_json(path, {"pid": int, "start_ticks": int})
+            if record and proc.is_running(record["pid"], record["start_ticks"]):
                 return os.open(f"/proc/{record['pid']}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     return None
 

@@ -253,7 +253,11 @@ class Helper:
     def _ask(self, request, fds=()):
         with self.mutex:
             try:
-                socket.send_fds(self.channel, [pickle.dumps(request)], list(fds))
+                # In a file: a message on a socket has an end, and a command may have 60,000 words.
+                with open(os.memfd_create("request"), "w+b") as body:
+                    pickle.dump(request, body)
+                    body.flush()
+                    socket.send_fds(self.channel, [b"request"], [body.fileno(), *fds])
                 message, fds, _, _ = socket.recv_fds(self.channel, 1 << 18, 2)
             except OSError as error:
                 raise from_oserror(error, "talking to the spawner") from None
@@ -297,11 +301,14 @@ def serve(fd):
             ended[running.pop(pidfd)] = reap(pidfd)
             os.close(pidfd)
         if channel in ready:
-            message, fds, _, _ = socket.recv_fds(channel, 1 << 18, 3)
+            message, fds, _, _ = socket.recv_fds(channel, 64, 4)
             if not message:
                 break
             try:
-                answer, give = _answer(*pickle.loads(message), fds, running, ended)
+                with open(fds.pop(0), "rb") as body:
+                    body.seek(0)
+                    request = pickle.load(body)
+                answer, give = _answer(*request, fds, running, ended)
                 reply = (True, answer)
             except LabError as error:
                 reply, give = (False, error), []

@@ -18,9 +18,12 @@ from labkit.container.launch import Job
 from labkit.ground import state
 from labkit.ground.errors import BadValue
 from labkit.isolation import idmap, mounts, namespaces, seccomp, security
+from labkit.isolation.settings import Settings
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ALWAYS = ("mnt", "uts", "ipc", "pid", "net", "cgroup")
+# In a network of one's own nobody else's port 80 can be taken: any user may have it, and any may ping, as in docker.
+_SYSCTLS = (("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647"))
 
 
 @dataclass(frozen=True)
@@ -30,24 +33,31 @@ class Volume:
     source: str
     target: str
     read_only: bool = False
+    copy: bool = True  # a new named volume gets what the image has there
 
     @classmethod
-    def parse(cls, text):
-        """Return the Volume of docker's `SOURCE:TARGET[:ro|rw]`. Raises BadValue."""
-        source, target, mode, *rest = [*str(text).split(":"), "", ""][: max(3, str(text).count(":") + 1)]
-        if rest or not source or mode not in ("", "ro", "rw"):
+    def parse(cls, text: str) -> "Volume":
+        """Return the Volume of docker's `SOURCE:TARGET[:OPTION,…]`. Raises BadValue."""
+        source, colon, rest = str(text).partition(":")
+        target, _, words = rest.partition(":")
+        options = set(words.split(",")) if words else set()
+        if not colon or not source or "\0" in text:
             raise BadValue(f"volume {text!r} can't be read", "write SOURCE:TARGET or SOURCE:TARGET:ro")
+        if unknown := options - _VOLUME_OPTIONS or {"ro", "rw"} <= options and options:
+            raise BadValue(f"volume {text!r}: no option {','.join(sorted(unknown))}", "there is: ro, rw, nocopy, z, Z")
         if not target.startswith("/") or ".." in target.split("/"):
             raise BadValue(f"volume {text!r}: the target must be an absolute path without `..`")
         target = os.path.normpath(target)
         if target == "/" or target.split("/")[1] in ("proc", "sys", "dev"):
             raise BadValue(f"volume {text!r}: {target} is the container's own", "choose another target")
+        if source.startswith("."):  # docker's own rule: what begins so is a path and no name
+            source = os.path.abspath(source)
         if source.startswith("/"):
             if not os.path.exists(source):
                 raise BadValue(f"volume {text!r}: {source} is not there", f"mkdir {source}")
         else:
             state.check_name(source, "volume name")
-        return cls(source, target, mode == "ro")
+        return cls(source, target, "ro" in options, "nocopy" not in options)
 
     def step(self):
         """Return the mount step that puts it in place."""
@@ -59,6 +69,10 @@ class Volume:
         attrs = mounts.NODEV | (mounts.RDONLY if self.read_only else 0)
         # follow: /var/run may be a link in the image, and leads to a place in its root.
         return mounts.Bind(source, self.target, attrs, follow=True)
+
+
+# The last ones are about SELinux's labels and a Mac's file sharing: here there is nothing to be done for them.
+_VOLUME_OPTIONS = {"ro", "rw", "nocopy", "z", "Z", "cached", "delegated", "consistent"}
 
 
 @dataclass(frozen=True)
@@ -131,8 +145,8 @@ class Spec:
             raise BadValue("the command has a NUL byte in it")
         if name is not None:
             state.check_name(name, "container name")
-        if hostname is not None and not re.fullmatch(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?", hostname):
-            raise BadValue(f"host name {hostname!r} can't be used", "letters, digits, `.` and `-`, 64 at most")
+        if hostname is not None and not re.fullmatch(r"[^\s/#\0]{1,64}", hostname, re.ASCII):
+            raise BadValue(f"host name {hostname!r} can't be used", "64 letters at most, no blank, `/` or `#`")
         if workdir is not None and not workdir.startswith("/"):
             raise BadValue(f"working directory {workdir!r} is not an absolute path")
         state.check_name(network, "network name")
@@ -152,7 +166,7 @@ class Spec:
             workdir=workdir,
             limits=limits or Limits.parse(**words),
             env=tuple(map(_env, env.items() if isinstance(env, dict) else env)),
-            volumes=tuple(v if isinstance(v, Volume) else Volume.parse(v) for v in volumes),
+            volumes=_volumes(volumes),
             network=network,
             ports=_ports(publish),
             namespaces=tuple(kinds),
@@ -197,6 +211,7 @@ class Spec:
             capabilities=self.capabilities,
             terminal=self.tty,
             clock_offsets=self.clock_offsets,
+            settings=Settings(sysctls=_SYSCTLS if "net" in self.namespaces else ()),
             **self.ids(),
             **self.locks(),
             **where,
@@ -205,7 +220,13 @@ class Spec:
     def environment(self, config, terminal, first=(), last=()):
         """Return the "NAME=value" of a process in it; of two values the later wins: the participant's."""
         words = (PATH, *first, *(("TERM=xterm",) if terminal else ()), *config.env, *self.env, *last)
-        values = dict(pair.split("=", 1) for pair in words)
+        values = {}
+        for word in words:
+            name, equals, value = word.partition("=")
+            if equals:
+                values[name] = value
+            elif word not in config.env:  # an image's word without a value says nothing, `-e NAME` takes away
+                values.pop(name, None)
         return tuple(f"{name}={value}" for name, value in values.items())
 
     def _has_id(self, number):
@@ -226,6 +247,14 @@ class Spec:
             "seccomp": b"" if off else seccomp.program(self.seccomp, self.capabilities),
             "unlocked": self.unlocked,
         }
+
+
+def _volumes(texts):
+    volumes = tuple(one if isinstance(one, Volume) else Volume.parse(one) for one in texts)
+    for number, one in enumerate(volumes):
+        if one.target in (other.target for other in volumes[:number]):
+            raise BadValue(f"two volumes on {one.target}: the second would hide the first", "give each its own target")
+    return volumes
 
 
 def _ports(texts):
@@ -276,8 +305,8 @@ def _env(pair):
     name, equals, value = pair if isinstance(pair, tuple) and len(pair) == 3 else _split(pair)
     if not name or "\0" in name + value:
         raise BadValue(f"environment variable {pair!r} can't be read", "write NAME=value")
-    if not equals:  # `-e NAME` hands on the caller's own value, as docker does
-        value = os.environ.get(name, "")
+    if not equals:  # `-e NAME` hands on the caller's own value, and takes the image's away if there is none
+        return f"{name}={os.environ[name]}" if name in os.environ else name
     return f"{name}={value}"
 
 
@@ -296,6 +325,7 @@ def describe(spec, job):
         f"sethostname {job.hostname}",
         *(job.network.describe() if job.network else ()),
         *(f"published port {port}" for port in spec.ports),
+        *(f"sysctl {name}={value}" for name, value in job.settings.sysctls),
         *(job.plan.describe() if job.plan else ()),
         "new session" + (", on a new pseudo-terminal" if job.terminal else ""),
         "keep the capabilities " + " ".join(job.capabilities),

@@ -3,6 +3,7 @@
     LabError                a failure labkit understands        exit status 125
      ├─ KernelError         the kernel said no: carries the errno
      ├─ BadValue            a limit, name, path or flag that can't be meant
+     │   └─ Damaged         a file of the lab's own that is not as the lab wrote it
      ├─ NotFound            no such image, container, file
      ├─ InUse               a name is taken, a layer is in use
      ├─ Unsupported         this kernel or machine has no such thing, by name
@@ -16,9 +17,10 @@ about it. `str(error)` is that message; nothing else needs to be printed.
 
 import errno as _errno
 import os
+from typing import Any
 
 
-def errno_name(number):
+def errno_name(number: int) -> str:
     """Name an errno, with the C library's sentence: `EBUSY (Device or resource busy)`."""
     return f"{_errno.errorcode.get(number, number)} ({os.strerror(number)})"
 
@@ -28,39 +30,39 @@ class LabError(Exception):
 
     exit_status = 125
 
-    def __init__(self, message, hint=None):
+    def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.message}\n  → {self.hint}" if self.hint else self.message
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # Errors cross a pipe from child to parent: rebuild without calling __init__
         # again, whose arguments differ from kind to kind.
         return _rebuild, (type(self), self.args, self.__dict__)
 
-    def _render_traceback_(self):
+    def _render_traceback_(self) -> list[str]:
         # IPython calls this instead of printing a traceback. A LabError's message
         # is written to be read alone; the frames above it would only hide it.
         return [f"{type(self).__name__}: {self}"]
 
 
-def _rebuild(kind, args, attributes):
+def _rebuild(kind: type["LabError"], args: tuple[object, ...], attributes: dict[str, Any]) -> "LabError":
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(attributes)
     return error
 
 
-def to_plain(error):
+def to_plain(error: LabError) -> dict[str, object]:
     """Return a LabError as texts and numbers, to be sent where a pickle must not be trusted."""
     kept = {key: value for key, value in error.__dict__.items() if isinstance(value, str | int | None)}
     return {"kind": type(error).__name__, "attributes": kept}
 
 
-def from_plain(plain):
+def from_plain(plain: Any) -> LabError:
     """Return the LabError that `to_plain` made this of; whatever else it is, it becomes a LabError that says so."""
     try:
         kind, attributes = globals()[plain["kind"]], dict(plain["attributes"])
@@ -87,7 +89,8 @@ _HINTS = {
 class KernelError(LabError):
     """The kernel refused. `errno` is its reason, `call` the syscall or the file written."""
 
-    def __init__(self, call, errno, on=None, hint=None):
+    def __init__(self, call: str, errno: int | None, on: object = None, hint: str | None = None) -> None:
+        errno = errno or 0  # an OSError may have none
         what = f"{call} failed" + (f" on {on}" if on else "")
         super().__init__(f"{what}: {errno_name(errno)}", hint or _HINTS.get(errno))
         self.call = call
@@ -97,6 +100,14 @@ class KernelError(LabError):
 
 class BadValue(LabError):
     """A value that can't be meant: nothing was changed."""
+
+
+class Damaged(BadValue):
+    """A file of the lab's own that holds something else than the lab wrote. `path` is the file's."""
+
+    def __init__(self, path: object, why: str) -> None:
+        super().__init__(f"{path} is damaged: {why}", "`lab clean` sets it aside, kept under another name; then again")
+        self.path = str(path)
 
 
 class NotFound(LabError):
@@ -118,19 +129,21 @@ class BadArchive(LabError):
 class CommandError(LabError):
     """The container was built but its command did not start."""
 
-    def __init__(self, command, errno):
+    def __init__(self, command: str, errno: int) -> None:
         not_found = errno in (_errno.ENOENT, _errno.ENOTDIR)
-        super().__init__(
-            f"exec of {command!r} in the container failed: {errno_name(errno)}",
-            "no such file on the container's PATH: `lab run IMAGE ls /bin` shows what there is"
-            if not_found
-            else "it must be an executable file for this machine's processor, "
-            "and the interpreter its first line names must be in the image",
+        hint = (
+            "it must be an executable file for this machine's processor, "
+            "and the interpreter its first line names must be in the image"
         )
+        if not_found:
+            hint = "no such file on the container's PATH: `lab run IMAGE ls /bin` shows what there is"
+        if errno == _errno.E2BIG:
+            hint = 'a word of more than 128 KiB, or more in all than the stack has room for: see execve(2), "Limits"'
+        super().__init__(f"exec of {command!r:.200} in the container failed: {errno_name(errno)}", hint)
         self.errno = errno
         self.exit_status = 127 if not_found else 126
 
 
-def from_oserror(error, doing, hint=None):
+def from_oserror(error: OSError, doing: str, hint: str | None = None) -> KernelError:
     """Turn an OSError into a KernelError that says what was being done."""
-    return KernelError(doing, error.errno or 0, error.filename, hint)
+    return KernelError(doing, error.errno, error.filename, hint)

@@ -20,6 +20,7 @@ only folders are left to remove.
 
 import contextlib
 import contextvars
+import errno
 import functools
 import importlib
 import os
@@ -28,11 +29,15 @@ import shutil
 import signal
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from labkit.ground import proc, state, syscalls
-from labkit.ground.errors import BadValue, KernelError, LabError
+from labkit.ground.errors import BadValue, Damaged, KernelError, LabError, NotFound
+
+Owner = tuple[int, int | None, str]  # pid, start ticks, boot id
 
 
 @dataclass(frozen=True)
@@ -41,26 +46,32 @@ class Entry:
 
     number: int
     kind: str
-    what: dict
-    owner: tuple  # pid, start ticks, boot id
+    what: dict[str, Any]
+    owner: Owner
     group: str = ""  # the container it belongs to
     scope: str = ""  # the chapter or panel that made it
     undoer: str = ""  # the module that knows how to take it away
     file: str = field(default="", compare=False)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.kind} " + " ".join(str(value) for value in self.what.values())
 
-    def owner_lives(self):
+    def owner_lives(self) -> bool:
         """Tell whether the process that answers for this still runs."""
         pid, ticks, boot = self.owner
         return boot == proc.boot_id() and proc.is_running(pid, ticks)
 
 
-_UNDOERS: dict[str, Callable] = {}  # kind: the function that takes one away
+_ON_DISK = state.kind(
+    "run/ledger/*.json",
+    {"number": int, "kind": str, "what": dict, "owner": [int | str], "group": str, "scope": str, "undoer": str},
+)
+
+Undoer = Callable[..., None]
+_UNDOERS: dict[str, Undoer] = {}  # kind: the function that takes one away
 
 
-def undoes(kind):
+def undoes(kind: str) -> Callable[[Undoer], Undoer]:
     """Register the decorated function as what takes a `kind` away.
 
     It gets what `write` was told, and is quiet if the thing is gone.
@@ -69,7 +80,7 @@ def undoes(kind):
     so that `lab clean`, another process, finds it without a list of all there are.
     """
 
-    def register(function):
+    def register(function: Undoer) -> Undoer:
         _UNDOERS[kind] = function
         return function
 
@@ -80,33 +91,31 @@ _group = contextvars.ContextVar("group", default="")
 _scope = contextvars.ContextVar("scope", default="")
 # A notebook's cells don't share a context: this is for all of them, and for the commands they start.
 _CHAPTER = "LABKIT_CHAPTER"
-_chapter = os.environ.get(_CHAPTER, "")
 
 
-def _folder():
+def _folder() -> Path:
     return state.run_dir("ledger")
 
 
-def me():
+def me() -> Owner:
     """Return this process as an owner."""
     return _owner(os.getpid())
 
 
 @functools.cache
-def _owner(pid):
+def _owner(pid: int) -> Owner:
     return (pid, proc.start_ticks(pid), proc.boot_id())
 
 
-def write(kind, owner=None, **what):
+def write(kind: str, owner: Owner | None = None, **what: object) -> Entry:
     """Write down that a `kind` named by `what` is about to be made; return the Entry."""
     if kind not in _UNDOERS:
         raise BadValue(f"nothing that is imported knows how to take a {kind!r} away", "import the module that makes it")
     number = _next_number()
     group = _group.get()
     path = f"{_folder()}/{number:020d}-{os.urandom(4).hex()}.{group}.json"
-    entry = Entry(
-        number, kind, what, tuple(owner or me()), group, _scope.get() or _chapter, _UNDOERS[kind].__module__, path
-    )
+    scope = _scope.get() or os.environ.get(_CHAPTER, "")
+    entry = Entry(number, kind, what, owner or me(), group, scope, _UNDOERS[kind].__module__, path)
     record = dict(vars(entry))
     del record["file"]
     # No sync: the entry must outlive this process, not the kernel that holds the thing.
@@ -117,14 +126,14 @@ def write(kind, owner=None, **what):
 _last = 0
 
 
-def _next_number():
+def _next_number() -> int:
     """Return the time in ns, but never twice the same: what is newer is taken away first."""
     global _last
     _last = max(time.time_ns(), _last + 1)
     return _last
 
 
-def entries(group=""):
+def entries(group: str = "") -> list[Entry]:
     """Return every Entry on disk, oldest first; with `group` those that are parts of it."""
     found = []
     folder = str(_folder())
@@ -134,23 +143,23 @@ def entries(group=""):
         if not name.endswith(".json") or (group and told not in ("", group)):
             continue
         try:
-            record = state.read_json(f"{folder}/{name}")
-        except BadValue:  # of before a power cut, and so is what it stood for
-            os.unlink(f"{folder}/{name}")
+            record = state.read(f"{folder}/{name}", _ON_DISK)
+        except Damaged:  # it hides no other; `lab clean` names it
             continue
         if record is not None:  # struck out since it was listed
             record["owner"] = tuple(record["owner"])
-            found.append(Entry(**record, file=f"{folder}/{name}"))
+            known = {key: record[key] for key in _ON_DISK.shape}
+            found.append(Entry(**known, file=f"{folder}/{name}"))
     return [entry for entry in found if not group or entry.group == group]
 
 
-def strike(entry):
+def strike(entry: Entry) -> None:
     """Cross an entry out: the thing is gone, or someone else answers for it."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(entry.file)
 
 
-def undo(entry):
+def undo(entry: Entry) -> None:
     """Take the thing away if it is there, then strike the entry. Raises LabError if it can't be."""
     if entry.kind not in _UNDOERS and re.fullmatch(r"labkit(\.[a-z_]+)+", entry.undoer):
         with contextlib.suppress(ImportError):
@@ -162,9 +171,9 @@ def undo(entry):
 
 
 @contextlib.contextmanager
-def made(kind, **what):
+def made(kind: str, **what: object) -> Iterator[Entry]:
     """Answer for a thing while the block runs: written before, undone after, whatever happens."""
-    entry = write(kind, **what)
+    entry = write(kind, None, **what)
     try:
         yield entry
     finally:
@@ -172,7 +181,7 @@ def made(kind, **what):
 
 
 @contextlib.contextmanager
-def group(name):
+def group(name: str) -> Iterator[None]:
     """Mark what is made in this block as parts of one thing, the container `name`."""
     token = _group.set(name)
     try:
@@ -181,7 +190,7 @@ def group(name):
         _group.reset(token)
 
 
-def undo_group(name):
+def undo_group(name: str) -> None:
     """Take away all parts of `name`, the newest first. Raises the first LabError, after trying all."""
     errors = []
     for entry in reversed(entries(name)):
@@ -194,7 +203,7 @@ def undo_group(name):
 
 
 @contextlib.contextmanager
-def scope(name):
+def scope(name: str) -> Iterator[None]:
     """Mark what is made in this block as made by the chapter or panel `name`, for `clean(scope=name)`."""
     token = _scope.set(name)
     try:
@@ -203,16 +212,17 @@ def scope(name):
         _scope.reset(token)
 
 
-def begin(chapter):
+def begin(chapter: str) -> None:
     """Give back what an earlier run of `chapter` left; mark as its own what is made from now on, here or by a child."""
-    global _chapter
     _, _, failed = clean(scope=chapter)
     if failed:
         raise failed[0][1]
-    _chapter = os.environ[_CHAPTER] = chapter
+    os.environ[_CHAPTER] = chapter
 
 
-def clean(everything=False, scope=None):
+def clean(
+    everything: bool = False, scope: str | None = None
+) -> tuple[list[Entry], list[Entry], list[tuple[Entry, LabError]]]:
     """Give back what dead owners left; return (undone, kept, failed).
 
     `everything` takes also what a living process still answers for. With `scope`
@@ -242,42 +252,31 @@ def clean(everything=False, scope=None):
 
 
 @undoes("process")
-def _undo_process(pid, ticks):
-    if not proc.is_running(pid, ticks):
-        return
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        # The number was checked before the pidfd was taken; check again now that
-        # the pidfd pins it, or a stranger with the same number would be killed.
-        if proc.is_running(pid, ticks):
-            with contextlib.suppress(KernelError):
-                syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
-            _wait_until(lambda: not proc.is_running(pid, ticks), f"process {pid} to end")
-    finally:
-        os.close(pidfd)
+def _undo_process(pid: int, ticks: int) -> None:
+    with contextlib.suppress(NotFound), proc.pinned(pid, ticks) as pidfd:
+        with contextlib.suppress(KernelError):
+            syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+        _wait_until(lambda: not proc.is_running(pid, ticks), f"process {pid} to end")
 
 
 @undoes("mount")
-def _undo_mount(target):
+def _undo_mount(target: str) -> None:
     while any(mount.target == target for mount in proc.mounts()):
         syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
 
 
 @undoes("folder")
-def _undo_folder(path):
+def _undo_folder(path: str) -> None:
     remove_tree(path)
 
 
 @undoes("file")
-def _undo_file(path):
+def _undo_file(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
-def _wait_until(condition, what, seconds=5):
+def _wait_until(condition: Callable[[], bool], what: str, seconds: float = 5) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -285,7 +284,7 @@ def _wait_until(condition, what, seconds=5):
         time.sleep(0.01)
 
 
-def remove_tree(path):
+def remove_tree(path: str | Path) -> None:
     """Remove a folder and all in it, but refuse to go through a mount.
 
     A mount left inside would have its contents deleted, and they may be the host's.
@@ -300,4 +299,16 @@ def remove_tree(path):
         return
     if not stat.S_ISDIR(mode):
         raise LabError(f"{path} is not a folder", "labkit did not make it; look at it, then remove it by hand")
-    shutil.rmtree(path)
+    for _ in range(100):
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:  # another process removes it too
+            if not os.path.lexists(path):
+                return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        else:
+            return
+        time.sleep(0.01)  # its keeper was just writing there
+    raise LabError(f"{path} fills again while it is removed", "`lab clean`, when what writes there has ended")

@@ -1,4 +1,4 @@
-"""What is there after a power cut: only what had reached the disk, in whatever order it got there.
+"""Synced to the disk, and so still there after a power cut.
 
     synced.tree(scratch)            all the files of an unpacked layer, by one syncfs(2)
     os.rename(scratch, "diff")       the name that says: this layer is whole
@@ -16,21 +16,23 @@ container starts: what a container changes was never said to be complete.
 """
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 from labkit.ground import syscalls
 
 
-def folder(path):
+def folder(path: str | Path) -> None:
     """Wait until the names in a folder are on the disk: made, renamed, removed. See fsync(2)."""
     _opened(path, os.fsync)
 
 
-def tree(path):
+def tree(path: str | Path) -> None:
     """Wait until all the files below a folder are on the disk, with their contents. See syncfs(2)."""
     _opened(path, syscalls.syncfs)
 
 
-def _opened(path, sync):
+def _opened(path: str | Path, sync: Callable[[int], None]) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sync(fd)

@@ -13,6 +13,7 @@ Constants carry the names of the kernel's headers, listed header by header.
 import ctypes
 import functools
 import os
+import struct
 from ctypes import c_char_p, c_int, c_long, c_uint, c_uint32, c_uint64, c_ulong, c_void_p
 
 from labkit.ground.errors import KernelError, Unsupported
@@ -32,7 +33,6 @@ _OLD = {
     "keyctl": (250, 219),
     "seccomp": (317, 277),
     "bpf": (321, 280),
-    "gettid": (186, 178),
     "syncfs": (306, 267),
 }
 _NEW = {
@@ -49,9 +49,11 @@ _NEW = {
 }
 _COLUMN = {"x86_64": 0, "aarch64": 1, "arm64": 1}
 
+AnyPath = str | os.PathLike[str]
+
 
 @functools.cache  # a container's start asks some 300 times
-def number(name, machine=None):
+def number(name: str, machine: str | None = None) -> int:
     """Return the number of the syscall `name` on `machine` (this one's by default)."""
     machine = machine or os.uname().machine
     if machine not in _COLUMN:
@@ -81,15 +83,11 @@ MS_NOEXEC = 8
 MS_REMOUNT = 32
 MS_NOATIME = 1024
 MS_BIND = 4096
-MS_MOVE = 8192
 MS_REC = 16384
 MS_UNBINDABLE = 1 << 17
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
-MS_RELATIME = 1 << 21
-MS_STRICTATIME = 1 << 24
-MNT_FORCE = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
@@ -102,7 +100,6 @@ FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
 FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
-FSCONFIG_SET_FD = 5
 FSCONFIG_CMD_CREATE = 6
 MOUNT_ATTR_RDONLY = 0x01
 MOUNT_ATTR_NOSUID = 0x02
@@ -114,7 +111,6 @@ MOUNT_ATTR_IDMAP = 0x00100000
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
-AT_SYMLINK_NOFOLLOW = 0x100
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
@@ -137,6 +133,10 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 # linux/seccomp.h
 SECCOMP_SET_MODE_FILTER = 1
 
+# linux/bpf.h
+_BPF_PROG_LOAD = 5
+_BPF_PROG_ATTACH = 8
+
 # linux/keyctl.h
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
@@ -146,8 +146,6 @@ CLOSE_RANGE_CLOEXEC = 4
 # linux/nsfs.h, ioctls on a namespace's fd
 NS_GET_USERNS = 0xB701
 NS_GET_PARENT = 0xB702
-NS_GET_NSTYPE = 0xB703
-NS_GET_OWNER_UID = 0xB704
 
 # PyDLL keeps Python's own lock (the GIL) through the call. clone3 needs that: the
 # child must wake up holding the lock, because the thread that would hand it over
@@ -158,34 +156,34 @@ for _library in (_libc, _libc_locked):
     _library.syscall.restype = c_long
 
 
-def _syscall(name, *arguments, on=None, hint=None, library=_libc):
+def _syscall(name: str, *arguments: object, on: object = None, library: ctypes.CDLL = _libc) -> int:
     ctypes.set_errno(0)
-    result = library.syscall(c_long(number(name)), *arguments)
+    result: int = library.syscall(c_long(number(name)), *arguments)
     if result == -1:
-        raise KernelError(f"{name}(2)", ctypes.get_errno(), on, hint)
+        raise KernelError(f"{name}(2)", ctypes.get_errno(), on)
     return result
 
 
-def _path(path):
+def _path(path: AnyPath | None) -> bytes | None:
     return None if path is None else os.fsencode(path)
 
 
-def unshare(flags):
+def unshare(flags: int) -> None:
     """Leave namespaces for new ones of one's own. See unshare(2)."""
     _syscall("unshare", c_int(flags), on=_clone_names(flags))
 
 
-def setns(fd, nstype):
+def setns(fd: int, nstype: int) -> None:
     """Join the namespace behind `fd`, or several of a pidfd's. See setns(2)."""
     _syscall("setns", c_int(fd), c_int(nstype), on=_clone_names(nstype))
 
 
-def _clone_names(flags):
+def _clone_names(flags: int) -> str:
     names = [name for name, bit in globals().items() if name.startswith("CLONE_") and flags & bit]
     return "|".join(names)
 
 
-class _clone_args(ctypes.Structure):
+class clone_args(ctypes.Structure):
     # linux/sched.h, struct clone_args
     _fields_ = [
         (field, c_uint64)
@@ -195,7 +193,7 @@ class _clone_args(ctypes.Structure):
     ]
 
 
-def clone3(flags, exit_signal, cgroup=None):
+def clone3(flags: int, exit_signal: int, cgroup: int | None = None) -> tuple[int, int | None]:
     """Make a child with new namespaces; return (pid, pidfd), or (0, None) in the child. See clone3(2).
 
     Without CLONE_VM the child is a copy of the caller, as after fork(2), but the
@@ -204,7 +202,7 @@ def clone3(flags, exit_signal, cgroup=None):
     (CLONE_INTO_CGROUP is added then).
     """
     pidfd = c_int(-1)
-    arguments = _clone_args(flags=flags, exit_signal=exit_signal)
+    arguments = clone_args(flags=flags, exit_signal=exit_signal)
     if flags & CLONE_PIDFD:
         arguments.pidfd = ctypes.addressof(pidfd)
     if cgroup is not None:
@@ -215,7 +213,9 @@ def clone3(flags, exit_signal, cgroup=None):
     return (pid, pidfd.value) if pid and flags & CLONE_PIDFD else (pid, None)
 
 
-def mount(source, target, filesystemtype, mountflags, data=None):
+def mount(
+    source: AnyPath | None, target: AnyPath, filesystemtype: str | None, mountflags: int, data: AnyPath | None = None
+) -> None:
     """Attach a filesystem, or change a mount. See mount(2).
 
     `source`, `filesystemtype` and `data` may be None.
@@ -231,22 +231,22 @@ def mount(source, target, filesystemtype, mountflags, data=None):
     )
 
 
-def umount2(target, flags=0):
+def umount2(target: AnyPath, flags: int = 0) -> None:
     """Take a mount away. See umount2(2)."""
     _syscall("umount2", c_char_p(_path(target)), c_int(flags), on=target)
 
 
-def pivot_root(new_root, put_old):
+def pivot_root(new_root: AnyPath, put_old: AnyPath) -> None:
     """Make `new_root` the root mount; the old one moves to `put_old`. See pivot_root(2)."""
     _syscall("pivot_root", c_char_p(_path(new_root)), c_char_p(_path(put_old)), on=new_root)
 
 
-def open_tree(dirfd, path, flags):
+def open_tree(dirfd: int, path: AnyPath, flags: int) -> int:
     """Open, or clone, the mount at `path` as an fd. See open_tree(2)."""
     return _syscall("open_tree", c_int(dirfd), c_char_p(_path(path)), c_uint(flags), on=path)
 
 
-def move_mount(from_dirfd, from_path, to_dirfd, to_path, flags):
+def move_mount(from_dirfd: int, from_path: AnyPath, to_dirfd: int, to_path: AnyPath, flags: int) -> None:
     """Attach a mount held by an fd. See move_mount(2)."""
     _syscall(
         "move_mount",
@@ -259,12 +259,12 @@ def move_mount(from_dirfd, from_path, to_dirfd, to_path, flags):
     )
 
 
-def fsopen(fsname, flags=FSOPEN_CLOEXEC):
+def fsopen(fsname: str, flags: int = FSOPEN_CLOEXEC) -> int:
     """Open a filesystem type for setting up. See fsopen(2)."""
     return _syscall("fsopen", c_char_p(_path(fsname)), c_uint(flags), on=fsname)
 
 
-def fsconfig(fd, cmd, key=None, value=None, aux=0):
+def fsconfig(fd: int, cmd: int, key: str | None = None, value: AnyPath | None = None, aux: int = 0) -> None:
     """Set one parameter of a filesystem being made, or make it. See fsconfig(2)."""
     _syscall(
         "fsconfig",
@@ -277,19 +277,27 @@ def fsconfig(fd, cmd, key=None, value=None, aux=0):
     )
 
 
-def fsmount(fd, flags=FSMOUNT_CLOEXEC, attr_flags=0):
+def fsmount(fd: int, flags: int = FSMOUNT_CLOEXEC, attr_flags: int = 0) -> int:
     """Turn a made filesystem into a mount that is attached nowhere yet. See fsmount(2)."""
     return _syscall("fsmount", c_int(fd), c_uint(flags), c_uint(attr_flags))
 
 
-class _mount_attr(ctypes.Structure):
+class mount_attr(ctypes.Structure):
     # linux/mount.h, struct mount_attr
     _fields_ = [(field, c_uint64) for field in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
-def mount_setattr(dirfd, path, flags, attr_set=0, attr_clr=0, propagation=0, userns_fd=0):
+def mount_setattr(
+    dirfd: int,
+    path: AnyPath,
+    flags: int,
+    attr_set: int = 0,
+    attr_clr: int = 0,
+    propagation: int = 0,
+    userns_fd: int = 0,
+) -> None:
     """Change a mount's attributes, with AT_RECURSIVE the whole tree's. See mount_setattr(2)."""
-    attributes = _mount_attr(attr_set, attr_clr, propagation, userns_fd)
+    attributes = mount_attr(attr_set, attr_clr, propagation, userns_fd)
     _syscall(
         "mount_setattr",
         c_int(dirfd),
@@ -301,14 +309,14 @@ def mount_setattr(dirfd, path, flags, attr_set=0, attr_clr=0, propagation=0, use
     )
 
 
-class _open_how(ctypes.Structure):
+class open_how(ctypes.Structure):
     # linux/openat2.h, struct open_how
     _fields_ = [(field, c_uint64) for field in ("flags", "mode", "resolve")]
 
 
-def openat2(dirfd, path, flags, mode=0, resolve=0):
+def openat2(dirfd: int, path: AnyPath, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """Open `path` with rules for how the kernel may walk it. See openat2(2)."""
-    how = _open_how(flags | os.O_CLOEXEC, mode, resolve)
+    how = open_how(flags | os.O_CLOEXEC, mode, resolve)
     return _syscall(
         "openat2",
         c_int(dirfd),
@@ -319,19 +327,21 @@ def openat2(dirfd, path, flags, mode=0, resolve=0):
     )
 
 
-def sethostname(name):
+def sethostname(name: str | bytes) -> None:
     """Set the host name of this uts namespace. See sethostname(2)."""
-    name = os.fsencode(name)
-    _syscall("sethostname", c_char_p(name), c_ulong(len(name)), on=os.fsdecode(name))
+    _set_name("sethostname", os.fsencode(name))
 
 
-def setdomainname(name):
+def setdomainname(name: str | bytes) -> None:
     """Set the NIS domain name of this uts namespace. See setdomainname(2)."""
-    name = os.fsencode(name)
-    _syscall("setdomainname", c_char_p(name), c_ulong(len(name)), on=os.fsdecode(name))
+    _set_name("setdomainname", os.fsencode(name))
 
 
-def prctl(option, arg2=0, arg3=0, arg4=0, arg5=0):
+def _set_name(call: str, name: bytes) -> None:
+    _syscall(call, c_char_p(name), c_ulong(len(name)), on=os.fsdecode(name))
+
+
+def prctl(option: int, arg2: int | bytes = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """Change something about this process; `arg2` may be bytes. See prctl(2)."""
     second = c_char_p(arg2) if isinstance(arg2, bytes) else c_ulong(arg2)
     return _syscall("prctl", c_int(option), second, c_ulong(arg3), c_ulong(arg4), c_ulong(arg5), on=f"option {option}")
@@ -349,15 +359,18 @@ class _cap_data(ctypes.Structure):
     _fields_ = [("effective", c_uint32), ("permitted", c_uint32), ("inheritable", c_uint32)]
 
 
-def capget(pid=0):
+def capget(pid: int = 0) -> tuple[int, int, int]:
     """Return the (effective, permitted, inheritable) masks of a process. See capget(2)."""
     header = _cap_header(_LINUX_CAPABILITY_VERSION_3, pid)
     low, high = halves = (_cap_data * 2)()
     _syscall("capget", ctypes.byref(header), ctypes.byref(halves), on=f"process {pid}" if pid else None)
-    return tuple(getattr(low, name) | getattr(high, name) << 32 for name in ("effective", "permitted", "inheritable"))
+    effective, permitted, inheritable = (
+        getattr(low, name) | getattr(high, name) << 32 for name in ("effective", "permitted", "inheritable")
+    )
+    return effective, permitted, inheritable
 
 
-def capset(effective, permitted, inheritable):
+def capset(effective: int, permitted: int, inheritable: int) -> None:
     """Set one's own capability masks. See capset(2)."""
     header = _cap_header(_LINUX_CAPABILITY_VERSION_3, 0)
     masks = (effective, permitted, inheritable)
@@ -365,17 +378,17 @@ def capset(effective, permitted, inheritable):
     _syscall("capset", ctypes.byref(header), ctypes.byref(halves))
 
 
-def pidfd_send_signal(pidfd, sig, flags=0):
+def pidfd_send_signal(pidfd: int, sig: int, flags: int = 0) -> None:
     """Send a signal to the process behind `pidfd`, and to no other that got its number. See pidfd_send_signal(2)."""
     _syscall("pidfd_send_signal", c_int(pidfd), c_int(sig), c_void_p(None), c_uint(flags), on=f"pidfd {pidfd}")
 
 
-def close_range(first, last, flags=0):
+def close_range(first: int, last: int, flags: int = 0) -> None:
     """Close every fd from `first` to `last`, or mark them close-on-exec. See close_range(2)."""
     _syscall("close_range", c_uint(first), c_uint(last), c_uint(flags), on=f"{first}-{last}")
 
 
-def keyctl(operation, arg2=0):
+def keyctl(operation: int, arg2: int | None = 0) -> int:
     """Manage the kernel's keyrings; `arg2` may be None. See keyctl(2)."""
     second = c_char_p(None) if arg2 is None else c_ulong(arg2)
     return _syscall("keyctl", c_int(operation), second, on=f"operation {operation}")
@@ -386,17 +399,31 @@ class _sock_fprog(ctypes.Structure):
     _fields_ = [("len", ctypes.c_ushort), ("filter", c_char_p)]
 
 
-def seccomp(operation, flags, program):
+def seccomp(operation: int, flags: int, program: bytes) -> None:
     """Put a filter, a BPF program as bytes, on one's own syscalls. See seccomp(2)."""
     filter = _sock_fprog(len(program) // 8, program)
     _syscall("seccomp", c_uint(operation), c_uint(flags), ctypes.byref(filter))
 
 
-def syncfs(fd):
+def syncfs(fd: int) -> None:
     """Bring all that is unwritten on the file system of `fd` to its disk, and wait for it. See syncfs(2)."""
     _syscall("syncfs", c_int(fd), on=f"fd {fd}")
 
 
-def gettid():
-    """Return this thread's id. See gettid(2)."""
-    return _syscall("gettid")
+def bpf_prog_load(prog_type: int, program: bytes) -> int:
+    """Have the kernel check a BPF program and keep it; return its fd. See bpf(2), BPF_PROG_LOAD."""
+    code, license_ = ctypes.create_string_buffer(program, len(program)), ctypes.create_string_buffer(b"GPL")
+    what = struct.pack(
+        "=IIQQIIQI", prog_type, len(program) // 8, ctypes.addressof(code), ctypes.addressof(license_), 0, 0, 0, 0
+    )
+    return _bpf(_BPF_PROG_LOAD, what, "a program")
+
+
+def bpf_prog_attach(target_fd: int, prog_fd: int, attach_type: int, flags: int) -> None:
+    """Bind a loaded program to what is behind `target_fd`. See bpf(2), BPF_PROG_ATTACH."""
+    _bpf(_BPF_PROG_ATTACH, struct.pack("=IIII", target_fd, prog_fd, attach_type, flags), f"fd {target_fd}")
+
+
+def _bpf(cmd: int, attributes: bytes, on: str) -> int:
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    return _syscall("bpf", c_int(cmd), ctypes.byref(buffer), c_uint(len(attributes)), on=on)

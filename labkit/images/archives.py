@@ -17,34 +17,23 @@ import os
 import posixpath
 import shutil
 import tarfile
-from pathlib import Path
 
-from labkit.ground import ledger, state, synced
+from labkit.ground import ledger, named_file, state
 from labkit.ground.errors import BadArchive, BadValue, LabError, NotFound, from_oserror
 from labkit.images import catalog, digests, layout, rootdir, tarread
 
 
 def save(refs, path):
-    """Write images with all their layers into the tar file `path`, whole or not at all. Reproducible."""
+    """Write images with all their layers into the tar file `path`, see named_file. Reproducible."""
     refs = [refs] if isinstance(refs, (str, catalog.Image)) else list(refs)
-    path = Path(path)
-    scratch = path.with_name(f".{path.name}.{state.new_id()}.tmp")
     with catalog.locked(shared=True) as store:
         found = dict(catalog.find_in(store, getattr(ref, "name", ref)) for ref in refs)
-        try:
-            with ledger.made("file", path=str(scratch)):
-                with (
-                    open(scratch, "xb") as file,
-                    tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
-                ):
-                    _write(tar, store, found)
-                    tar.close()
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.rename(scratch, path)
-                synced.folder(path.parent)
-        except OSError as error:
-            raise from_oserror(error, f"saving {', '.join(found)} to {path}") from None
+        # As a stream: a pipe can't be gone back in.
+        with (
+            named_file.writing(path) as file,
+            tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            _write(tar, store, found)
 
 
 def _write(tar, store, found):

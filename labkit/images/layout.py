@@ -30,6 +30,7 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"  # then nothing, +gzip or +zstd
+INDEX_FILE = state.kind("lib/images/index.json", {"manifests": [{"digest": re.compile(r"sha256:[0-9a-f]{64}")}]})
 _MAX_JSON = 8 << 20  # bytes of a manifest or config; real ones have some kilobytes
 
 # The grammar of github.com/distribution/reference, without its digest part.
@@ -119,14 +120,13 @@ class Layout:
 
     def read(self, digest):
         """Return a small blob's bytes, checked against its digest."""
-        try:
-            with open(self.path(digest), "rb") as file:
-                data = file.read(_MAX_JSON + 1)
-        except FileNotFoundError:
-            raise NotFound(f"the store has no blob {digest}", "an image names it: pull or load that again") from None
+        data = state.read_plain(self.path(digest), _MAX_JSON + 1)
+        if data is None:
+            raise NotFound(f"the store has no blob {digest}", "an image names it: pull or load that again")
         if len(data) > _MAX_JSON or digests.digest(data) != digest:
             raise BadArchive(
-                f"the blob {digest} has other contents than its name says", "damaged: pull or load it again"
+                f"the blob {digest} has other contents than its name says",
+                "damaged: `lab clean`, then pull, load or build its image again",
             )
         return data
 
@@ -138,16 +138,8 @@ class Layout:
 
     def index(self):
         """Return the list of {digest, size, annotations …} in index.json."""
-        try:
-            data = (self.folder / "index.json").read_bytes()
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise from_oserror(error, "reading the list of images") from None
-        entries = parse_object(data, str(self.folder / "index.json")).get("manifests")
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise BadArchive(f"{self.folder}/index.json has no list of manifests", "it is damaged")
-        return entries
+        index = state.read(self.folder / "index.json", INDEX_FILE)
+        return index["manifests"] if index else []
 
     def names(self):
         """Return {name: digest of its manifest}."""

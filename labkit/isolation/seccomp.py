@@ -19,6 +19,7 @@ libseccomp turns names into numbers and rules into BPF; that is done in the pare
 and kept, so the child needs one syscall. See seccomp(2), seccomp_export_bpf(3).
 """
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -30,7 +31,7 @@ from pathlib import Path
 
 from labkit.ground import state
 from labkit.ground import syscalls as sc
-from labkit.ground.errors import BadValue, LabError, NotFound, Unsupported, from_oserror
+from labkit.ground.errors import BadValue, Damaged, LabError, NotFound, Unsupported, from_oserror
 
 # (why, the capability with which it is allowed, the syscalls)
 FORBIDDEN = (
@@ -321,12 +322,15 @@ def kept(profile=None, capabilities=()):
     # The code is part of the name: a changed labkit must not use what an older one compiled.
     what += str(os.stat(__file__).st_mtime_ns)
     kept = state.run_dir("seccomp") / hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()[:24]
-    try:
-        return kept.read_bytes()
-    except FileNotFoundError:
-        compiled = compile_profile(profile or default(capabilities))
-        state.write_atomic(kept, compiled, sync=False)
-        return compiled
+    with contextlib.suppress(Damaged):
+        data = state.read_plain(kept) or b""
+        # What was cut short would let through what it should not: its own sum comes first.
+        if data[:32] == hashlib.sha256(data[32:]).digest():
+            return data[32:]
+    compiled = compile_profile(profile or default(capabilities))
+    with contextlib.suppress(LabError):  # a full disk costs time
+        state.write_atomic(kept, hashlib.sha256(compiled).digest() + compiled, sync=False)
+    return compiled
 
 
 def install(program):

@@ -150,12 +150,21 @@ def _make(chapter: Path, copy: Path) -> None:
         state.write_json(_notes_file(), notes)
 
 
+_EDITIONS = state.Kind(".editions.json", {str: {"edition": str, "copy": str | None}})
+_PROGRESS = state.Kind("progress.json", {"seat": str, "checks": {str: {"tries": int, "passed": int | float | None}}})
+
+
+def files_of_state() -> list[tuple[Path, state.Kind]]:
+    """Return [(path, kind)] of what is kept about the participant, for `lab clean`."""
+    return [(folder() / kind.place, kind) for kind in (_EDITIONS, _PROGRESS)]
+
+
 def _notes_file() -> Path:
     return folder() / ".editions.json"
 
 
 def _notes() -> dict[str, Any]:
-    return state.read_json(_notes_file()) or {}
+    return state.read(_notes_file(), _EDITIONS) or {}
 
 
 def _digest(path: Path) -> str:
@@ -199,7 +208,7 @@ def in_notebook() -> bool:
 
 def read_progress() -> dict[str, Any]:
     """Return what was passed: {seat: random, checks: {name: {tries, passed: when or None}}, last: when}."""
-    record = state.read_json(folder() / "progress.json")
+    record = state.read(folder() / "progress.json", _PROGRESS)
     return record or {"seat": secrets.token_hex(2), "checks": {}, "last": None}
 
 

@@ -27,7 +27,7 @@ from labkit.network.firewall import tool
 THEIRS = "DOCKER-USER"
 
 
-def let_pass(bridge):
+def let_pass(bridge: str) -> None:
     """Let what goes over our bridge pass Docker's rules, where there are any. The ledger's `plug` answers for it."""
     for command in _commands():
         theirs = _rules_in(command, THEIRS)
@@ -35,7 +35,7 @@ def let_pass(bridge):
             tool([f"{command}-restore", "--noflush", "--wait"], _rules(bridge))
 
 
-def take_back(bridge):
+def take_back(bridge: str) -> None:
     """Remove our chain again; quiet if there is none."""
     ours = _ours(bridge)
     for command in _commands():
@@ -46,7 +46,7 @@ def take_back(bridge):
                 raise LabError(f"the chain {ours} does not go", f"{command} -S | grep {ours}")
 
 
-def _rules(bridge):
+def _rules(bridge: str) -> list[str]:
     ours = _ours(bridge)
     return [
         "*filter",
@@ -61,19 +61,19 @@ def _rules(bridge):
     ]
 
 
-def _ours(bridge):
+def _ours(bridge: str) -> str:
     return f"LABKIT-{bridge}"
 
 
-def _commands():
+def _commands() -> list[str]:
     return [command for command in ("iptables", "ip6tables") if shutil.which(command)]
 
 
-def _rules_in(command, chain):
+def _rules_in(command: str, chain: str) -> list[str] | None:
     """Return a chain's rules, None if there is no such chain. Listing makes nothing, neither a table nor a chain."""
     listed = _run(command, "-S", chain)
     return listed.stdout.splitlines() if listed.returncode == 0 else None
 
 
-def _run(command, *words):
+def _run(command: str, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([command, "--wait", *words], capture_output=True, text=True, check=False)

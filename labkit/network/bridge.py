@@ -28,14 +28,15 @@ import ipaddress
 import os
 import shutil
 import socket
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.ground import ledger, state, syscalls
 from labkit.ground.errors import InUse, LabError, Unsupported
 from labkit.isolation import security
 from labkit.network import beside_docker, firewall
-from labkit.network.firewall import Port, remove_rules, tool  # noqa: F401 - callers want Port from here
+from labkit.network.firewall import Port, Record, remove_rules, table, tool
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,20 @@ class Plug:
     gateway: str
     address6: str | None = None
     gateway6: str | None = None
+    hairpin: bool = False  # it has a published port, and may ask for it itself
 
-    def outside(self, pid):
+    def outside(self, pid: int | str) -> list[str]:
         """Return the words for ip(8) on the host's side."""
         mac = "02:6c:" + ":".join(f"{int(part):02x}" for part in self.address.split("."))
         return [
             # The hardware address follows from the address: whoever remembers it from an earlier user is still right.
             f"link add {self.link} type veth peer name eth0 address {mac} netns {pid}",
             f"link set {self.link} master {self.bridge} alias {state.label()} up",
+            # With br_netfilter the switch rewrites by itself, and would send nothing back where it came from.
+            *([f"link set {self.link} type bridge_slave hairpin on"] if self.hairpin else []),
         ]
 
-    def inside(self):
+    def inside(self) -> list[str]:
         """Return the words for ip(8) in the container's namespace."""
         lines = [
             f"address add {self.address}/24 dev eth0",
@@ -71,7 +75,7 @@ class Plug:
             lines.append(f"route add default via {self.gateway6}")
         return lines
 
-    def describe(self):
+    def describe(self) -> list[str]:
         """Return one line for each thing that is made."""
         return [f"ip {line}" for line in [*self.outside("CONTAINER"), *(f"(inside) {line}" for line in self.inside())]]
 
@@ -79,26 +83,37 @@ class Plug:
 # ---- the file: who is on which network ----
 
 
-def _folder():
+_USER = {"address": str, "names": [str], "ports": [list]}
+NETWORK = state.kind(
+    "run/networks/*.json", {"bridge": str, "subnet": str, "subnet6": str | None, "world": bool, "users": {str: _USER}}
+)
+
+
+def _folder() -> Path:
     return state.run_dir("networks")
 
 
-def record(name):
+def record(name: str) -> Record | None:
     """Return what is written down about a network: bridge, subnet, users; None if nobody is on it."""
-    return state.read_json(_folder() / f"{name}.json")
+    known: Record | None = state.read(_folder() / f"{name}.json", NETWORK)
+    return known
 
 
-def all_networks():
+def _records() -> list[tuple[str, Record]]:
+    return [(name, known) for name in all_networks() if (known := record(name))]
+
+
+def all_networks() -> list[str]:
     """Return the names of the networks that somebody is on."""
     return sorted(path.stem for path in _folder().glob("*.json"))
 
 
-def preview(name, container):
+def preview(name: str, container: str) -> Plug:
     """Return the Plug that a container would get, as nearly as can be known. Nothing is made."""
     return _plug(record(name) or _new_record(name), container, None)
 
 
-def join(name, container, names=(), ports=()):
+def join(name: str, container: str, names: Iterable[str] = (), ports: Sequence[Port] = ()) -> Plug:
     """Put a container on a network, making it if nobody is on it yet; return its Plug.
 
     `names` are what its neighbours will know it by. It is written in the ledger
@@ -115,81 +130,94 @@ def join(name, container, names=(), ports=()):
         )
     with state.lock("network"):
         known = record(name) or _new_record(name)
-        taken = [u[1:3] for other in all_networks() for user in record(other)["users"].values() for u in user["ports"]]
-        firewall.check_free(ports, map(tuple, taken))
+        users = [user for _, other in _records() for user in other["users"].values()]
+        firewall.check_free(ports, ((port, kind) for user in users for _, port, kind, _ in user["ports"]))
         address = _free_address(known)
         first = not known["users"]
+        stale = known["world"] != can_reach_the_world()
+        known["world"] = can_reach_the_world()
         ledger.write("plug", network=name, container=container)
         known["users"][container] = {
             "address": address,
             "names": [word for word in dict.fromkeys(names) if word],
-            "ports": [[port.address, port.host, port.protocol, port.container] for port in ports],
+            "ports": [(port.address, port.host, port.protocol, port.container) for port in ports],
         }
         state.write_json(_folder() / f"{name}.json", known, sync=False)
         if first:
             _make_bridge(known)
-        if first or ports:
-            firewall.load(_table(name), known)
+        if first or ports or stale:
+            firewall.load(table(name), known)
         beside_docker.let_pass(known["bridge"])  # each time: Docker may have been started since
         _write_hosts(known)
-        return _plug(known, container, address)
+        return replace(_plug(known, container, address), hairpin=bool(ports))
 
 
 @ledger.undoes("plug")
-def unplug(network, container):
+def unplug(network: str, container: str) -> None:
     """Take a container off a network, and with the last one the network itself. The ledger's kind `plug`."""
     with state.lock("network"):
         known = record(network)
-        if known is None:
-            return
+        if known is None:  # it is gone; or its file was set aside, and then all of it but its name is unknown
+            if not (_is_there(_bridge(network)) or _is_there(link_of(container))):
+                return
+            known = {"bridge": _bridge(network), "subnet": "", "subnet6": None, "world": False, "users": {}}
         gone = known["users"].pop(container, None)
-        remove_link(_link(container))  # it goes with the container's namespace, but that may take a moment
+        remove_link(link_of(container))  # it goes with the container's namespace, but that may take a moment
         if known["users"]:
             state.write_json(_folder() / f"{network}.json", known, sync=False)
             if gone and gone["ports"]:
-                firewall.load(_table(network), known)
+                firewall.load(table(network), known)
             _write_hosts(known)
             return
         remove_link(known["bridge"])
-        remove_rules(_table(network))
+        remove_rules(table(network))
         beside_docker.take_back(known["bridge"])
         (_folder() / f"{network}.json").unlink(missing_ok=True)
 
 
-def _new_record(name):
-    mark = hashlib.sha256(f"{state.label()} {name}".encode()).digest()
-    bridge = state.label() if name == "bridge" else f"lb{mark.hex()[:10]}"
+def _mark(name: str) -> bytes:
+    return hashlib.sha256(f"{state.label()} {name}".encode()).digest()
+
+
+def _bridge(name: str) -> str:
+    return state.label() if name == "bridge" else f"lb{_mark(name).hex()[:10]}"
+
+
+def _new_record(name: str) -> Record:
+    mark = _mark(name)
     taken = _host_subnets()
     start = int.from_bytes(mark[:2], "big")
     for number in range(1 << 12):
         # 10.128.0.0/9 in pieces of 256 addresses; another LABKIT_ROOT begins elsewhere.
         place = (start + number) % (1 << 15)
-        subnet = ipaddress.ip_network((0x0A800000 + (place << 8), 24))
+        subnet = ipaddress.IPv4Network((0x0A800000 + (place << 8), 24))
         if not any(subnet.overlaps(other) for other in taken):
             break
     else:
         raise LabError("no free subnet in 10.128.0.0/9", "`ip route` shows who has them")
-    six = f"fd6c:{mark.hex()[0:4]}:{mark.hex()[4:8]}:{mark.hex()[8:12]}::" if _has_ipv6() else None
-    return {"bridge": bridge, "subnet": str(subnet), "subnet6": six, "users": {}}
+    six = f"fd6c:{mark.hex()[0:4]}:{mark.hex()[4:8]}:{mark.hex()[8:12]}::" if has_ipv6() else None
+    world = can_reach_the_world()
+    return {"bridge": _bridge(name), "subnet": str(subnet), "subnet6": six, "world": world, "users": {}}
 
 
-def _host_subnets():
+def _host_subnets() -> list[ipaddress.IPv4Network]:
     """Return the IPv4 networks that this host has routes to, the default route aside."""
     found = []
     for line in Path("/proc/net/route").read_text().splitlines()[1:]:
         words = line.split()
         target, mask = (int.from_bytes(bytes.fromhex(words[place]), "little") for place in (1, 7))
         if mask:
-            found.append(ipaddress.ip_network((target, bin(mask).count("1"))))
+            found.append(ipaddress.IPv4Network((target, mask.bit_count())))
     return found
 
 
-def _has_ipv6():
+def has_ipv6() -> bool:
+    """Tell whether new links get IPv6 here (net.ipv6.conf.default.disable_ipv6)."""
     switch = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
     return switch.exists() and switch.read_text().strip() == "0"
 
 
-def _free_address(known):
+def _free_address(known: Record) -> str:
     used = {user["address"] for user in known["users"].values()}
     _, gateway, *hosts = list(ipaddress.ip_network(known["subnet"]))[:-1]
     for address in hosts:
@@ -201,45 +229,40 @@ def _free_address(known):
     )
 
 
-def _table(name):
-    return f"{state.label()}-{name}"
-
-
-def _link(container):
+def link_of(container: str) -> str:
+    """Return the name of the host's end of a container's cable."""
     return f"lv{container[:12]}"
 
 
-def _plug(known, container, address):
+def _plug(known: Record, container: str, address: str | None) -> Plug:
     first = str(ipaddress.ip_network(known["subnet"])[1])
     address = address or _free_address(known)
     six = known["subnet6"]
     last = int(address.rpartition(".")[2])
-    name = next((name for name in all_networks() if record(name)["bridge"] == known["bridge"]), "")
-    return Plug(name, known["bridge"], _link(container), address, first, six and f"{six}{last:x}", six and f"{six}1")
+    name = next((name for name, other in _records() if other["bridge"] == known["bridge"]), "")
+    return Plug(name, known["bridge"], link_of(container), address, first, six and f"{six}{last:x}", six and f"{six}1")
 
 
-def _write_hosts(known):
+def _write_hosts(known: Record) -> None:
     """Write everybody's /etc/hosts anew, into the same file: the containers have it mounted."""
     lines = {user["address"]: " ".join(user["names"]) for user in known["users"].values()}
     for container, user in known["users"].items():
         path = state.run_dir("containers") / container / "hosts"
         own = {address: names for address, names in lines.items() if names and address != user["address"]}
         text = hosts_file([(user["address"], " ".join(user["names"]))] + sorted(own.items()))
-        with (
-            contextlib.suppress(FileNotFoundError),
-            open(path, "r+") as file,
-        ):  # or it is just being made, or removed
+        # It may be just being made, or removed.
+        with contextlib.suppress(OSError), open(path, "r+") as file:
             file.write(text)
             file.truncate()
 
 
-def hosts_file(lines=()):
+def hosts_file(lines: Iterable[tuple[str, str]] = ()) -> str:
     """Return the text of an /etc/hosts: the loopback, and (address, names) lines."""
     loopback = [("127.0.0.1", "localhost"), ("::1", "localhost ip6-localhost ip6-loopback")]
     return "".join(f"{address}\t{names}\n" for address, names in [*loopback, *lines] if names)
 
 
-def resolv_conf():
+def resolv_conf() -> str:
     """Return the text of a container's /etc/resolv.conf: the host's, without servers on the host's own loopback."""
     for path in ("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"):
         with contextlib.suppress(OSError):
@@ -251,7 +274,7 @@ def resolv_conf():
     return ""
 
 
-def can_reach_the_world():
+def can_reach_the_world() -> bool:
     """Tell whether this host passes packets from one link to another (net.ipv4.ip_forward)."""
     return Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
 
@@ -259,13 +282,13 @@ def can_reach_the_world():
 # ---- links ----
 
 
-def plug_in(plug, pid):
+def plug_in(plug: Plug, pid: int) -> None:
     """Lay the cable into the net namespace of a process, which must be a waiting child of the caller."""
     _ip(plug.outside(pid))
     _ip(plug.inside(), pid)
 
 
-def _make_bridge(known):
+def _make_bridge(known: Record) -> None:
     bridge = known["bridge"]
     remove_link(bridge)  # a crash may have left it
     first = ipaddress.ip_network(known["subnet"])[1]
@@ -282,14 +305,16 @@ def _make_bridge(known):
         if os.path.exists("/proc/sys/net/ipv6"):
             firewall.turn(f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra", "0")
         _ip(lines)
+        # A port published on the host's address is rewritten to a container's: from a bridge that is forwarding.
+        firewall.turn(f"/proc/sys/net/ipv4/conf/{bridge}/forwarding", "1")
     except LabError as error:
         raise Unsupported(
             f"this machine can't have a bridge: {error.message}", "modprobe bridge; or --network none"
         ) from None
 
 
-def remove_link(name):
-    """Remove a link if it is there. The ledger's kind `link`."""
+def remove_link(name: str) -> None:
+    """Remove a link if it is there."""
     if _is_there(name):
         with contextlib.suppress(LabError):  # the other end's namespace went, and the link with it
             _ip([f"link delete {name}"])
@@ -297,12 +322,12 @@ def remove_link(name):
             raise LabError(f"the link {name} does not go", f"ip link delete {name}")
 
 
-def _is_there(link):
+def _is_there(link: str) -> bool:
     # Not by /sys/class/net: that shows the network namespace of whoever mounted /sys.
     return any(name == link for _, name in socket.if_nameindex())
 
 
-def _ip(lines, pid=None):
+def _ip(lines: Iterable[str], pid: int | None = None) -> None:
     """Give some lines to ip(8), in the net namespace of a process if given."""
     where = ["nsenter", f"--net=/proc/{pid}/ns/net"] if pid else []
     tool([*where, "ip", "-batch", "-"], lines)

@@ -15,8 +15,10 @@ import contextlib
 import ipaddress
 import socket
 import subprocess
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from labkit.ground import state
 from labkit.ground.errors import BadValue, InUse, LabError, from_oserror
@@ -34,11 +36,11 @@ class Port:
     address: str = "127.0.0.1"
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: object) -> "Port":
         """Return the Port of docker's `[ADDRESS:]HOST:CONTAINER[/udp]`, else on the loopback. Raises BadValue."""
         ports, slash, protocol = str(text).partition("/")
-        *address, host, container = ports.rsplit(":", 2) if ports.count(":") else ("", "")
-        address = address[0] if address else "127.0.0.1"
+        *before, host, container = ports.rsplit(":", 2) if ports.count(":") else ("", "")
+        address = before[0] if before else "127.0.0.1"
         try:
             port = cls(int(host), int(container), protocol if slash else "tcp", str(ipaddress.IPv4Address(address)))
             if not (0 < port.host < 65536 and 0 < port.container < 65536 and port.protocol in ("tcp", "udp")):
@@ -50,30 +52,48 @@ class Port:
             ) from None
         return port
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.address}:{self.host}->{self.container}/{self.protocol}"
 
 
-def rules(table, known):
+class User(TypedDict):
+    """A container on a network, as the network's file has it."""
+
+    address: str
+    names: list[str]
+    ports: list[tuple[str, int, str, int]]  # address, host's port, protocol, container's port
+
+
+class Record(TypedDict):
+    """A network's file."""
+
+    bridge: str
+    subnet: str
+    subnet6: str | None
+    world: bool  # the host passed packets on when the rules were loaded
+    users: dict[str, User]
+
+
+def table(name: str) -> str:
+    """Return the name of the nft table of the network `name`."""
+    return f"{state.label()}-{name}"
+
+
+def rules(table: str, known: Record) -> list[str]:
     """Return the lines of a network's nft table."""
     bridge, subnet = known["bridge"], known["subnet"]
-    dnat = {"output": [], "prerouting": []}
-    for user in known["users"].values():
-        for address, host, protocol, container in user["ports"]:
-            to = f"{protocol} dport {host} dnat ip to {user['address']}:{container}"
-            match = "fib daddr type local" if address == "0.0.0.0" else f"ip daddr {address}"
-            dnat["output"].append(f"{match} {to}")
-            if not address.startswith("127."):
-                dnat["prerouting"].append(f"{match} {to}")
+    from_here, from_elsewhere = _ways_in(known["users"].values())
     chains = {
         # With route_localnet the host takes 127.x from its bridge: from containers it must not.
         "guard": ("filter hook prerouting priority raw", [f'iifname "{bridge}" ip daddr 127.0.0.0/8 drop']),
-        "ways_in": ("nat hook prerouting priority dstnat", dnat["prerouting"]),
-        "ways_in_from_here": ("nat hook output priority -100", dnat["output"]),
+        "ways_in": ("nat hook prerouting priority dstnat", from_elsewhere),
+        "ways_in_from_here": ("nat hook output priority -100", from_here),
         "way_out": (
             "nat hook postrouting priority srcnat",
             [
                 f'ip saddr {subnet} oifname != "{bridge}" masquerade',
+                # To a neighbour's published port by the host's address: the answer must come back this way too.
+                f'ip saddr {subnet} oifname "{bridge}" ct status dnat masquerade',
                 f'ip saddr 127.0.0.0/8 oifname "{bridge}" masquerade',
                 *([f'ip6 saddr {known["subnet6"]}/64 oifname != "{bridge}" masquerade'] if known["subnet6"] else []),
             ],
@@ -82,11 +102,19 @@ def rules(table, known):
             "filter hook forward priority filter",
             [
                 f'iifname "{bridge}" oifname "{bridge}" accept',
-                # Bridges don't see each other; from elsewhere only answers and published ports come in.
-                f'iifgroup {GROUP} oifname "{bridge}" drop',
+                # From elsewhere, other bridges too, only answers and published ports come in.
                 f'oifname "{bridge}" ct state established,related accept',
                 f'oifname "{bridge}" ct status dnat accept',
                 f'oifname "{bridge}" drop',
+                # The bridge forwards, so that published ports are reached from it: see bridge. The host may not.
+                *(
+                    []
+                    if known["world"]
+                    else [
+                        f'meta nfproto ipv4 iifname "{bridge}" ct status dnat accept',
+                        f'meta nfproto ipv4 iifname "{bridge}" drop',
+                    ]
+                ),
             ],
         ),
     }
@@ -99,15 +127,28 @@ def rules(table, known):
     return [f"table inet {table}", f"delete table inet {table}", f"table inet {table} {{", *body, "}"]
 
 
-def load(table, known):
+def _ways_in(users: Iterable[User]) -> tuple[list[str], list[str]]:
+    """Return the rules of the published ports, for what the host itself sends and for what comes from elsewhere."""
+    from_here, from_elsewhere = [], []
+    for user in users:
+        for address, host, protocol, container in user["ports"]:
+            match = "fib daddr type local" if address == "0.0.0.0" else f"ip daddr {address}"
+            rule = f"{match} {protocol} dport {host} dnat ip to {user['address']}:{container}"
+            from_here.append(rule)
+            if not address.startswith("127."):
+                from_elsewhere.append(rule)
+    return from_here, from_elsewhere
+
+
+def load(table: str, known: Record) -> None:
     """Put the rules of a network in force, in place of those before."""
     tool(["nft", "-f", "-"], rules(table, known))
     if any(user["ports"] for user in known["users"].values()):
         _let_loopback_in(known["bridge"])
 
 
-def remove_rules(table):
-    """Remove one of our nft tables if it is there. The ledger's kind `nft`."""
+def remove_rules(table: str) -> None:
+    """Remove one of our nft tables if it is there."""
     try:
         tool(["nft", "-f", "-"], [f"table inet {table}", f"delete table inet {table}"])
     except LabError:
@@ -115,19 +156,19 @@ def remove_rules(table):
             raise
 
 
-def _is_there(table):
+def _is_there(table: str) -> bool:
     with contextlib.suppress(LabError):
         tool(["nft", "list", "table", "inet", table], [])
         return True
     return False
 
 
-def _let_loopback_in(bridge):
+def _let_loopback_in(bridge: str) -> None:
     """Let 127.0.0.1:PORT lead to the bridge; the switch is that of our own bridge alone."""
     turn(f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet", "1")
 
 
-def turn(switch, value):
+def turn(switch: str, value: str) -> None:
     """Write a kernel switch, one of a link of our own. Raises KernelError."""
     try:
         Path(switch).write_text(value)
@@ -135,7 +176,7 @@ def turn(switch, value):
         raise from_oserror(error, f"writing {switch}") from None
 
 
-def tool(command, lines):
+def tool(command: Sequence[str], lines: Iterable[str]) -> None:
     """Give some lines to a command. Raises LabError with its first word on it."""
     text = "\n".join(lines) + "\n"
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
@@ -147,25 +188,22 @@ def tool(command, lines):
         )
 
 
-def listing(name):
+def listing(name: str) -> list[str]:
     """Return the lines of the nft table of the network `name`, as the kernel has them now."""
-    done = subprocess.run(
-        ["nft", "list", "table", "inet", f"{state.label()}-{name}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["nft", "list", "table", "inet", table(name)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return [line.strip() for line in done.stdout.splitlines()]
 
 
-def free_port():
+def free_port() -> int:
     """Return a TCP port of the loopback that nobody uses just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
 
 
-def check_free(ports, taken):
+def check_free(ports: Iterable[Port], taken: Iterable[tuple[int, str]]) -> None:
     """Raise InUse if one of the ports is among `taken`, (port, protocol), or a program of the host listens there."""
     taken = set(taken)
     for port in ports:

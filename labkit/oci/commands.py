@@ -25,7 +25,7 @@ import sys
 import time
 
 from labkit.container import attach, spawner
-from labkit.ground import state
+from labkit.ground import named_file, state
 from labkit.ground.errors import BadValue, CommandError, LabError, NotFound, Unsupported, from_oserror
 from labkit.oci import bundle, lifecycle, resources, terms
 
@@ -117,7 +117,8 @@ def _made(options, box, survives):
 
 def _write_pid(options, spawned):
     if options.pid_file:
-        state.write_atomic(options.pid_file, str(spawned.pid), 0o644, sync=False)
+        with named_file.writing(options.pid_file) as file:
+            file.write(str(spawned.pid).encode())
 
 
 def _start(options):
@@ -145,7 +146,7 @@ def _run(options):
 def _in_front(spawned, wakeup):
     """Be in front of a process until it ends: its terminal, if it has one, and signals; return its status."""
     if spawned.terminal is not None:
-        attach.foreground(spawned, None, None, True, lambda: None)
+        attach.foreground(spawned, [None] * 3, [None] * 2, True, lambda: None, wakeup)
     else:
         attach.pump_signals(spawned, wakeup)
     return spawner.reap(spawned.pidfd)

@@ -14,11 +14,14 @@ is found by where it lies: a folder for one use, older than this boot, that nobo
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from labkit.ground import ledger, state
-from labkit.ground.errors import BadValue, InUse, LabError
+from labkit.ground.errors import BadValue, Damaged, InUse, LabError
 from labkit.images import catalog
+from labkit.images.layout import Layout
 from labkit.storage import roots
 from labkit.storage.drivers import flat
 
@@ -29,20 +32,20 @@ _FOR_ONE_USE = (
 )  # fmt: skip
 
 
-def layers_in_use():
+def layers_in_use() -> dict[str, str]:
     """Return {folder of a layer: id of a container whose root stands on it}."""
     return {folder: container for container, note in _notes() for folder in note["layers"]}
 
 
-def _notes():
+def _notes() -> Iterator[tuple[str, dict[str, Any]]]:
     for path in state.lib_dir("containers").glob("*/rootfs.json"):
         with contextlib.suppress(BadValue):  # half on disk after a power cut: its container is no more
-            note = state.read_json(path)
+            note = state.read(path, roots.NOTE)
             if note:
                 yield path.parent.name, note
 
 
-def remove(ref, force=False):
+def remove(ref: str, force: bool = False) -> int:
     """Take a name from an image, and remove what then has no name; return the bytes given back.
 
     Raises InUse while a container stands on its layers, unless forced: then the name
@@ -60,13 +63,13 @@ def remove(ref, force=False):
         return _collect(layout)
 
 
-def collect():
+def collect() -> int:
     """Remove blobs and layer folders that no name and no container needs; return the bytes given back."""
     with catalog.locked() as layout:
         return _collect(layout)
 
 
-def left_by_an_earlier_boot():
+def left_by_an_earlier_boot() -> list[Path]:
     """Return the paths that a power cut or a reboot left: in no ledger, and not touched since this boot."""
     lib = state.lib_dir()
     found = [path for pattern in _FOR_ONE_USE for path in lib.glob(pattern)]  # before the ledger is read
@@ -80,7 +83,7 @@ def left_by_an_earlier_boot():
     return lost
 
 
-def reclaim():
+def reclaim() -> list[Path]:
     """Remove what an earlier boot left, and what was needed for that only; return the paths removed."""
     removed = []
     for path in left_by_an_earlier_boot():
@@ -92,19 +95,36 @@ def reclaim():
     return removed
 
 
-def _stacks(layout, without=None, only=None):
+def drop_broken_names() -> list[tuple[str, str, str]]:
+    """Take the names from images whose manifest or config is damaged; return [(name, path, where that is kept)]."""
+    dropped = []
+    with catalog.locked() as layout:
+        for name, digest in layout.names().items():
+            with contextlib.suppress(LabError):
+                catalog.read(layout, digest)
+                continue
+            layout.drop_name(name)
+            path = layout.path(digest)
+            with contextlib.suppress(LabError):  # the manifest is right: then it is the config
+                path = layout.path(layout.read_json(digest)["config"]["digest"])
+            aside = state.set_aside(Damaged(path, "")) if path.exists() else "nothing"
+            dropped.append((name, str(path), aside))
+    return dropped
+
+
+def _stacks(layout: Layout, without: str | None = None, only: str | None = None) -> Iterator[list[str]]:
     """Yield the diffIDs of each image's layers."""
     for name, digest in layout.names().items():
         if name != without and only in (None, name):
             yield catalog.read(layout, digest)[1]["rootfs"]["diff_ids"]
 
 
-def _folders(layout, **which):
+def _folders(layout: Layout, **which: str) -> set[str]:
     return {str(catalog.layer_folder(diff_id)) for stack in _stacks(layout, **which) for diff_id in stack}
 
 
-def _collect(layout):
-    freed = layout.collect(layout.reachable(layout.names().values()))
+def _collect(layout: Layout) -> int:
+    freed: int = layout.collect(layout.reachable(layout.names().values()))
     needed = _folders(layout) | set(layers_in_use())
     for folder in state.lib_dir("layers").iterdir():
         if str(folder / "diff") not in needed:
@@ -118,7 +138,7 @@ def _collect(layout):
     return freed
 
 
-def _remove(folder):
+def _remove(folder: Path) -> int:
     freed = roots.usage(folder).allocated
     # First its name, in one step: a half-removed layer must not look whole.
     doomed = Path(f"{folder}.removed")

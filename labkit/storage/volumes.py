@@ -13,6 +13,7 @@ the image has at that place would else vanish under the mount. See mount(2), MS_
 """
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,15 +30,15 @@ class Volume:
     name: str
     path: str
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<volume {self.name} at {self.path}>"
 
-    def usage(self):
+    def usage(self) -> roots.Usage:
         """Return the Usage of what is in it."""
         return roots.usage(self.path)
 
 
-def create(name):
+def create(name: str) -> Volume:
     """Make a named volume, or find the one there is; return it. Raises BadValue."""
     state.check_name(name, "volume name")
     home = _home() / name
@@ -54,7 +55,7 @@ def create(name):
     return Volume(name, str(data))
 
 
-def _take_name(scratch, data):
+def _take_name(scratch: Path, data: Path) -> None:
     try:
         scratch.rename(data)
     except OSError:  # somebody else was first
@@ -63,7 +64,7 @@ def _take_name(scratch, data):
             raise
 
 
-def get(name):
+def get(name: str) -> Volume:
     """Return the Volume of that name. Raises NotFound with the names there are."""
     state.check_name(name, "volume name")
     data = _home() / name / "_data"
@@ -73,17 +74,17 @@ def get(name):
     return Volume(name, str(data))
 
 
-def path(name):
+def path(name: str) -> Path:
     """Return the folder of a named volume, made if there is none."""
     return Path(create(name).path)
 
 
-def all():
+def all() -> list[Volume]:
     """Return every named Volume, by name."""
     return [Volume(home.name, str(home / "_data")) for home in sorted(_home().iterdir()) if (home / "_data").is_dir()]
 
 
-def fill(name, rootfs_fd, target):
+def fill(name: str, rootfs_fd: int, target: str) -> bool:
     """Copy into an empty volume what the folder open as `rootfs_fd` has at `target`, as docker does.
 
     The path is walked inside that root; a symlink there can't lead outside. A volume
@@ -109,7 +110,7 @@ def fill(name, rootfs_fd, target):
     return True
 
 
-def fill_from(root_step, wanted):
+def fill_from(root_step: mounts.Overlay | mounts.BindRoot, wanted: Iterable[tuple[str, str]]) -> None:
     """Fill empty volumes, [(name, target)], from the root that a mount step shows. Done in a child.
 
     Raises KernelError if the root can't be mounted.
@@ -119,7 +120,7 @@ def fill_from(root_step, wanted):
         child.in_child(_fill_all, root_step, empty)
 
 
-def _fill_all(root_step, empty):
+def _fill_all(root_step: mounts.Overlay | mounts.BindRoot, empty: Sequence[tuple[str, str]]) -> None:
     syscalls.unshare(syscalls.CLONE_NEWNS)
     mounts.make_private()
     root_step.execute()
@@ -128,7 +129,7 @@ def _fill_all(root_step, empty):
         fill(name, root, target)
 
 
-def remove(name):
+def remove(name: str) -> None:
     """Remove a named volume with all in it. Raises NotFound, or InUse while it is mounted anywhere."""
     volume = get(name)
     user = user_of(volume)
@@ -142,29 +143,29 @@ def remove(name):
     ledger.undo(entry)
 
 
-def user_of(volume):
+def user_of(volume: Volume) -> int | None:
     """Return the id of a process that has the volume's folder mounted, or None.
 
     Every mount namespace is looked at: containers' mounts are not in ours.
     """
     home = proc.on_its_filesystem(volume.path)
     seen = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in proc.pids():
         try:
             namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
             if namespace in seen:
                 continue
             seen.add(namespace)
             if any(_shows(mount, *home) for mount in proc.mounts(pid)):
-                return int(pid)
+                return pid
         except (OSError, LabError):
             continue  # it has ended
     return None
 
 
-def _shows(mount, device, path):
+def _shows(mount: proc.Mount, device: str, path: str) -> bool:
     return mount.device == device and f"{mount.root}/".startswith(f"{path}/")
 
 
-def _home():
+def _home() -> Path:
     return state.lib_dir("volumes")

@@ -21,8 +21,9 @@ HABITS = {
 
 
 def shell_scripts():
-    """Return the repo's shell scripts: what git knows and a shell runs."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=state.REPO, capture_output=True, text=True, check=False)
+    """Return the repo's shell scripts: what git knows, or would, and a shell runs."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=state.REPO, capture_output=True, text=True, check=False)
     files = [state.REPO / name for name in listed.stdout.split("\0") if name]
     if not files:  # a copy without its history
         files = [path for part in (".ci", "vagrant") for path in (state.REPO / part).rglob("*") if path.is_file()]
@@ -34,7 +35,8 @@ def _is_shell(path):
         return False
     with open(path, "rb") as file:
         first = file.readline(80)
-    return first.startswith(b"#!") and first.split()[-1].rpartition(b"/")[2] in (b"sh", b"bash")
+    # The program may be /bin/sh, or what env(1) is to look for; words may follow it.
+    return first.startswith(b"#!") and any(word.rpartition(b"/")[2] in (b"sh", b"bash") for word in first[2:].split())
 
 
 def said(command, cache):

@@ -46,7 +46,7 @@ def test_a_size_is_read_as_docker_reads_it(text, size):
         ({"memory": float("nan")}, "nan"),
         ({"memory_swap": "64m"}, "without memory"),
         ({"memory": "64m", "memory_swap": "32m"}, "less than memory"),
-        ({"cpus": "0"}, "0.01"),
+        ({"cpus": "0.001"}, "0.01"),
         ({"cpus": "-1"}, "0.01"),
         ({"cpus": str(CPUS + 1)}, f"{CPUS}.00"),
         ({"cpus": "nan"}, "range of CPUs"),

@@ -92,9 +92,9 @@ def test_capget_agrees_with_proc():
 
 def test_a_changed_argument_type_would_not_go_unseen():
     # A c_int given where the kernel reads 64 bits loses the upper half: CLONE_INTO_CGROUP is bit 33.
-    assert ctypes.sizeof(syscalls._clone_args) == 88
-    assert ctypes.sizeof(syscalls._mount_attr) == 32
-    assert ctypes.sizeof(syscalls._open_how) == 24
+    assert ctypes.sizeof(syscalls.clone_args) == 88
+    assert ctypes.sizeof(syscalls.mount_attr) == 32
+    assert ctypes.sizeof(syscalls.open_how) == 24
 
 
 # ---- child ----

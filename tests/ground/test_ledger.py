@@ -17,7 +17,6 @@ from labkit.ground.errors import LabError
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "root"))
     monkeypatch.setenv("LABKIT_CHAPTER", "")
-    monkeypatch.setattr(ledger, "_chapter", "")
     return tmp_path
 
 

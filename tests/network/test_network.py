@@ -8,11 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import worlds
+from timing import until
 
 from labkit.container.life import Container, run
 from labkit.container.spec import Spec
@@ -20,7 +20,7 @@ from labkit.ground import ledger, state
 from labkit.ground.errors import BadValue, InUse, LabError, Unsupported
 from labkit.lessons.checks import network as check
 from labkit.lessons.scenes import netrooms
-from labkit.network import beside_docker, bridge
+from labkit.network import beside_docker, bridge, firewall
 
 pytestmark = [pytest.mark.usefixtures("needs_root"), pytest.mark.requires("bridge", "veth", "nftables NAT")]
 
@@ -47,10 +47,7 @@ LENT = [f"{folder}:{folder}:ro" for folder in ("/usr", "/lib", "/lib64") if os.p
 def server(**words):
     """Return a started container that says hello once on port 80, and to whom."""
     box = Container("busybox", SERVER, volumes=LENT, **words).start()
-    deadline = time.monotonic() + 30
-    while "ready" not in box.logs():
-        assert time.monotonic() < deadline, box.logs()
-        time.sleep(0.01)
+    until(lambda: "ready" in box.logs(), 30, "the server")
     return box
 
 
@@ -79,7 +76,7 @@ def test_none_has_only_loopback_and_host_shares_the_hosts():
 
 
 def test_ipv6_addresses_reach_each_other_where_the_kernel_has_it():
-    if not bridge._has_ipv6():
+    if not bridge.has_ipv6():
         pytest.skip("IPv6 is switched off here: net.ipv6.conf.default.disable_ipv6")
 
     def work(world):
@@ -120,7 +117,7 @@ def test_two_bridges_do_not_see_each_other_and_it_is_our_rule_that_parts_them():
             assert "blue1" not in red.exec("cat /etc/hosts").output
             held = red.exec(f"ping -c 1 -W 1 {address}").code
             for name in ("red", "blue"):
-                subprocess.run(["nft", "flush", "chain", "inet", bridge._table(name), "forward"], check=True)
+                subprocess.run(["nft", "flush", "chain", "inet", firewall.table(name), "forward"], check=True)
             return held, red.exec(f"ping -c 1 -W 2 {address}").code
 
     assert worlds.inside(work) == (1, 0)
@@ -265,7 +262,7 @@ def test_a_container_does_not_reach_the_hosts_loopback():
                     door.wait()
 
             held = secret()
-            subprocess.run(["nft", "flush", "chain", "inet", bridge._table("bridge"), "guard"], check=True)
+            subprocess.run(["nft", "flush", "chain", "inet", firewall.table("bridge"), "guard"], check=True)
             return held, secret()
 
     held, open_ = worlds.inside(work)
@@ -287,7 +284,7 @@ for _ in range(20):
 
 
 def test_a_container_can_not_become_the_hosts_router():
-    if not bridge._has_ipv6():
+    if not bridge.has_ipv6():
         pytest.skip("IPv6 is switched off here: net.ipv6.conf.default.disable_ipv6")
 
     def work(world):
@@ -315,8 +312,7 @@ def test_udp_ports_are_published_too():
         with Container(
             "busybox", [*SERVER[:1], "-SEuc", code], volumes=LENT, network="bridge", publish=["5353:53/udp"]
         ).start() as box:
-            while "ready" not in box.logs():
-                time.sleep(0.01)
+            until(lambda: "ready" in box.logs(), 30, "the server")
             with socket.socket(type=socket.SOCK_DGRAM) as one:
                 one.settimeout(3)
                 one.sendto(b"hello", ("127.0.0.1", 5353))
@@ -400,8 +396,8 @@ def test_a_killed_keeper_leaves_a_plug_that_clean_gives_back():
 
 def test_a_bridge_left_by_a_crash_is_made_anew():
     def work(world):
-        known = bridge._new_record("bridge")
-        subprocess.run(["ip", "link", "add", known["bridge"], "type", "bridge"], check=True)
+        left = bridge.preview("bridge", "nobody").bridge
+        subprocess.run(["ip", "link", "add", left, "type", "bridge"], check=True)
         return run("busybox", "ip -4 addr show eth0", network="bridge", show=False).output
 
     assert "inet 10." in worlds.inside(work)
@@ -447,19 +443,19 @@ def test_nobody_elses_rules_and_switches_change():
 
 def test_a_failure_while_plugging_in_leaves_nothing(monkeypatch):
     def work(world):
-        real = bridge._ip
+        real = bridge.tool
         for step in range(4):
             calls = iter(range(100))
 
-            def failing(lines, pid=None, step=step, calls=calls):
+            def failing(command, lines, step=step, calls=calls):
                 if next(calls) == step:  # bridge made, bridge set up, cable laid, cable set up
                     raise LabError("injected")
-                return real(lines, pid)
+                return real(command, lines)
 
-            bridge._ip = failing
+            bridge.tool = failing
             with pytest.raises(LabError):
                 Container("busybox", "true", network="bridge").start()
-            bridge._ip = real
+            bridge.tool = real
             assert (links(), tables()) == (["lo", "world"], "")
         return True
 
@@ -509,22 +505,28 @@ def test_no_port_without_a_network():
 
 
 def test_all_addresses_given_out_is_said():
-    known = {
-        "subnet": "10.200.0.0/24",
-        "users": {str(n): {"address": f"10.200.0.{n}"} for n in range(2, 255)},
-    }
-    with pytest.raises(InUse, match="253 addresses"):
-        bridge._free_address(known)
-    del known["users"]["77"]
-    assert bridge._free_address(known) == "10.200.0.77"
+    users = {str(n): {"address": f"10.200.0.{n}", "names": [], "ports": []} for n in range(2, 255)}
+    known = {"bridge": "lbfull", "subnet": "10.200.0.0/24", "subnet6": None, "world": False, "users": users}
+    file = state.run_dir("networks") / "full.json"
+    try:
+        state.write_json(file, known)
+        with pytest.raises(InUse, match="253 addresses"):
+            bridge.preview("full", "one-more")
+        del users["77"]
+        state.write_json(file, known)
+        assert bridge.preview("full", "one-more").address == "10.200.0.77"
+    finally:
+        file.unlink()
 
 
-def test_a_subnet_that_the_host_uses_is_not_taken(monkeypatch):
-    import ipaddress
+def test_a_subnet_that_the_host_uses_is_not_taken():
+    def work(world):
+        first = bridge.preview("x", "one").gateway
+        subprocess.run(["ip", "route", "add", first, "dev", "world"], check=True)
+        return first, bridge.preview("x", "one").gateway
 
-    first = bridge._new_record("x")["subnet"]
-    monkeypatch.setattr(bridge, "_host_subnets", lambda: [ipaddress.ip_network(first)])
-    assert bridge._new_record("x")["subnet"] != first
+    first, second = worlds.inside(work)
+    assert second.startswith("10.") and second != first
 
 
 def test_name_servers_on_the_hosts_loopback_are_left_out(monkeypatch, tmp_path):
@@ -551,10 +553,10 @@ def test_where_no_bridge_can_be_made_the_container_runs_and_it_is_said():
 
 
 def test_where_the_kernel_refuses_the_bridge_nothing_of_it_is_left(monkeypatch, capsys):
-    def refuse(known):
-        raise Unsupported("this machine can't have a bridge: injected")
+    def refuse(command, lines):
+        raise LabError("injected")
 
-    monkeypatch.setattr(bridge, "_make_bridge", refuse)
+    monkeypatch.setattr(bridge, "tool", refuse)
     with Container("busybox", "true", network="auto").start() as box:
         assert bridge.all_networks() == [] and box.wait(30) == 0
     assert "injected" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hosts
 import pytest
+from timing import until
 from trees import differences, snapshot
 
 from labkit.ground import child, ledger, state
@@ -374,12 +375,12 @@ def test_pool_goes_with_its_last_container(needs_btrfs, image):
     with hosts.unchanged(HELD):
         driver.prepare(image, "test-one")
         driver.prepare(image, "test-two")
-        assert btrfs.is_open() and len(loop.devices_of(btrfs._image(), deleted=False)) == 1
+        assert btrfs.is_open() and len(loop.devices_of(btrfs.disk(), deleted=False)) == 1
         driver.remove("test-one")
         assert btrfs.is_open()
         driver.remove("test-two")
-        assert not btrfs.is_open() and not btrfs._image().exists()
-        assert not loop.devices_of(btrfs._image(), deleted=False)
+        assert not btrfs.is_open() and not btrfs.disk().exists()
+        assert not loop.devices_of(btrfs.disk(), deleted=False)
 
 
 def test_pool_that_someone_is_in_survives_a_clean(needs_btrfs, image):
@@ -396,19 +397,21 @@ def test_pool_that_someone_is_in_survives_a_clean(needs_btrfs, image):
 
 
 def test_one_byte_written_to_a_large_file_costs_btrfs_a_block_and_not_the_file(needs_btrfs, image):
-    with btrfs.kept_open():
-        place = btrfs._pool() / "containers/by-hand"
-        btrfs.create(place)
+    driver = roots.driver("btrfs")
+    place = Path(driver.prepare(image, "test-big").merged)
+    copy = place.with_name("test-copy")
+    try:
         (place / "big").write_bytes(os.urandom(16 << 20))
         os.sync()
         before = free(place)
-        btrfs.snapshot(place, f"{place}-2")
-        with open(f"{place}-2/big", "r+b") as file:
+        btrfs.snapshot(place, copy)
+        with open(copy / "big", "r+b") as file:
             file.write(b"x")
         os.sync()
         assert before - free(place) < 1 << 20
-        for path in (f"{place}-2", place):
-            btrfs._destroy(path)
+    finally:
+        btrfs.destroy(copy)
+        driver.remove("test-big")
 
 
 def free(path):
@@ -442,13 +445,10 @@ def test_pool_is_made_anew_while_somebodys_namespace_still_holds_the_old_one(nee
     driver.remove("test-old")
     assert time.monotonic() - began < loop.PATIENCE - 1, "nobody waits for what is somebody else's"
     made = driver.prepare(image, "test-new")
-    assert os.path.exists(f"{made.merged}/bin/sh") and not os.path.exists(f"{btrfs._pool()}/containers/test-old")
+    assert os.path.exists(f"{made.merged}/bin/sh") and not os.path.exists(f"{btrfs.pool()}/containers/test-old")
     driver.remove("test-new")
     holder.communicate("")
-    deadline = time.monotonic() + 30
-    while loop.devices_of(btrfs._image(), deleted=False) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert loop.devices_of(btrfs._image(), deleted=False) == []
+    until(lambda: not loop.devices_of(btrfs.disk(), deleted=False), 30, "the loop device to go")
 
 
 def test_chain_names_a_stack_in_its_order():

@@ -20,7 +20,7 @@ def switchboard(name: str = "bridge") -> Figure:
         for address in json.loads(_says("ip", "-json", "address", "show", known["bridge"]))[0]["addr_info"]
         if address["family"] == "inet"
     )
-    users = {bridge._link(number): user for number, user in known["users"].items()}
+    users = {bridge.link_of(number): user for number, user in known["users"].items()}
     figure, axes = figures.new(9.5, 4.2)
     width = max(len(ports), 2)
     title = "Cables on a switch: a veth pair for each container"

@@ -6,6 +6,6 @@
     vfs             a copy of every file                 nothing: it was paid at the start
     btrfs           a snapshot: one new tree root        the blocks written, no more
 
-All have the interface of `storage.Driver`, and the same image and work give the same
+All have the interface of `roots.Driver`, and the same image and work give the same
 files in each. What differs is where the bytes are, and when they are paid for.
 """

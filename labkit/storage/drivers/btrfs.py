@@ -10,19 +10,21 @@ makes a sparse file, a btrfs in it, and mounts it by a loop device: the *pool*. 
 container that leaves takes the pool away. See btrfs-subvolume(8), ioctl_btrfs(2).
 """
 
-import contextlib
 import fcntl
 import os
 import shutil
 import struct
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.ground import child, ledger, proc, state, synced, syscalls
 from labkit.ground.errors import LabError, Unsupported, from_oserror
 from labkit.storage import roots
 from labkit.storage.drivers import flat, loop
 
+if TYPE_CHECKING:
+    from labkit.images.catalog import Image
 SIZE = 8 << 30  # bytes the pool may grow to; it is sparse, and starts with a few megabytes
 
 # linux/btrfs.h: _IOW(0x94, number, 4096 bytes of arguments)
@@ -32,12 +34,12 @@ SNAP_DESTROY = 1 << 30 | _ARGUMENTS << 16 | 0x94 << 8 | 15
 SNAP_CREATE = 1 << 30 | _ARGUMENTS << 16 | 0x94 << 8 | 1
 
 
-class Btrfs(roots.Driver):
+class Btrfs(roots.Driver[flat.FlatRootfs]):
     """A snapshot of an image's subvolume for each container."""
 
     name = "btrfs"
 
-    def check(self):
+    def check(self) -> None:
         """Raise Unsupported without btrfs in the kernel, or its tools."""
         if "\tbtrfs\n" not in Path("/proc/filesystems").read_text():
             subprocess.run(["modprobe", "btrfs"], capture_output=True)
@@ -46,65 +48,63 @@ class Btrfs(roots.Driver):
         if not shutil.which("mkfs.btrfs"):
             raise Unsupported("mkfs.btrfs is not here", "apt-get install btrfs-progs")
 
-    def _rootfs(self, image, container_id, home, userxattr):
-        base = _pool() / "images" / flat.chain(image.diff_ids)
-        merged = _pool() / "containers" / container_id
-        return flat.FlatRootfs(self.name, container_id, image.layers, None, None, str(merged), (), str(base))
+    def _rootfs(self, image: "Image | roots.Stack", container_id: str, home: Path, userxattr: bool) -> flat.FlatRootfs:
+        base = pool() / "images" / flat.chain(image.diff_ids)
+        merged = pool() / "containers" / container_id
+        return flat.FlatRootfs(self.name, container_id, image.layers, "", "", str(merged), (), str(base))
 
-    def _make(self, rootfs, home):
+    def _make(self, rootfs: flat.FlatRootfs, home: Path) -> None:
         with state.lock("btrfs"):
             open_pool()
             if not os.path.exists(rootfs.base):
                 _make_base(rootfs)
             # In the ledger under the container's group: gone with it, and the pool with the last.
             ledger.write("subvolume", path=rootfs.merged)
-            snapshot(rootfs.base, rootfs.merged)
+            snapshot(Path(rootfs.base), Path(rootfs.merged))
 
-    def _unmake(self, container_id, home):
-        path = str(_pool() / "containers" / container_id)
+    def _unmake(self, container_id: str, home: Path) -> None:
+        path = str(pool() / "containers" / container_id)
         remove_subvolume(path)
         for entry in ledger.entries():
             if entry.kind == "subvolume" and entry.what.get("path") == path:
                 ledger.strike(entry)
 
 
-def _folder():
-    return state.lib_dir("btrfs")
+def pool() -> Path:
+    """Return where the pool is mounted, while it is."""
+    return state.lib_dir("btrfs") / "pool"
 
 
-def _pool():
-    return _folder() / "pool"
+def disk() -> Path:
+    """Return the file that the pool's btrfs is in."""
+    return state.lib_dir("btrfs") / "pool.img"
 
 
-def _image():
-    return _folder() / "pool.img"
-
-
-def is_open():
+def is_open() -> bool:
     """Tell whether the pool is mounted."""
-    return any(mount.target == str(_pool()) for mount in proc.mounts())
+    return any(mount.target == str(pool()) for mount in proc.mounts())
 
 
-def open_pool():
+def open_pool() -> None:
     """Make the pool if there is none, and mount it. Caller holds the lock `btrfs`."""
     if is_open():
         return
-    image, pool = _image(), _pool()
+    image, target = disk(), pool()
     with ledger.group(""):  # it belongs to no single container
-        ledger.write("pool", path=str(pool))
+        ledger.write("pool", path=str(target))
     if not image.exists():
-        _make_image(image)
-    pool.mkdir(exist_ok=True)
+        _make_disk(image)
+    target.mkdir(exist_ok=True)
     device, fd = loop.attach(image)
     try:
-        child.in_child(syscalls.mount, device, str(pool), "btrfs", syscalls.MS_NOATIME, None)
+        child.in_child(syscalls.mount, device, str(target), "btrfs", syscalls.MS_NOATIME, None)
     finally:
         os.close(fd)
     for name in ("images", "containers"):
-        (pool / name).mkdir(exist_ok=True)
+        (target / name).mkdir(exist_ok=True)
 
 
-def _make_image(image):
+def _make_disk(image: Path) -> None:
     scratch = image.with_suffix(".tmp")
     try:
         with open(scratch, "wb") as file:
@@ -119,46 +119,31 @@ def _make_image(image):
         scratch.unlink(missing_ok=True)
 
 
-def _close_if_last():
+def _close_if_last() -> None:
     """Unmount the pool and remove it, unless a container is in it. Caller holds the lock `btrfs`."""
-    if is_open() and os.listdir(_pool() / "containers"):
+    if is_open() and os.listdir(pool() / "containers"):
         return
     while is_open():
-        syscalls.umount2(str(_pool()), syscalls.MNT_DETACH)
-    loop.detach(_image())
-    _image().unlink(missing_ok=True)
+        syscalls.umount2(pool(), syscalls.MNT_DETACH)
+    loop.detach(disk())
+    disk().unlink(missing_ok=True)
     for entry in ledger.entries():
-        if entry.kind == "pool" and entry.what.get("path") == str(_pool()):
+        if entry.kind == "pool" and entry.what.get("path") == str(pool()):
             ledger.strike(entry)
 
 
 @ledger.undoes("pool")
-def give_back(path):
+def give_back(path: str) -> None:
     """Remove the pool if nobody is in it; else its last container will. The ledger's kind `pool`."""
     with state.lock("btrfs"):
         _close_if_last()
 
 
-@contextlib.contextmanager
-def kept_open():
-    """Keep the pool for the block, though its last container leaves: the next one starts sooner."""
-    with state.lock("btrfs"):
-        open_pool()
-        holder = _pool() / "containers" / f"kept-{state.new_id()}"
-        holder.mkdir()
-    try:
-        yield
-    finally:
-        with state.lock("btrfs"):
-            holder.rmdir()
-            _close_if_last()
-
-
-def _make_base(rootfs):
+def _make_base(rootfs: flat.FlatRootfs) -> None:
     base = Path(rootfs.base)
     scratch = base.with_name(f"{base.name}.tmp")
     if scratch.exists():  # left by a crash
-        _destroy(scratch)
+        destroy(scratch)
     create(scratch)
     scratch.chmod(0o755)
     try:
@@ -166,14 +151,14 @@ def _make_base(rootfs):
         synced.tree(scratch)
         scratch.rename(base)
     except BaseException:
-        _destroy(scratch)
+        destroy(scratch)
         raise
 
 
 # ioctls
 
 
-def _ioctl(folder, number, arguments, doing):
+def _ioctl(folder: Path, number: int, arguments: bytes, doing: str) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, number, bytearray(arguments))
@@ -183,20 +168,18 @@ def _ioctl(folder, number, arguments, doing):
         os.close(fd)
 
 
-def _named(name, fd=0):
+def _named(name: str, fd: int = 0) -> bytes:
     # struct btrfs_ioctl_vol_args: s64 fd, then the name, 4096 bytes in all
     return struct.pack("=q4088s", fd, os.fsencode(name))
 
 
-def create(path):
+def create(path: Path) -> None:
     """Make a subvolume at `path`. See ioctl_btrfs(2), BTRFS_IOC_SUBVOL_CREATE."""
-    path = Path(path)
     _ioctl(path.parent, SUBVOL_CREATE, _named(path.name), f"making the subvolume {path}")
 
 
-def snapshot(source, path):
+def snapshot(source: Path, path: Path) -> None:
     """Make a snapshot of a subvolume at `path`: in constant time, whatever its size."""
-    path = Path(path)
     fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _ioctl(path.parent, SNAP_CREATE, _named(path.name, fd), f"making a snapshot of {source} at {path}")
@@ -204,14 +187,15 @@ def snapshot(source, path):
         os.close(fd)
 
 
-def _destroy(path):
-    _ioctl(Path(path).parent, SNAP_DESTROY, _named(Path(path).name), f"removing the subvolume {path}")
+def destroy(path: Path) -> None:
+    """Remove a subvolume. See ioctl_btrfs(2), BTRFS_IOC_SNAP_DESTROY."""
+    _ioctl(path.parent, SNAP_DESTROY, _named(path.name), f"removing the subvolume {path}")
 
 
 @ledger.undoes("subvolume")
-def remove_subvolume(path):
+def remove_subvolume(path: str) -> None:
     """Remove a container's subvolume, and with the last of them the pool. The ledger's kind `subvolume`."""
     with state.lock("btrfs"):
         if os.path.exists(path):
-            _destroy(path)
+            destroy(Path(path))
         _close_if_last()

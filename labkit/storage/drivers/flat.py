@@ -9,8 +9,10 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from labkit.images import diff, digests, layers, whiteouts
 from labkit.images.diff import Change
@@ -24,30 +26,30 @@ class FlatRootfs(roots.Rootfs):
 
     base: str = ""
 
-    def step(self):
+    def step(self) -> mounts.BindRoot:
         """Return the mount step that shows this root: the folder, bound onto itself."""
         return mounts.BindRoot(self.merged, self.merged)
 
-    def changes(self):
+    def changes(self) -> list[Change]:
         """Return what the container has changed, as `docker diff` lists it: every file looked at."""
         return changes(self.base, self.merged)
 
-    def diff(self, out, compression=None):
+    def diff(self, out: BinaryIO, compression: str | None = None) -> tuple[str, str, int]:
         """Write what the container has changed as a layer; return (diff_id, digest, size)."""
         with tempfile.TemporaryDirectory(dir=Path(self.merged).parent) as upperdir:
-            fill_upperdir(self.base, self.merged, upperdir)
+            fill_upperdir(Path(self.base), Path(self.merged), Path(upperdir))
             return diff.diff(upperdir, out, compression)
 
-    def usage(self):
+    def usage(self) -> roots.Usage:
         """Return the Usage of the whole folder."""
         return roots.usage(self.merged)
 
-    def tree(self):
+    def tree(self) -> dict[str, str]:
         """Return {role: folder}: which file is where."""
         return {"merged": self.merged, "image": self.base}
 
 
-def chain(diff_ids):
+def chain(diff_ids: Iterable[str]) -> str:
     """Return one name for a stack of layers in this order. See the OCI specification, config.md, ChainID."""
     name = ""
     for diff_id in diff_ids:
@@ -55,66 +57,55 @@ def chain(diff_ids):
     return digests.hex_of(name) if name else "scratch"
 
 
-def flatten(folders, target):
+def flatten(folders: Iterable[str], target: Path) -> None:
     """Apply unpacked layers, the lowest first, onto each other in the folder `target`."""
     for folder in folders:
-        with tempfile.TemporaryFile(dir=Path(target).parent) as tar:
+        with tempfile.TemporaryFile(dir=target.parent) as tar:
             diff.diff(folder, tar)
             tar.seek(0)
             layers.apply_onto(tar, target, flat=True, devices=True)
 
 
-def changes(before, after):
+def changes(before: str | Path, after: str | Path) -> list[Change]:
     """Return the Changes from one tree to another, in path order."""
-    return sorted(Change(f"/{inside}", kind) for inside, kind in _differences(Path(before), Path(after)))
+    return sorted(Change(f"/{inside}", kind) for inside, kind in _differences(Path(before), Path(after), Path()))
 
 
-def _differences(before, after, inside=Path()):
-    """Yield (path, kind) of what differs, a changed folder's own line after what is in it."""
+def _differences(before: Path, after: Path, inside: Path) -> Iterator[tuple[Path, str]]:
+    """Yield (path, kind) of what differs below `inside`."""
     old, new = _names(before / inside), _names(after / inside)
-    changed = False
     for name in sorted(old | new):
         path = inside / name
-        was, now = (
-            _lstat(before / path) if name in old else None,
-            _lstat(after / path) if name in new else None,
-        )
-        if now is None:
+        was, now = before / path, after / path
+        if name not in new:
             yield path, "D"
-        elif was is None:
-            yield path, "A"
-            yield from ((path / found, "A") for found in _all(after / path, now))
-        elif stat.S_ISDIR(was.st_mode) and stat.S_ISDIR(now.st_mode):
+        elif name not in old:
+            yield from ((found, "A") for found in (path, *_all_below(after, path)))
+        elif _is_folder(was) and _is_folder(now):
             deeper = list(_differences(before, after, path))
-            if deeper or _said(was, before / path) != _said(now, after / path):
+            if deeper or _said(was) != _said(now):
                 yield path, "C"
             yield from deeper
-            changed = changed or bool(deeper)
-            continue
-        elif _said(was, before / path) != _said(now, after / path):
+        elif _said(was) != _said(now):
             yield path, "C"
-            yield from ((path / found, "A") for found in _all(after / path, now))
-        else:
-            continue
-        changed = True
+            yield from ((found, "A") for found in _all_below(after, path))
 
 
-def _names(folder):
-    return set(os.listdir(folder)) if folder.is_dir() and not folder.is_symlink() else set()
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
-def _lstat(path):
-    return os.lstat(path)
+def _names(folder: Path) -> set[str]:
+    return set(os.listdir(folder)) if _is_folder(folder) else set()
 
 
-def _all(path, status):
-    if stat.S_ISDIR(status.st_mode):
-        for found in sorted(path.rglob("*")):
-            yield found.relative_to(path)
+def _all_below(root: Path, path: Path) -> list[Path]:
+    return [found.relative_to(root) for found in sorted((root / path).rglob("*"))] if _is_folder(root / path) else []
 
 
-def _said(status, path):
+def _said(path: Path) -> tuple[object, ...]:
     """Return what tells two states of one file apart. A folder's time says nothing of itself."""
+    status = os.lstat(path)
     folder = stat.S_ISDIR(status.st_mode)
     xattrs = sorted(
         (key, os.getxattr(path, key, follow_symlinks=False)) for key in os.listxattr(path, follow_symlinks=False)
@@ -130,11 +121,10 @@ def _said(status, path):
     )
 
 
-def fill_upperdir(before, after, upperdir):
+def fill_upperdir(before: Path, after: Path, upperdir: Path) -> None:
     """Make in an empty folder the upperdir that overlayfs would have made of the same changes."""
-    before, after, upperdir = Path(before), Path(after), Path(upperdir)
     _copy_folder(after, upperdir)
-    copied = {}  # inode → where its first name was copied to
+    copied: dict[tuple[int, int], Path] = {}  # inode → where its first name was copied to
     for change in changes(before, after):
         inside = change.path.lstrip("/")
         target = upperdir / inside
@@ -145,10 +135,10 @@ def fill_upperdir(before, after, upperdir):
         source = after / inside
         if change.kind == "D":
             os.mknod(target, stat.S_IFCHR, 0)
-        elif source.is_dir() and not source.is_symlink():
+        elif _is_folder(source):
             target.mkdir(exist_ok=True)
             _copy_folder(source, target)
-            if (before / inside).is_symlink() or ((before / inside).exists() and not (before / inside).is_dir()):
+            if os.path.lexists(before / inside) and not _is_folder(before / inside):
                 whiteouts.set_opaque(target)
         else:
             status = os.lstat(source)
@@ -161,7 +151,7 @@ def fill_upperdir(before, after, upperdir):
         shutil.copystat(after / Path(folder).relative_to(upperdir), folder)
 
 
-def _copy_folder(source, target):
+def _copy_folder(source: Path, target: Path) -> None:
     status = os.lstat(source)
     os.chown(target, status.st_uid, status.st_gid)
     shutil.copystat(source, target)

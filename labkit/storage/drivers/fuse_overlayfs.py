@@ -11,6 +11,8 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from labkit.ground import ledger
 from labkit.ground.errors import LabError, Unsupported
@@ -18,6 +20,8 @@ from labkit.images import diff, whiteouts
 from labkit.isolation import mounts
 from labkit.storage import roots
 
+if TYPE_CHECKING:
+    from labkit.images.catalog import Image
 _ESCAPED = str.maketrans({letter: "\\" + letter for letter in "\\:,"})
 
 
@@ -25,11 +29,11 @@ _ESCAPED = str.maketrans({letter: "\\" + letter for letter in "\\:,"})
 class FuseRootfs(roots.Rootfs):
     """Four folders; `merged` is mounted already, by the process that serves it."""
 
-    def step(self):
+    def step(self) -> mounts.BindRoot:
         """Return the mount step that shows this root: `merged`, bound onto itself."""
         return mounts.BindRoot(self.merged, self.merged)
 
-    def changes(self):
+    def changes(self) -> list[diff.Change]:
         """Return what the container has changed, as `docker diff` lists it.
 
         Of a file with several names (a hard link) this driver may copy up one more name
@@ -37,7 +41,7 @@ class FuseRootfs(roots.Rootfs):
         """
         return diff.changes(self.upperdir, self.lowerdirs, whiteouts.FUSE_MARKS)
 
-    def diff(self, out, compression=None):
+    def diff(self, out: BinaryIO, compression: str | None = None) -> tuple[str, str, int]:
         """Write what the container has changed as a layer; return (diff_id, digest, size)."""
         return diff.diff(self.upperdir, out, compression, marks=whiteouts.FUSE_MARKS)
 
@@ -47,18 +51,18 @@ class FuseOverlayfs(roots.Overlay):
 
     name = "fuse-overlayfs"
 
-    def check(self):
+    def check(self) -> None:
         """Raise Unsupported without the program, or /dev/fuse."""
         if not shutil.which("fuse-overlayfs"):
             raise Unsupported("fuse-overlayfs is not here", "apt-get install fuse-overlayfs")
         if not os.path.exists("/dev/fuse"):
             raise Unsupported("this kernel has no FUSE: /dev/fuse is not there", "modprobe fuse")
 
-    def _rootfs(self, image, container_id, home, userxattr):
-        folders = (str(home / name) for name in ("diff", "work", "merged"))
-        return FuseRootfs(self.name, container_id, tuple(image.layers), *folders, ())
+    def _rootfs(self, image: "Image | roots.Stack", container_id: str, home: Path, userxattr: bool) -> FuseRootfs:
+        upper, work, merged = (str(home / name) for name in ("diff", "work", "merged"))
+        return FuseRootfs(self.name, container_id, tuple(image.layers), upper, work, merged, ())
 
-    def _make(self, rootfs, home):
+    def _make(self, rootfs: roots.Rootfs, home: Path) -> None:
         self._folders(rootfs, home)
         ledger.write("mount", target=rootfs.merged)
         tops = dict.fromkeys(reversed(rootfs.lowerdirs))
@@ -73,7 +77,7 @@ class FuseOverlayfs(roots.Overlay):
         if served.returncode:
             raise LabError(f"fuse-overlayfs failed: {served.stderr.strip()[:300]}", "--storage overlay needs no FUSE")
 
-    def _unmake(self, container_id, home):
+    def _unmake(self, container_id: str, home: Path) -> None:
         for entry in reversed(ledger.entries()):
             if entry.kind == "mount" and entry.what.get("target") == str(home / "merged"):
                 ledger.undo(entry)  # and the process, which serves nothing now, ends

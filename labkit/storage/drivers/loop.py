@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from labkit.ground import ledger, proc
@@ -48,7 +49,7 @@ class _loop_config(ctypes.Structure):
 
 
 @contextlib.contextmanager
-def attached(file):
+def attached(file: str | Path) -> Iterator[str]:
     """Let a loop device stand on a file for the block; yield its path. It is in the ledger."""
     with ledger.made("loop", file=str(file)):
         path, fd = attach(file)
@@ -58,7 +59,7 @@ def attached(file):
             os.close(fd)
 
 
-def attach(file):
+def attach(file: str | Path) -> tuple[str, int]:
     """Return the path of a loop device that stands on a file, made if there is none yet; the fd holds it.
 
     Returns (path, fd): close the fd when the device is mounted, and it lives as long
@@ -95,7 +96,7 @@ def attach(file):
         os.close(control)
 
 
-def devices_of(file, deleted=True):
+def devices_of(file: str | Path, deleted: bool = True) -> list[str]:
     """Return the loop devices that stand on a file, also on one of that name that was deleted."""
     found = []
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
@@ -107,7 +108,7 @@ def devices_of(file, deleted=True):
 
 
 @ledger.undoes("loop")
-def detach(file):
+def detach(file: str | Path) -> None:
     """Detach every loop device from a file; quiet if there is none. The ledger's kind `loop`."""
     deadline = time.monotonic() + PATIENCE
     while devices := devices_of(file):
@@ -128,7 +129,7 @@ def detach(file):
         time.sleep(0.01)
 
 
-def _mounted_elsewhere(devices):
+def _mounted_elsewhere(devices: Iterable[str]) -> bool:
     """Tell whether a process in another mount namespace than ours has one of these devices mounted."""
     seen = {proc.namespace("self", "mnt")}
     for pid in proc.pids():
@@ -141,7 +142,7 @@ def _mounted_elsewhere(devices):
     return False
 
 
-def _clears_itself(path):
+def _clears_itself(path: str) -> bool:
     try:
         return Path("/sys/block", os.path.basename(path), "loop/autoclear").read_text().strip() == "1"
     except OSError:

@@ -8,28 +8,32 @@ image takes 1 GB, and the time to write it, before its first process runs.
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.ground import ledger, state, synced
 from labkit.storage import roots
 from labkit.storage.drivers import flat
 
+if TYPE_CHECKING:
+    from labkit.images.catalog import Image
 
-class Vfs(roots.Driver):
+
+class Vfs(roots.Driver[flat.FlatRootfs]):
     """Copies of an image's files, one for each container."""
 
     name = "vfs"
 
-    def _rootfs(self, image, container_id, home, userxattr):
+    def _rootfs(self, image: "Image | roots.Stack", container_id: str, home: Path, userxattr: bool) -> flat.FlatRootfs:
         base = state.lib_dir("flat") / flat.chain(image.diff_ids)
-        return flat.FlatRootfs(self.name, container_id, image.layers, None, None, str(home / "merged"), (), str(base))
+        return flat.FlatRootfs(self.name, container_id, image.layers, "", "", str(home / "merged"), (), str(base))
 
-    def _make(self, rootfs, home):
+    def _make(self, rootfs: flat.FlatRootfs, home: Path) -> None:
         _base(rootfs)
         os.mkdir(rootfs.merged, 0o755)
         roots.copy_tree(rootfs.base, rootfs.merged)
 
 
-def _base(rootfs):
+def _base(rootfs: flat.FlatRootfs) -> None:
     """Make the image's files once, in a folder that gets its name when all are there."""
     base = Path(rootfs.base)
     with state.lock(f"flat-{base.name[:16]}"):
@@ -43,10 +47,3 @@ def _base(rootfs):
             flat.flatten(rootfs.lowerdirs, scratch)
             synced.tree(scratch)
             scratch.rename(base)
-
-
-def collect(needed):
-    """Remove the flat copies of images whose layer stacks are not in `needed` (names by flat.chain)."""
-    for folder in state.lib_dir("flat").iterdir():
-        if folder.name not in needed:
-            ledger.undo(ledger.write("folder", path=str(folder)))
