@@ -166,6 +166,9 @@ def _run(argv: list[str]) -> int:
     add("command", nargs=argparse.REMAINDER)
     options = vars(words.parse_args(argv))
     detach, explain = options.pop("detach"), options.pop("explain")
+    for word in ("name", "hostname", "workdir", "cpuset_cpus"):  # docker: as if it were not said
+        options[word] = options[word] or None
+    options["network"] = options["network"] or "auto"
     box = Container.of(Spec.make(options.pop("image"), options.pop("command"), **options))
     if explain:
         for number, line in enumerate(box.describe(), 1):

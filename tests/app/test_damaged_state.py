@@ -104,7 +104,7 @@ def test_each_kind_of_file_is_read_as_from_a_stranger(own_root, taken_away):
     for path, kind in found.values():
         data = path.read_bytes()
         for how, damage in DAMAGES.items():
-            if kind.shape is None and not how.startswith("a "):
+            if kind.shape is None and how not in ("a folder", "a pipe"):
                 continue  # a lock has nothing in it
             damage(path, data)
             with pytest.raises(Damaged, match=str(path)):
