@@ -136,7 +136,7 @@ class CommandError(LabError):
         if not_found:
             hint = "no such file on the container's PATH: `lab run IMAGE ls /bin` shows what there is"
         if errno == _errno.E2BIG:
-            hint = "a word of more than 128 KiB, or more in all than the stack has room for: see execve(2), \"Limits\""
+            hint = 'a word of more than 128 KiB, or more in all than the stack has room for: see execve(2), "Limits"'
         super().__init__(f"exec of {command!r:.200} in the container failed: {errno_name(errno)}", hint)
         self.errno = errno
         self.exit_status = 127 if not_found else 126
