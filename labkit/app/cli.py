@@ -166,6 +166,9 @@ def _run(argv: list[str]) -> int:
     add("command", nargs=argparse.REMAINDER)
     options = vars(words.parse_args(argv))
     detach, explain = options.pop("detach"), options.pop("explain")
+    for word in ("name", "hostname", "workdir", "cpuset_cpus"):  # docker: as if it were not said
+        options[word] = options[word] or None
+    options["network"] = options["network"] or "auto"
     box = Container.of(Spec.make(options.pop("image"), options.pop("command"), **options))
     if explain:
         for number, line in enumerate(box.describe(), 1):
@@ -218,7 +221,8 @@ def _pipes(
     theirs = [theirs_in, theirs_out, theirs_err]
     if userns:  # its root may give them to any user of its own, but only what belongs to one of those
         for fd in theirs[0 if interactive else 1 :]:
-            os.fchown(fd, userns[0], userns[0])
+            with contextlib.suppress(OSError):  # who may not, is told when it comes to the start
+                os.fchown(fd, userns[0], userns[0])
     ours = [ours_in is not None and FileIO(ours_in, "wb") or None, FileIO(ours_out), FileIO(ours_err)]
     for pipe in filter(None, ours):
         stack.enter_context(pipe)

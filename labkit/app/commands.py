@@ -60,7 +60,7 @@ def each(name: str, words: Iterable[str], action: Callable[[str], object]) -> in
 def complain(name: str, error: object) -> None:
     """Print a failure as `lab` does, on stderr."""
     sys.stdout.flush()
-    print(f"lab {name}: {visible(str(error), keep=chr(10))}", file=sys.stderr)
+    print(visible(f"lab {name}: {error}", keep="\n"), file=sys.stderr)
 
 
 def visible(text: str, keep: str = "") -> str:

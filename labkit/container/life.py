@@ -381,7 +381,7 @@ class Container:
         self._write(paused=False)
 
     def stop(self, timeout=10):
-        """Ask it to end, with its image's stop signal; after `timeout` seconds kill it, with None never. Wait for it."""
+        """Ask it to end, with its image's stop signal; after `timeout` seconds kill it, with None never. Wait."""
         with self._ending() as ending:
             if self.status == "paused":
                 self.unpause()

@@ -211,7 +211,7 @@ class Spec:
             capabilities=self.capabilities,
             terminal=self.tty,
             clock_offsets=self.clock_offsets,
-            settings=Settings(sysctls=_SYSCTLS if "net" in self.namespaces else ()),
+            settings=Settings(sysctls=self._sysctls()),
             **self.ids(),
             **self.locks(),
             **where,
@@ -228,6 +228,12 @@ class Spec:
             elif word not in config.env:  # an image's word without a value says nothing, `-e NAME` takes away
                 values.pop(name, None)
         return tuple(f"{name}={value}" for name, value in values.items())
+
+    def _sysctls(self):
+        if "net" not in self.namespaces:
+            return ()
+        # With mapped ids most of that range of groups does not exist.
+        return _SYSCTLS[:1] if self.userns or rootless.active() else _SYSCTLS
 
     def _has_id(self, number):
         """Tell whether a user number exists in the container's user namespace."""

@@ -23,6 +23,7 @@ def home_of(uid):
 def find_user(text):
     """Return (uid, gid, groups, home) of a user as the /etc/passwd and group of this root have it."""
     name, _, group = str(text).partition(":")
+    name = name or "0"  # `:1000` is root in another group
     uid, gid, home, login = None, 0, "/", name
     for entry in _colon_file("/etc/passwd", 7):
         if name == entry[0] or name == entry[2]:

@@ -38,10 +38,12 @@ class Port:
     @classmethod
     def parse(cls, text: object) -> "Port":
         """Return the Port of docker's `[ADDRESS:]HOST:CONTAINER[/udp]`, else on the loopback. Raises BadValue."""
-        ports, slash, protocol = str(text).partition("/")
+        ports, slash, protocol = str(text).lower().partition("/")
         *before, host, container = ports.rsplit(":", 2) if ports.count(":") else ("", "")
         address = before[0] if before else "127.0.0.1"
         try:
+            if not str(text).isascii():  # int() knows the digits of forty scripts
+                raise ValueError
             port = cls(int(host), int(container), protocol if slash else "tcp", str(ipaddress.IPv4Address(address)))
             if not (0 < port.host < 65536 and 0 < port.container < 65536 and port.protocol in ("tcp", "udp")):
                 raise ValueError

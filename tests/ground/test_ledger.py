@@ -100,9 +100,12 @@ def test_an_owner_whose_number_came_back_is_dead(folder):
     assert ledger.write("file", path=str(folder / "x")).owner_lives()
 
 
-def test_a_half_written_entry_is_dropped(folder):
+def test_a_half_written_entry_hides_no_other(folder):
     (state.run_dir("ledger") / "00000000000000000001.json").touch()
-    assert ledger.entries() == [] and os.listdir(state.run_dir("ledger")) == []
+    entry = ledger.write("file", path=str(folder / "x"))
+    assert ledger.entries() == [entry]
+    ledger.undo(entry)
+    assert [state.set_aside(error) for error in state.damaged()] != [] == os.listdir(state.run_dir("ledger"))
 
 
 def test_a_process_is_killed_only_if_it_is_the_one(folder):
