@@ -34,7 +34,7 @@ def nothing_left(own_root):
 
 def shell(script, **more):
     """Call a shell script in which `lab` is the command."""
-    words = 'lab() { "%s" -m labkit "$@"; }\n' % sys.executable
+    words = f'lab() {{ "{sys.executable}" -m labkit "$@"; }}\n'
     return subprocess.run(["sh", "-c", words + script], capture_output=True, text=True, timeout=60, **more)
 
 

@@ -10,7 +10,7 @@ import hosts
 import pytest
 from trees import differences, snapshot
 
-from labkit.build import builder, dockerfile
+from labkit.build import builder, dockerfile, words
 from labkit.build.context import Context
 from labkit.container.life import Container
 from labkit.ground import ledger, state
@@ -57,20 +57,20 @@ class seen:
 # Reading
 
 
-def words(text):
+def read_words(text):
     return [(one.line, one.word, one.text) for one in dockerfile.parse(text)]
 
 
 def test_lines_go_on_after_a_backslash_past_comments_and_empty_lines():
     text = "# first\nFROM a\n\nRUN one \\\n  # in the middle\n\n  two \\\n  three\nCMD x"
-    assert words(text) == [(2, "FROM", "a"), (4, "RUN", "one   two   three"), (9, "CMD", "x")]
+    assert read_words(text) == [(2, "FROM", "a"), (4, "RUN", "one   two   three"), (9, "CMD", "x")]
 
 
 def test_another_escape_sign_and_a_script():
     text = "# escape=`\nFROM a\nRUN one `\n two\nRUN <<END\nline 1\n  line 2\nEND\nCMD x"
     read = dockerfile.parse(text)
     assert [one.word for one in read] == ["FROM", "RUN", "RUN", "CMD"]
-    assert read[1].text == "one  two" and read[2].script == "line 1\n  line 2\n"
+    assert read[1].text == "one  two" and read[2].heredocs[0].body == "line 1\n  line 2\n"
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ def test_another_escape_sign_and_a_script():
     ],
 )
 def test_variables(text, value):
-    assert dockerfile.expand(text, {"A": "1", "EMPTY": ""}) == value
+    assert words.expand(text, {"A": "1", "EMPTY": ""}) == value
 
 
 def test_pairs_with_quotes_and_the_old_form():
     def pairs(text):
-        return dockerfile.parse(f"FROM a\nENV {text}")[1].pairs()
+        return dockerfile.parse(f"FROM a\nENV {text}")[1].pairs({})
 
     assert pairs("A=1 B=\"two words\" C='$x' D=a\\ b") == [
         ("A", "1"),
@@ -116,7 +116,7 @@ def test_pairs_with_quotes_and_the_old_form():
         "FROM",
         "FROM a b",
         "FROM a\nBANANA x",
-        "FROM a\nHEALTHCHECK x",
+        "FROM busybox\nHEALTHCHECK x",
         "FROM a\nRUN",
         "FROM a\nRUN <<END\nnever",
         "FROM busybox\nENV A",
@@ -141,8 +141,6 @@ def test_dockerfile_that_can_not_be_meant_is_refused_with_its_line(make, text):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("HEALTHCHECK CMD true", "HEALTHCHECK is Docker's own.*leave it out: the image runs the same"),
-        ("ONBUILD RUN true", "ONBUILD is Docker's own.*the Dockerfile that builds on this image"),
         ("ADD https://example.org/x.tar /", "x.tar is on the network.*fetch it into the build folder"),
         ("ADD git@example.org:x.git /", "is on the network"),
     ],
@@ -171,7 +169,7 @@ def test_owner_by_name_is_whom_the_image_itself_calls_so(make, tmp_path, owner, 
         assert (status.st_uid, status.st_gid) == ids
 
 
-UNKNOWN = ["nobody", "web:nogroup", "many", ":staff", "\xb2", "4294967295", "-1", "web:-1"]
+UNKNOWN = ["nobody", "web:nogroup", "many", "\xb2", "4294967295", "-1", "web:-1"]
 
 
 @pytest.mark.parametrize("owner", UNKNOWN)
@@ -241,7 +239,7 @@ CMD ["cat made"]
         assert (root / "app/deep/two").read_text() == "2" and not (root / "app/sub").exists()
         assert (root / "unpacked/in").read_text() == "packed"
         assert (root / "app/made").read_text() == "hello 7 7\n" and not (root / "bin/vi").exists()
-    assert "printed" in said and any(line.startswith("Step 3/15 : LABEL") for line in said)
+    assert "printed" in said and any(line.startswith("Step 2/14 : LABEL") for line in said)
     assert len(image.layers) == 1 + 4, "base, WORKDIR, COPY, ADD, RUN"
     with Container("made:1").start() as box:
         assert box.wait() == 0 and box.logs() == "hello 7 7\n"
@@ -359,10 +357,7 @@ def test_dockerignore_leaves_things_out(make, tmp_path):
 def test_ignore_patterns(tmp_path):
     (tmp_path / ".dockerignore").write_text("a\n*/b\n**/c\nd?\n")
     area = Context(tmp_path)
-    inside = {
-        name: area.ignores(tmp_path / name)
-        for name in ("a", "a/x", "b", "x/b", "x/y/b", "c", "x/y/c", "d1", "d12", "e")
-    }
+    inside = {name: area.ignored(name) for name in ("a", "a/x", "b", "x/b", "x/y/b", "c", "x/y/c", "d1", "d12", "e")}
     assert {name for name, ignored in inside.items() if ignored} == {"a", "a/x", "x/b", "c", "x/y/c", "d1"}
 
 
