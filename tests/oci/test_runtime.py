@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from labkit.cgroups import cgroup, limits
-from labkit.container import hooks
 from labkit.ground import errors, ledger, proc, state
-from labkit.isolation import mount_options, settings
-from labkit.oci import bundle, lifecycle, resources, systemd
+from labkit.isolation import mount_options
+from labkit.oci import bundle, hooks, lifecycle, resources, settings, systemd
 from tests.bundles import RUNTIME, Bundle, make_rootfs
 
 pytestmark = pytest.mark.usefixtures("needs_root")

@@ -2,6 +2,7 @@
 
 museum       how an escape is tried, lock off and lock on
 exhibits     the escapes
+unlocked     a container with some of its locks left off
 inspection   what a process inside finds out about its locks
 workbench    a half-built container to look into
 netrooms     network namespaces joined by hand

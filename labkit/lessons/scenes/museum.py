@@ -1,7 +1,7 @@
 """A museum of escapes: each one is tried for real, with its lock off and with its lock on.
 
 Everything here got somebody out of a container once. An exhibit starts a container
-of its own with one lock left off (`unlocked=`, see security.LOCKS), does what the
+of its own with one lock left off (see `unlocked`), does what the
 attacker did, and looks whether it worked; then it does the same with all locks on.
 
     museum.visit("double chroot")      one exhibit, both ways
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.container import spawner
-from labkit.container.life import Container
 from labkit.ground import ledger, state
 from labkit.ground.child import in_child
 from labkit.ground.errors import NotFound
+from labkit.lessons.scenes.unlocked import Unlocked
 
 ALL = {}
 
@@ -105,7 +105,7 @@ def python(code, unlocked, *arguments, volumes=(), **words):
 
 def printed(command, unlocked, **words):
     """Run a command in one; return what it printed."""
-    with Container("busybox", command, unlocked=unlocked, **words).start() as box:
+    with Unlocked("busybox", command, unlocked=unlocked, **words).start() as box:
         box.wait(30)
         return box.logs()
 
