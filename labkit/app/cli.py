@@ -9,6 +9,7 @@ not be executed; else the status is the container's own, 128+n for signal n.
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import pickle
 import re
@@ -72,7 +73,8 @@ def _open_what_is_closed() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(fd, "r" if fd == 0 else "w", closefd=False))
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):  # in a notebook it is Jupyter's own, and takes every text
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _failed(name: str, error: LabError, status: int) -> int:
