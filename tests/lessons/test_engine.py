@@ -28,3 +28,11 @@ def test_engine_that_cannot_run_a_driver_says_why_and_leaves_nothing():
     ):
         pass
     assert ledger.entries() == []
+
+
+def test_a_build_is_the_engines_own_whatever_plugins_the_client_has(tmp_path, monkeypatch):
+    client = tmp_path / "docker"
+    client.write_text('#!/bin/sh\nprintf "%s" "$DOCKER_BUILDKIT"\n')
+    client.chmod(0o755)
+    monkeypatch.setattr(engine, "_PATH", f"{tmp_path}:{engine._PATH}")
+    assert engine.Engine(tmp_path)("build", ".") == "0", "BuildKit leaves cgroups, and asks no runtime of ours"

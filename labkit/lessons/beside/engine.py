@@ -139,7 +139,9 @@ class Engine:
         They are never one text: what docker warns of on one machine and not on another is no part of the answer.
         """
         command = [_found("docker"), "-H", f"unix://{self.socket}", *map(str, words)]
-        env = {"PATH": _PATH, "HOME": str(self.folder), "DOCKER_CONFIG": str(self.folder)}
+        # Where there is a buildx, `docker build` would be BuildKit's: it runs runc whatever runtime was named,
+        # and makes cgroups from the root of v1's trees, which nobody takes away.
+        env = {"PATH": _PATH, "HOME": str(self.folder), "DOCKER_CONFIG": str(self.folder), "DOCKER_BUILDKIT": "0"}
         source = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
         return subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", **source)
 
