@@ -10,12 +10,14 @@ So `build` is `commit`, once for each line. Whoever looks at the layers sees the
 A layer that was made before is not made again: see layer_cache.
 """
 
+import contextlib
 import posixpath
 import re
 from dataclasses import replace
 from pathlib import Path
 
 from labkit.build import context, dockerfile, layer_cache, plan
+from labkit.build.copying import Copier, Tree
 from labkit.ground.errors import BadValue, NotFound
 from labkit.images import catalog
 from labkit.images.catalog import ImageConfig
@@ -34,7 +36,7 @@ def build(
     """
     names = [catalog.normal(one) for one in ([name] if isinstance(name, str) else name)]
     found = _dockerfile(Path(folder), file) if text is None else None
-    area = context.Context(folder, found)
+    area = context.read(folder, found)
     if found is not None:
         try:
             text = found.read_text()
@@ -85,7 +87,12 @@ class _Builder(layer_cache.Layers):
         return self.stage.image
 
     def _do(self, instruction):
-        getattr(self, f"_{instruction.word.lower()}")(instruction)
+        try:
+            getattr(self, f"_{instruction.word.lower()}")(instruction)
+        except (BadValue, NotFound) as error:
+            if "Dockerfile, line " not in error.message:
+                error.message = f"Dockerfile, line {instruction.line}: {instruction.word}: {error.message}"
+            raise
 
     def _variables(self):
         return self.stage.seen()
@@ -205,32 +212,34 @@ class _Builder(layer_cache.Layers):
         owner = self._owner_of(instruction, self.stage.config.user or "0:0", "USER")
         with self.layer(instruction, path, owner) as root:
             if root is not None:
-                with context.scratch("empty") as empty:
-                    context.put(empty, root.merged, path, owner)
+                Copier(root.merged, owner).make_folders(path)
 
     def _copy(self, instruction):
         *sources, target = self._places(instruction)
-        chown = instruction.flags.get("chown")
-        owner = (
-            self._owner_of(instruction, self._expanded(instruction, chown), "--chown") if chown is not None else None
-        )
-        with context.scratch("copy") as folder:
-            single = self._gather(instruction, sources, folder)
-            # Docker gives what it copies to root, wherever it is from; only --from keeps owners.
-            if owner is not None or "from" not in instruction.flags:
-                context.set_owner(folder, *(owner or (0, 0)))
-            unpacked = instruction.word == "ADD" and context.unpack_archives(folder, owner)
-            self._set_mode(instruction, folder)
-            if single and not unpacked and not target.endswith("/"):
-                target = self._rename(folder, target)
-            elif len(sources) > 1 and not target.endswith("/"):
+        with contextlib.ExitStack() as stack:
+            documents = {f"<<{dash}{one.name}": one for one in instruction.heredocs for dash in ("", "-")}
+            named = [source for source in sources if source not in documents]
+            written = [documents[source] for source in sources if source in documents]
+            found = []
+            if named:
+                tree = stack.enter_context(self._source(instruction))
+                found += [(tree, path) for source in named for path in tree.find(source)]
+            if written:
+                tree = stack.enter_context(self._inline(instruction, written))
+                found += [(tree, one.name) for one in written]
+            if not found:
+                raise instruction.refuse(f"nothing matches {' '.join(named)}", "of several sources one must be there")
+            if len(sources) > 1 and not target.endswith("/"):
                 raise instruction.refuse("several sources need a folder as target", f"{target}/")
-            with self.layer(instruction, target, owner, context.fingerprint(folder)) as root:
+            copier = self._copier(instruction)
+            prints = [tree.fingerprint(path) for tree, path in found]
+            with self.layer(instruction, target, copier.owner, copier.mode, prints) as root:
                 if root is not None:
-                    try:
-                        context.put(folder, root.merged, target, owner or (0, 0))
-                    except BadValue as error:
-                        raise instruction.refuse(error.message, error.hint) from None
+                    copier.root = root.merged
+                    if instruction.flags.get("link", "false") == "true":
+                        copier.part_from_links(posixpath.dirname(target))
+                    for tree, path in found:
+                        copier.copy(tree, path, target, archives=instruction.word == "ADD")
 
     def _add(self, instruction):
         for word in instruction.each(self._variables())[:-1]:
@@ -252,47 +261,40 @@ class _Builder(layer_cache.Layers):
         keep = "/" if parts[-1].endswith(("/", "/.")) or parts[-1] == "." else ""
         return [*parts[:-1], posixpath.normpath(target).rstrip("/") + keep or "/"]
 
-    def _gather(self, instruction, sources, folder):
-        """Copy what the sources name into `folder`; return whether it is a single file."""
-        documents = {f"<<{dash}{one.name}": one for one in instruction.heredocs for dash in ("", "-")}
-        written = [documents[source] for source in sources if source in documents]
-        sources = [source for source in sources if source not in documents]
-        for one in written:
-            body = self._expanded_document(instruction, one.body) if one.expands else one.body
-            (folder / one.name).write_text(body)
-            (folder / one.name).chmod(0o644)
-        if not sources:
-            return len(written) == 1
-        if "from" in instruction.flags:
-            single = context.gather_from(self._source(instruction), instruction, sources, folder)
-        else:
-            single = self.area.gather(instruction, sources, folder)
-        return single and not written
+    @contextlib.contextmanager
+    def _inline(self, instruction, documents):
+        """Yield here-documents as files."""
+        with context.scratch("inline") as folder:
+            for one in documents:
+                body = self._expanded_document(instruction, one.body) if one.expands else one.body
+                (folder / one.name).write_text(body)
+                (folder / one.name).chmod(0o644)
+            yield Tree(str(folder), "the Dockerfile", owner=(0, 0))
 
     def _expanded_document(self, instruction, body):
         """Fill in a here-document's variables; quotes are text in it."""
         quoted = re.sub(r"(['\"])", lambda sign: instruction.escape + sign[0], body)
         return instruction.expand(quoted, self._variables())
 
-    def _rename(self, folder, target):
-        """Give a single file the target's name, through links; return the folder it goes to."""
-        with context.opened(self.stage.image) as root:
-            if context.is_folder(root, target):
-                return target
-            target = context.behind_links(root, target)
-        (only,) = folder.iterdir()
-        only.rename(folder / posixpath.basename(target))
-        return posixpath.dirname(target) or "/"
-
+    @contextlib.contextmanager
     def _source(self, instruction):
+        """Yield what --from names, a stage or an image; without it the build's folder."""
+        if "from" not in instruction.flags:
+            yield self.area
+            return
         name = self._expanded(instruction, instruction.flags["from"])
         stage = self.now.before(name)
-        if stage is not None:
-            image = self.done[stage].image
-            if image is None:
-                raise instruction.refuse(f"the stage {name} has no files yet")
-            return image
-        return catalog.get(name)
+        image = self.done[stage].image if stage is not None else catalog.get(name)
+        with context.tree_of(image, f"the stage {name}" if stage is not None else name) as tree:
+            yield tree
+
+    def _copier(self, instruction):
+        chown, mode = (instruction.flags.get(flag) for flag in ("chown", "chmod"))
+        owner = self._owner_of(instruction, self._expanded(instruction, chown), "--chown") if chown else None
+        mode = self._expanded(instruction, mode) if mode else None
+        if mode and not re.fullmatch("[0-7]{1,4}", mode):
+            raise instruction.refuse(f"--chmod={mode} is no mode", "--chmod=755")
+        return Copier("", owner, int(mode, 8) if mode else None)
 
     def _owner_of(self, instruction, text, what):
         try:
@@ -300,18 +302,6 @@ class _Builder(layer_cache.Layers):
         except (NotFound, BadValue) as error:
             hint = "a number is always possible: --chown=1000:1000"
             raise instruction.refuse(f"{what}={text}: {error.message}", hint) from None
-
-    def _set_mode(self, instruction, folder):
-        mode = instruction.flags.get("chmod")
-        if mode is None:
-            return
-        try:
-            bits = int(self._expanded(instruction, mode), 8) & 0o7777
-        except ValueError:
-            raise instruction.refuse(f"--chmod={mode} is no mode", "--chmod=755") from None
-        for path in folder.rglob("*"):
-            if not path.is_symlink():
-                path.chmod(bits)
 
     def _run(self, instruction):
         if "mount" in instruction.flags or instruction.flags.get("security", "sandbox") != "sandbox":

@@ -10,6 +10,7 @@ class, a backslash takes the next sign's meaning away. The folder itself is neve
 See "dockerignore files" in Docker's documentation, and path/filepath.Match of Go.
 """
 
+import os
 import posixpath
 import re
 from dataclasses import dataclass
@@ -42,6 +43,15 @@ class Ignored:
             if line.keeps == ignored and any(line.pattern.match(one) for one in above):
                 ignored = not line.keeps
         return ignored
+
+    def hides(self, root: str, path: str) -> bool:
+        """Tell whether nothing of a path below `root` is there: it is left out, and so is all that is in it."""
+        if not path or not self.lines or not self(path):
+            return False
+        where = os.path.join(root, path)
+        if not self.keeps_something or os.path.islink(where) or not os.path.isdir(where):
+            return True
+        return all(self.hides(root, f"{path}/{name}") for name in os.listdir(where))
 
 
 def _line(text: str) -> Line | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from labkit.ground.errors import BadValue, NotFound, Unsupported, from_oserror
 from labkit.images import digests, whiteouts
 
-_SKIP = ("security.selinux", "security.ima", "security.evm", *whiteouts.XATTRS)
+SKIP = ("security.selinux", "security.ima", "security.evm", *whiteouts.XATTRS)
 
 
 @dataclass(frozen=True, order=True)
@@ -192,7 +192,7 @@ class _Packer:
         elif entry.ischr() or entry.isblk():
             entry.devmajor, entry.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
         for name in sorted(os.listxattr(path, follow_symlinks=False)):
-            if not name.startswith(_SKIP):
+            if not name.startswith(SKIP):
                 value = os.getxattr(path, name, follow_symlinks=False)
                 entry.pax_headers["SCHILY.xattr." + name] = value.decode("utf-8", "surrogateescape")
         return entry

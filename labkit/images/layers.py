@@ -14,6 +14,7 @@ See the OCI image specification, layer.md.
 
 import contextlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,11 +100,13 @@ def apply_onto(
     userxattr=False,
     limits=None,
     progress=None,
+    owner=None,
 ):
     """Unpack a layer's tar into an existing folder, which the caller gives up if this raises.
 
     `flat=True` is for drivers without a kernel that merges: the folder holds all
-    the layers below already, and a whiteout deletes instead of marking.
+    the layers below already, and a whiteout deletes instead of marking. `owner`
+    (uid, gid) is whose all of it shall be, whatever the tar says.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(source, (str, os.PathLike)):
@@ -114,7 +117,7 @@ def apply_onto(
         stream = digests.TarStream(source, limits, progress)
         root = stack.enter_context(rootdir.RootDir(folder))
         reader = tarread.Reader(stream, limits or digests.Limits())
-        unpacker = unpack.Unpacker(root, flat, devices, userxattr)
+        unpacker = unpack.Unpacker(root, flat, devices, userxattr, owner)
         try:
             unpacker.all_of(reader)
             stream.finish(digest, diff_id)
@@ -133,6 +136,8 @@ def apply_onto(
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
     """Tell whether a file is a tar with at least one entry, plain or compressed: what ADD unpacks."""
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        return False  # a pipe would wait that somebody writes to it
     with open(path, "rb") as file:
         try:
             return next(iter(tarread.Reader(digests.TarStream(file), digests.Limits())), None) is not None

@@ -26,8 +26,9 @@ _LAST_ID = 2**32 - 2  # the one after it, -1, tells chown(2) to leave the owner 
 class Unpacker:
     """What one layer becomes below one RootDir. `at` says which entry it is at, for messages."""
 
-    def __init__(self, root, flat, devices, userxattr):
+    def __init__(self, root, flat, devices, userxattr, owner=None):
         self.root, self.flat, self.devices, self.userxattr = root, flat, devices, userxattr
+        self.owner = owner  # instead of the tar's own
         self.at = root.path  # what is being unpacked, for messages
         self._times = {}  # of folders, set at the end: (component, …) → nanoseconds
         self._gone = set()  # what this layer whites out
@@ -188,7 +189,7 @@ class Unpacker:
                 if not block:
                     raise BadArchive(f"{self.at} ends early", "it was cut short: fetch it again")
                 left -= len(block)
-                _write_sparse(file.fileno(), block)
+                write_sparse(file.fileno(), block)
             os.ftruncate(file.fileno(), entry.size)
 
     def _attributes(self, entry, parts):
@@ -199,7 +200,7 @@ class Unpacker:
         try:
             if stat.S_ISLNK(os.stat(fd).st_mode) != entry.issym():
                 raise BadArchive(f"{self.at} was exchanged while it was unpacked", "someone else writes in there")
-            os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+            os.chown(name, *(self.owner or (entry.uid, entry.gid)), dir_fd=parent, follow_symlinks=False)
             if not entry.issym():
                 os.chmod(itself, entry.mode & 0o7777)
             for attribute, value in tarread.xattrs(entry).items():
@@ -243,7 +244,7 @@ _PAGE = 4096
 _ZEROS = bytes(_PAGE)
 
 
-def _write_sparse(fd, block):
+def write_sparse(fd, block):
     """Write a block at the file's position, but leave a hole where a page is all zeros."""
     if not block.strip(b"\0"):
         os.lseek(fd, len(block), os.SEEK_CUR)
