@@ -94,10 +94,12 @@ def _save(argv):
     from labkit.images import archives
 
     words = parser("save")
-    words.add_argument("-o", "--output", required=True, metavar="FILE")
+    words.add_argument("-o", "--output", metavar="FILE", help="standard output, if none is named")
     words.add_argument("image", nargs="+")
     options = words.parse_args(argv)
-    archives.save(options.image, options.output)
+    if not options.output and sys.stdout.isatty():
+        raise BadValue("an archive is nothing for a terminal", "-o FILE, or a pipe")
+    archives.save(options.image, options.output or sys.stdout.buffer)
 
 
 @command("load", "read images from a tar file, Docker's or OCI")
@@ -105,10 +107,14 @@ def _load(argv):
     from labkit.images import archives
 
     words = parser("load")
-    words.add_argument("-i", "--input", required=True, metavar="FILE")
+    words.add_argument("-i", "--input", metavar="FILE", help="standard input, if none is named")
     words.add_argument("--name", help="for an archive that does not say")
+    words.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     options = words.parse_args(argv)
-    for image in archives.load(options.input, options.name, progress(options.input)):
+    if not options.input and sys.stdin.isatty():
+        raise BadValue("nobody types an archive", "-i FILE, or a pipe")
+    show = progress(options.input) if options.input and not options.quiet else None
+    for image in archives.load(options.input or sys.stdin.buffer, options.name, show):
         print(f"{image.name} {image.digest}")
 
 

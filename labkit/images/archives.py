@@ -17,26 +17,33 @@ import os
 import posixpath
 import shutil
 import tarfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any
 
 from labkit.ground import ledger, named_file, state
-from labkit.ground.errors import BadArchive, BadValue, LabError, NotFound, from_oserror
+from labkit.ground.errors import BadArchive, BadValue, LabError, NotFound, Unsupported, from_oserror
 from labkit.images import catalog, digests, layout, rootdir, tarread
+from labkit.images.catalog import Image
+from labkit.images.layout import Layout
+
+Target = str | os.PathLike[str] | IO[bytes]
 
 
-def save(refs, path):
-    """Write images with all their layers into the tar file `path`, see named_file. Reproducible."""
-    refs = [refs] if isinstance(refs, (str, catalog.Image)) else list(refs)
-    with catalog.locked(shared=True) as store:
-        found = dict(catalog.find_in(store, getattr(ref, "name", ref)) for ref in refs)
+def save(refs: str | Image | Iterable[str | Image], target: Target) -> None:
+    """Write images with all their layers into a tar file: a path (see named_file), or a binary stream. Reproducible."""
+    listed = [refs] if isinstance(refs, str | Image) else list(refs)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(catalog.locked(shared=True))
+        found = dict(catalog.find_in(store, getattr(ref, "name", ref)) for ref in listed)
+        if isinstance(target, str | os.PathLike):
+            target = stack.enter_context(named_file.writing(target))
         # As a stream: a pipe can't be gone back in.
-        with (
-            named_file.writing(path) as file,
-            tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar,
-        ):
-            _write(tar, store, found)
+        tar = stack.enter_context(tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT))
+        _write(tar, store, found)
 
 
-def _write(tar, store, found):
+def _write(tar: tarfile.TarFile, store: Layout, found: dict[str, str]) -> None:
     index, docker = [], []
     for name, digest in sorted(found.items()):
         manifest, _ = catalog.read(store, digest)
@@ -58,11 +65,11 @@ def _write(tar, store, found):
         _add(tar, name, len(data), io.BytesIO(data))
 
 
-def _blob(digest):
+def _blob(digest: str) -> str:
     return f"blobs/sha256/{digests.hex_of(digest)}"
 
 
-def _full(name):
+def _full(name: str) -> str:
     """Return an image's name with the registry that docker means when none is said."""
     first, slash, _ = name.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost"):
@@ -70,25 +77,31 @@ def _full(name):
     return f"docker.io/{name}" if slash else f"docker.io/library/{name}"
 
 
-def _add(tar, name, size, stream):
+def _add(tar: tarfile.TarFile, name: str, size: int, stream: IO[bytes]) -> None:
     entry = tarfile.TarInfo(name)  # owner 0, time 0: the same images make the same bytes
     entry.size, entry.mode = size, 0o644
     tar.addfile(entry, stream)
 
 
-def load(path, name=None, progress=None):
-    """Read every image in an archive file into the store; return them as a list of Image.
+def load(source: Target, name: str | None = None, progress: Callable[[int, int], object] | None = None) -> list[Image]:
+    """Read every image in an archive, a path or a binary stream, into the store; return them.
 
     `name` is for an archive that has none. `progress` is called with (bytes read, bytes
     in all). Raises BadArchive: then no name means anything it did not before.
     """
     name = layout.normal(name) if name else None
-    try:
-        total = os.path.getsize(path)
-    except OSError as error:
-        raise NotFound(f"there is no archive {path}", f"{error.strerror}: check the path") from None
-    step = (lambda done: progress(done, total)) if progress else None
-    with catalog.locked(shared=True) as store, _Archive(path, step) as archive:
+    with contextlib.ExitStack() as stack:
+        path = "what was piped in"
+        if isinstance(source, str | os.PathLike):
+            path = os.fspath(source)
+            try:
+                source = stack.enter_context(open(path, "rb"))
+            except OSError as error:
+                raise NotFound(f"there is no archive {path}", f"{error.strerror}: check the path") from None
+        total = os.fstat(source.fileno()).st_size if progress else 0
+        step = (lambda done: progress(done, total)) if progress else None
+        store = stack.enter_context(catalog.locked(shared=True))
+        archive = stack.enter_context(_Archive(path, source, step))
         if archive.has("index.json"):
             found = archive.from_oci(store)
         elif archive.has("manifest.json"):
@@ -104,7 +117,7 @@ def load(path, name=None, progress=None):
         return [catalog.adopt(store, known, digest) for known, digest in checked]
 
 
-def _named(name):
+def _named(name: str) -> str:
     try:
         return layout.normal(str(name).removeprefix("docker.io/library/").removeprefix("docker.io/"))
     except BadValue as error:
@@ -116,12 +129,13 @@ def _named(name):
 class _Archive:
     """The files of an archive in a scratch folder, by the names the archive gives them."""
 
-    def __init__(self, path, progress):
-        self.path, self._progress = path, progress
-        self._files, self._links = {}, {}
+    def __init__(self, path: str, source: IO[bytes], progress: Callable[[int], object] | None) -> None:
+        self.path, self._source, self._progress = path, source, progress
+        self._files: dict[str, Path] = {}
+        self._links: dict[str, str] = {}
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self):
+    def __enter__(self) -> "_Archive":
         folder = state.lib_dir("images") / f".load-{state.new_id()}"
         self._stack.enter_context(ledger.made("folder", path=str(folder)))
         try:
@@ -132,25 +146,24 @@ class _Archive:
             raise
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _read(self, folder):
+    def _read(self, folder: Path) -> None:
         try:
-            with open(self.path, "rb") as file:
-                stream = digests.TarStream(file, progress=self._progress)
-                reader = tarread.Reader(stream, digests.Limits())
-                for entry in reader:
-                    inside = "/".join(rootdir.normal(entry.name))
-                    if entry.isreg():
-                        self._files[inside] = folder / str(len(self._files))
-                        with open(self._files[inside], "wb") as out:
-                            shutil.copyfileobj(reader.data(entry), out, digests.BLOCK)
-                    elif entry.issym() or entry.islnk():
-                        # Older dockers write a layer that two images share once, and links to it.
-                        base = posixpath.dirname(inside) if entry.issym() else ""
-                        self._links[inside] = posixpath.normpath(posixpath.join(base, entry.linkname))
-                stream.finish()
+            stream = digests.TarStream(self._source, progress=self._progress)
+            reader = tarread.Reader(stream, digests.Limits())
+            for entry in reader:
+                inside = "/".join(rootdir.normal(entry.name))
+                if entry.isreg():
+                    self._files[inside] = folder / str(len(self._files))
+                    with open(self._files[inside], "wb") as out:
+                        shutil.copyfileobj(reader.data(entry), out, digests.BLOCK)
+                elif entry.issym() or entry.islnk():
+                    # Older dockers write a layer that two images share once, and links to it.
+                    base = posixpath.dirname(inside) if entry.issym() else ""
+                    self._links[inside] = posixpath.normpath(posixpath.join(base, entry.linkname)).lstrip("/")
+            stream.finish()
         except LabError:
             raise
         except tarread.DAMAGE as error:
@@ -158,10 +171,10 @@ class _Archive:
         except OSError as error:
             raise from_oserror(error, f"reading {self.path}") from None
 
-    def has(self, name):
+    def has(self, name: str) -> bool:
         return name in self._files
 
-    def file(self, name):
+    def file(self, name: object) -> Path:
         """Return where the file of this name is, through the archive's own links."""
         seen = name = posixpath.normpath(str(name))
         for _ in range(8):
@@ -172,7 +185,7 @@ class _Archive:
             f"{self.path} names {rootdir.shown(name)} and does not have it", "it is damaged: fetch it again"
         )
 
-    def json(self, name):
+    def json(self, name: object) -> Any:
         with open(self.file(name), "rb") as file:
             data = file.read(8 << 20)
         try:
@@ -184,40 +197,58 @@ class _Archive:
 
     # The OCI's format
 
-    def from_oci(self, store):
+    def from_oci(self, store: Layout) -> list[tuple[str | None, str]]:
         """Take in what index.json lists; return [(name or None, manifest digest)]."""
-        index = self.json("index.json")
-        found = []
-        for entry in index.get("manifests") or () if isinstance(index, dict) else ():
-            if not isinstance(entry, dict):
-                raise BadArchive(f"the index of {self.path} is broken", "it is damaged: fetch it again")
-            digest = digests.check_archived(entry.get("digest"))
-            said = entry.get("annotations") if isinstance(entry.get("annotations"), dict) else {}
+        named: dict[Any, list[dict]] = {}
+        for entry in layout.entries(self.json("index.json"), f"the index of {self.path}"):
+            said = entry.get("annotations")
+            said = said if isinstance(said, dict) else {}
             name = said.get("io.containerd.image.name") or said.get(layout.REF_NAME)
-            found.append((name, self._take_manifest(store, digest)))
+            named.setdefault(name if isinstance(name, str) else None, []).append(entry)
+        found = []
+        for name, several in named.items():
+            # One name for several: the same image for other processors, and what is said about it.
+            one_image = len(several) > 1 and any("platform" in entry for entry in several)
+            for entry in [self._choose(several)] if one_image else several:
+                found.append((name, self._take_manifest(store, digests.check_archived(entry.get("digest")))))
         return found
 
-    def _take_manifest(self, store, digest, depth=0):
+    def _choose(self, several: list[dict]) -> dict:
+        """Return the entry for this machine; one that says no platform is asked for its config's."""
+        wanted = catalog.wanted_platform()
+        with contextlib.suppress(Unsupported):
+            return layout.choose(several, wanted)
+        for entry in several:
+            with contextlib.suppress(LabError, KeyError, TypeError):
+                config = self.json(_blob(self.json(_blob(entry["digest"]))["config"]["digest"]))
+                if "platform" not in entry and (config["os"], config["architecture"]) == wanted:
+                    return entry
+        return layout.choose(several, wanted)
+
+    def _take_manifest(self, store: Layout, digest: str, depth: int = 0) -> str:
         manifest = self.json(_blob(digest))
         if not isinstance(manifest, dict) or depth > 3:
             raise BadArchive(f"{digest} in {self.path} is no manifest", "it is damaged: fetch it again")
         if "manifests" in manifest:  # one image for each processor
-            return self._take_manifest(store, layout.choose(manifest, catalog.wanted_platform()), depth + 1)
+            entry = self._choose(layout.entries(manifest, digest))
+            return self._take_manifest(store, digests.check_archived(entry.get("digest")), depth + 1)
         parts = manifest.get("layers")
         for part in [manifest.get("config"), *(parts if isinstance(parts, list) else [None])]:
             part = part if isinstance(part, dict) else {}
-            self._take(store, digests.check_archived(part.get("digest")))
+            self._take(store, digests.check_archived(part.get("digest")), part.get("urls"))
         self._take(store, digest)
         return digest
 
-    def _take(self, store, digest):
+    def _take(self, store: Layout, digest: str, urls: object = None) -> None:
         if not store.has(digest):
+            if urls and not self.has(_blob(digest)):
+                raise Unsupported(f"the layer {digest} is not in {self.path}", f"it is kept at {str(urls)[:200]} only")
             with open(self.file(_blob(digest)), "rb") as blob:
                 store.add_stream(blob, digest)
 
     # Docker's format
 
-    def from_docker(self, store):
+    def from_docker(self, store: Layout) -> list[tuple[str | None, str]]:
         """Take in what manifest.json lists; return [(name or None, manifest digest)]."""
         found = []
         listed = self.json("manifest.json")
@@ -239,10 +270,11 @@ class _Archive:
             found += [(tag, manifest) for tag in tags]
         return found
 
-    def _take_layer(self, store, name):
+    def _take_layer(self, store: Layout, name: object) -> dict:
         with open(self.file(name), "rb") as file:
-            start = file.read(4)
+            start = file.read(6)
             file.seek(0)
-            digest, size = store.add_stream(file)
-        kind = {b"\x1f\x8b": "+gzip", b"\x28\xb5": "+zstd"}.get(start[:2], "")
+            kind = {b"\x1f\x8b": "+gzip", b"\x28\xb5": "+zstd"}.get(start[:2], "")
+            # A manifest has no word for a layer in bzip2 or xz: such a one is kept plain.
+            digest, size = store.add_stream(digests.TarStream(file) if digests.has_no_word(start) else file)
         return {"mediaType": layout.LAYER + kind, "digest": digest, "size": size}

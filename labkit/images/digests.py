@@ -180,6 +180,11 @@ def _decompressed(first, blob):
     return _plain(first, blob)
 
 
+def has_no_word(first):
+    """Tell whether a blob that begins so is compressed by what no media type of a layer names: bzip2, xz."""
+    return first.startswith((_XZ, _BZIP2))
+
+
 def _streams(data, blob, begin, kind):
     """Yield what xz or bzip2 hold: one stream after the other."""
     while data:

@@ -197,13 +197,21 @@ class Layout:
         return freed
 
 
-def choose(index, platform):
-    """Return the digest of the image for a platform (os, architecture) in an index of several."""
+def entries(index: object, what: str) -> list[dict]:
+    """Return the list of objects in an index. Raises BadArchive."""
+    found = index.get("manifests") if isinstance(index, dict) else None
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise BadArchive(f"{what} has no list of manifests", "it is damaged: fetch it again")
+    return found
+
+
+def choose(several: list[dict], platform: tuple[str, str]) -> dict:
+    """Return the entry for a platform (os, architecture) among those of an index."""
     wanted = dict(zip(("os", "architecture"), platform, strict=True))
-    for entry in index["manifests"] if isinstance(index["manifests"], list) else ():
-        said = entry.get("platform") if isinstance(entry, dict) else None
+    for entry in several:
+        said = entry.get("platform")
         if isinstance(said, dict) and wanted.items() <= said.items():
-            return digests.check_archived(entry.get("digest"))
+            return entry
     raise Unsupported(f"that image is not made for {'/'.join(platform)}", "choose another, or another machine")
 
 

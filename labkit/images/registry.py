@@ -117,7 +117,7 @@ def _size(name):
     text = _skopeo("inspect", "--raw", *tls, f"docker://{name}", doing=f"looking up {name}")
     manifest = layout.parse_object(text, f"the manifest of {name}")
     if "manifests" in manifest:  # one image a processor: the sizes are in ours
-        chosen = layout.choose(manifest, catalog.wanted_platform())
+        chosen = layout.choose(layout.entries(manifest, name), catalog.wanted_platform())["digest"]
         text = _skopeo(
             "inspect",
             "--raw",
