@@ -7,6 +7,7 @@ on a terminal only: into a file or a pipe go finished lines and nothing else.
 import sys
 
 from labkit.app.commands import command, each, parser, size, table
+from labkit.ground import named_file
 from labkit.ground.errors import BadValue
 
 
@@ -68,9 +69,12 @@ def _build(argv):
     words.add_argument("-f", "--file", help="another Dockerfile than FOLDER/Dockerfile; - is standard input")
     words.add_argument("--build-arg", action="append", default=[], metavar="NAME[=VALUE]")
     words.add_argument("--label", action="append", default=[], metavar="NAME=VALUE")
+    words.add_argument("--secret", action="append", default=[], metavar="id=NAME,src=FILE", help="for RUN --mount")
     words.add_argument("--target", help="stop after this stage")
     words.add_argument("--no-cache", action="store_true")
     words.add_argument("--network", default="none", help="what RUN has: none, host or bridge")
+    words.add_argument("--iidfile", metavar="FILE", help="write the image's id there")
+    words.add_argument("-q", "--quiet", action="store_true", help="print nothing but the image's id")
     words.add_argument("folder")
     options = words.parse_args(argv)
     if wrong := [pair for pair in options.label if not pair.partition("=")[0]]:
@@ -82,11 +86,16 @@ def _build(argv):
         text=sys.stdin.read() if options.file == "-" else None,
         args=plan.given(options.build_arg),
         labels=dict(pair.partition("=")[::2] for pair in options.label),
+        secrets=dict(map(plan.secret, options.secret)),
         target=options.target,
         cache=not options.no_cache,
         network=options.network,
+        **({"say": lambda line: None} if options.quiet else {}),
     )
-    print(f"{image.name} {image.digest}")
+    if options.iidfile:
+        with named_file.writing(options.iidfile) as file:
+            file.write(image.id.encode())
+    print(image.id if options.quiet else f"{image.name} {image.digest}")
 
 
 @command("save", "write images into a tar file that Docker and the OCI tools read")

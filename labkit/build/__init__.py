@@ -6,7 +6,9 @@ Read in this order:
     dockerfile    the instructions, read
     plan          which stages there are, and which are needed
     ignore        .dockerignore
-    context       the files that they may copy
+    copying       COPY and ADD
+    run_mounts    RUN --mount
+    context       what a build may read
     builder       each instruction a layer
     layer_cache   an instruction that was carried out before
 """

@@ -11,12 +11,14 @@ A layer that was made before is not made again: see layer_cache.
 """
 
 import contextlib
+import functools
 import posixpath
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
-from labkit.build import context, dockerfile, layer_cache, plan
+from labkit.build import context, dockerfile, layer_cache, plan, run_mounts
 from labkit.build.copying import Copier, Tree
 from labkit.ground.errors import BadValue, NotFound
 from labkit.images import catalog
@@ -24,13 +26,25 @@ from labkit.images.catalog import ImageConfig
 
 
 def build(
-    folder, name, *, file=None, args=None, target=None, cache=True, network="none", labels=None, text=None, say=print
+    folder,
+    name,
+    *,
+    file=None,
+    args=None,
+    target=None,
+    cache=True,
+    network="none",
+    labels=None,
+    secrets=None,
+    text=None,
+    say=print,
 ):
     """Build an image from the Dockerfile in `folder`; name it and return the Image.
 
     `name` is one name or a list of them, `file` another Dockerfile (a path), `text` one's
     contents in its place, `args` the values of its ARGs, `target` the stage to stop after,
-    `network` what RUN has ("none", "host", "bridge"), `labels` more of them. `say` is
+    `network` what RUN has ("none", "host", "bridge"), `labels` more of them, `secrets`
+    {id: bytes} what its --mount=type=secret may ask for. `say` is
     called with each step's line and what RUN prints. Raises BadValue with the line, LabError if a
     RUN fails; then nothing has the name that had not before.
     """
@@ -48,6 +62,7 @@ def build(
     # Held to the end: no layer of a half-built image is garbage.
     with catalog.locked(shared=True) as store:
         builder = _Builder(store, area, dict(args or {}), cache, network, say)
+        builder.secrets = dict(secrets or {})
         image = builder.run(stages, target, labels or {})
         return [catalog.adopt(store, one, image.digest) for one in names][0]
 
@@ -64,6 +79,7 @@ class _Builder(layer_cache.Layers):
     def __init__(self, store, area, args, cache, network, say):
         super().__init__(store, cache, network, say)
         self.area, self.args = area, args
+        self.secrets = {}
         self.done = {}  # number of a plan.Stage: what has become of it
         self.globals = {}  # ARGs before the first FROM
         self.used = set()
@@ -182,7 +198,10 @@ class _Builder(layer_cache.Layers):
         )
 
     def _stopsignal(self, instruction):
-        self._set(instruction, stop_signal=instruction.one(self._variables()))
+        word = instruction.one(self._variables())
+        if not _is_signal(word):
+            raise instruction.refuse(f"there is no signal {word!r}", "SIGINT, or a number: signal(7) lists them")
+        self._set(instruction, stop_signal=word)
 
     def _shell(self, instruction):
         words = instruction.list()
@@ -222,7 +241,7 @@ class _Builder(layer_cache.Layers):
             written = [documents[source] for source in sources if source in documents]
             found = []
             if named:
-                tree = stack.enter_context(self._source(instruction))
+                tree = stack.enter_context(self._source(instruction, instruction.flags.get("from")))
                 found += [(tree, path) for source in named for path in tree.find(source)]
             if written:
                 tree = stack.enter_context(self._inline(instruction, written))
@@ -262,11 +281,11 @@ class _Builder(layer_cache.Layers):
         return [*parts[:-1], posixpath.normpath(target).rstrip("/") + keep or "/"]
 
     @contextlib.contextmanager
-    def _inline(self, instruction, documents):
+    def _inline(self, instruction, documents, expands=True):
         """Yield here-documents as files."""
         with context.scratch("inline") as folder:
             for one in documents:
-                body = self._expanded_document(instruction, one.body) if one.expands else one.body
+                body = self._expanded_document(instruction, one.body) if one.expands and expands else one.body
                 (folder / one.name).write_text(body)
                 (folder / one.name).chmod(0o644)
             yield Tree(str(folder), "the Dockerfile", owner=(0, 0))
@@ -277,13 +296,14 @@ class _Builder(layer_cache.Layers):
         return instruction.expand(quoted, self._variables())
 
     @contextlib.contextmanager
-    def _source(self, instruction):
+    def _source(self, instruction, name):
         """Yield what --from names, a stage or an image; without it the build's folder."""
-        if "from" not in instruction.flags:
+        if name is None:
             yield self.area
             return
-        name = self._expanded(instruction, instruction.flags["from"])
         stage = self.now.before(name)
+        if stage is not None and stage not in self.done:
+            raise instruction.refuse(f"the stage {name} is needed by an ONBUILD only, and was not built")
         image = self.done[stage].image if stage is not None else catalog.get(name)
         with context.tree_of(image, f"the stage {name}" if stage is not None else name) as tree:
             yield tree
@@ -304,11 +324,32 @@ class _Builder(layer_cache.Layers):
             raise instruction.refuse(f"{what}={text}: {error.message}", hint) from None
 
     def _run(self, instruction):
-        if "mount" in instruction.flags or instruction.flags.get("security", "sandbox") != "sandbox":
-            name = "mount" if "mount" in instruction.flags else "security"
-            raise instruction.refuse(f"labkit does not do --{name}", "COPY what it brings, or build with BuildKit")
-        if instruction.flags.get("network", "default") not in ("default", "none", "host"):
-            raise instruction.refuse(f"--network={instruction.flags['network']} is none", "default, none or host")
-        command = instruction.command(self.stage.shell)
-        with self.layer(instruction, command, self.stage.environment(), mounted=False):
-            pass  # a container makes and mounts its own root
+        flags = instruction.flags
+        if flags.get("security", "sandbox") != "sandbox":
+            raise instruction.refuse("labkit does not do --security", "no command of a build has power over this machine")
+        network = flags.get("network", "default")
+        if network not in ("default", "none") and network != self.network:
+            raise instruction.refuse(f"--network={network} is not what this build may have", f"lab build --network {network}")
+        fill = functools.partial(self._expanded, instruction)
+        with contextlib.ExitStack() as stack:
+            source = lambda name: self._source(instruction, name)  # noqa: E731
+            workdir = self.stage.config.workdir
+            mounts = stack.enter_context(run_mounts.made(flags.get("mount", ""), workdir, fill, source, self.secrets))
+            if instruction.is_script():
+                tree = stack.enter_context(self._inline(instruction, instruction.heredocs[:1], expands=False))
+                path = Path(tree.root, instruction.heredocs[0].name)
+                path.chmod(0o755)
+                script = run_mounts.Volume(str(path), f"/dev/pipes/{path.name}", True)
+                mounts = replace(mounts, volumes=(*mounts.volumes, script))
+            made_of = (instruction.command(self.stage.shell), self.stage.environment(), mounts.made_of)
+            made_of += ([one.body for one in instruction.heredocs], network)
+            with self.layer(instruction, *made_of, mounts=mounts):
+                pass  # a container makes and mounts its own root
+
+
+def _is_signal(text):
+    if text.isdecimal():
+        return 0 < int(text) < 65
+    name = text.upper().removeprefix("SIG")
+    real_time = re.fullmatch(r"RTMIN(\+\d|\+1[0-5])?|RTMAX(-\d|-1[0-4])?", name)
+    return bool(real_time) or f"SIG{name}" in signal.Signals.__members__

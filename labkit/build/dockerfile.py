@@ -34,6 +34,8 @@ FLAGS = {
         ).split()
     },
 }
+_BLANKS = re.compile(r"[ \t\v\f\r]+")
+_WHOLE = r"<<-?\s*(['\"]?)[\w.-]+\1"
 _REFERENCE = "see Docker's Dockerfile reference"
 
 
@@ -79,7 +81,7 @@ class Instruction:
     def each(self, variables: Mapping[str, str]) -> list[str]:
         """Return the words of ADD, COPY, FROM or VOLUME: a JSON list, or what spaces part; each filled in."""
         listed = self.list()
-        parts = listed if listed is not None else self.text.split()
+        parts = listed if listed is not None else _BLANKS.split(self.text)
         return [self.expand(part, variables) for part in parts]
 
     def parted(self, variables: Mapping[str, str]) -> list[str]:
@@ -93,7 +95,7 @@ class Instruction:
         """Return [(name, value)] of ENV or LABEL: `A=1 B="2 3"`, or the old `A 1`."""
         parts = words.split(self.text, self.escape)
         if "=" not in parts[0]:
-            name, *rest = self.text.split(None, 1)
+            name, *rest = _BLANKS.split(self.text, maxsplit=1)
             if not rest:
                 raise self.refuse(f"{name} has no value", f"{self.word} {name}=value")
             return [(self.expand(name, variables), self.expand(rest[0], variables))]
@@ -113,7 +115,11 @@ class Instruction:
             parts = json.loads(self.text)
         except (ValueError, RecursionError):
             return None
-        return tuple(parts) if isinstance(parts, list) and all(isinstance(part, str) for part in parts) else None
+        if not isinstance(parts, list):
+            return None
+        if not all(isinstance(part, str) for part in parts):
+            raise self.refuse(f"{self.text!r:.60} is a list of more than strings")
+        return tuple(parts)
 
     def command(self, shell: tuple[str, ...]) -> tuple[str, ...]:
         """Return what RUN, CMD or ENTRYPOINT execute: the list, or the text by a shell."""
@@ -125,16 +131,15 @@ class Instruction:
     def _script(self, shell: tuple[str, ...]) -> tuple[str, ...]:
         """Return the command of a RUN with here-documents: the one is the script, or the shell reads all of it."""
         first = self.heredocs[0]
-        if not re.fullmatch(r"<<-?\s*(['\"]?)\w+\1", self.text):
+        if not re.fullmatch(_WHOLE, self.text):
             documents = "".join(f"{one.body}{one.name}\n" for one in self.heredocs)
             return (*shell, f"{self.text}\n{documents}")
-        if not first.body.startswith("#!"):
-            return (*shell, first.body)
-        # By its own interpreter: written to a file, since the kernel reads the first line of files only.
-        file = "/tmp/.build-script"
-        mark = "END-OF-BUILD-SCRIPT"
-        lines = f"cat >{file} <<'{mark}' && chmod 700 {file} && {file}; code=$?; rm -f {file}; exit $code\n"
-        return ("/bin/sh", "-c", f"{lines}{first.body}{mark}\n")
+        return (*shell, f"/dev/pipes/{first.name}" if self.is_script() else first.body)
+
+    def is_script(self) -> bool:
+        """Tell whether a here-document is all of a RUN, and names its interpreter by #!: the kernel reads files only."""
+        whole = self.word == "RUN" and self.heredocs and re.fullmatch(_WHOLE, self.text)
+        return bool(whole) and self.heredocs[0].body.startswith("#!")
 
 
 def parse(text: str) -> list[Instruction]:
@@ -158,15 +163,24 @@ def parse_one(text: str, line: int = 0) -> Instruction:
 
 def _escape(lines: list[str]) -> str:
     """Return the escape sign: a directive names it, among those comments at the very top that look like one."""
+    found: dict[str, str] = {}
     for line in lines:
-        directive = re.match(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*$", line.strip())
-        if not directive:
+        directive = re.fullmatch(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+)", line.strip())
+        name = directive[1].lower() if directive else ""
+        if not directive or name not in ("escape", "syntax", "check"):
             break
-        if directive[1].lower() == "escape":
-            if directive[2] not in ("\\", "`"):
-                raise BadValue(f"Dockerfile: escape={directive[2]} is no escape sign", "\\ or `")
-            return directive[2]
-    return "\\"
+        if name in found:
+            raise BadValue(f"Dockerfile: a second {name}= at the top", "one of each kind")
+        found[name] = directive[2]
+    if found.get("escape", "`") not in ("\\", "`"):
+        raise BadValue(f"Dockerfile: escape={found['escape']} is no escape sign", "\\ or `")
+    reader = found.get("syntax", "docker/dockerfile")
+    if not re.match(r"(docker\.io/)?docker/dockerfile(-upstream)?([:@ ]|$)", reader):
+        raise BadValue(
+            f"Dockerfile: syntax={reader} is an image that reads Dockerfiles, and a build here fetches nothing",
+            "syntax=docker/dockerfile:1, or none",
+        )
+    return found.get("escape", "\\")
 
 
 class _Lines:
@@ -204,11 +218,11 @@ class _Lines:
         return number, joined
 
     def _instruction(self, number: int, text: str) -> Instruction:
-        name, *rest = re.split(r"[ \t\v\f\r]+", text, maxsplit=1)
+        name, *rest = _BLANKS.split(text, maxsplit=1)
         word, text = name.upper(), (rest[0] if rest else "")
         if word not in FLAGS:
             raise BadValue(f"Dockerfile, line {number}: {name!r:.40} is no instruction", f"one of {', '.join(FLAGS)}")
-        flags, text = self._flags(text)
+        flags, text = self._flags(number, word, text)
         one = Instruction(number, word, text.strip(), flags, escape=self.escape)
         for flag in flags:
             if flag not in FLAGS[word]:
@@ -218,7 +232,7 @@ class _Lines:
             raise one.refuse("of what?")
         return self._with_heredocs(one)
 
-    def _flags(self, text: str) -> tuple[dict[str, str], str]:
+    def _flags(self, number: int, word: str, text: str) -> tuple[dict[str, str], str]:
         """Take the flags off the front; return them and what is left."""
         flags: dict[str, str] = {}
         while match := re.match(r"--([a-zA-Z][\w-]*)?", text):
@@ -229,14 +243,17 @@ class _Lines:
             text = text[text.index(whole) + len(whole) :].lstrip()
             name, equals, value = whole[2:].partition("=")
             value = words.expand(value.replace("$", f"{self.escape}$"), {}, self.escape) if equals else "true"
-            flags[name] = f"{flags[name]}\n{value}" if name in flags and name == "mount" else value
+            if name in flags and name != "mount":
+                raise BadValue(f"Dockerfile, line {number}: {word}: --{name} is there twice", _REFERENCE)
+            flags[name] = f"{flags[name]}\n{value}" if name in flags else value
         return flags, text
 
     def _with_heredocs(self, one: Instruction) -> Instruction:
         if one.word not in ("RUN", "COPY", "ADD") or "<<" not in one.text or one.list() is not None:
             return one
         found = []
-        for part in words.split(one.text, self.escape):
+        joined = re.sub(r"<<(-?)[ \t]+(?=['\"]?[A-Za-z_])", r"<<\1", one.text)  # `<< EOF` is one word
+        for part in words.split(joined, self.escape):
             match = re.fullmatch(r"\d*<<(-?)((['\"]?)([\w.-]+)\3)(?:[>|&;)].*)?", part)
             if match:
                 body = self._body(one, match[4], bool(match[1]))

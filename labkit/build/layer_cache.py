@@ -64,7 +64,7 @@ class Layers:
         self.stage = None
 
     @contextlib.contextmanager
-    def layer(self, instruction, *made_of, mounted=True):
+    def layer(self, instruction, *made_of, mounts=None):
         """Yield a root to change, mounted, whose changes become the layer; None if the cache has it."""
         config = self.stage.config
         key = json.dumps(
@@ -84,13 +84,13 @@ class Layers:
             self.commit(instruction, known[0])
             return
         layer = None
-        if mounted:
+        if mounts is None:
             with self._root() as root:
                 yield root
                 layer = self._take(root)
         else:
             yield True
-            layer = self._run_container(instruction, made_of[0])
+            layer = self._run_container(instruction, made_of[0], mounts)
         self._remember(key, layer)
         self.commit(instruction, layer)
 
@@ -109,12 +109,13 @@ class Layers:
             finally:
                 ledger.undo_group(name)
 
-    def _run_container(self, instruction, command):
+    def _run_container(self, instruction, command, mounts):
         if not self.stage.image.layers:
             raise instruction.refuse("there is nothing in the image yet to run", "COPY a program first")
         base = self.stage.image
         words = {
-            "env": self.stage.environment(),
+            "env": [*self.stage.environment(), *(f"{name}={value}" for name, value in mounts.env.items())],
+            "volumes": mounts.volumes,
             "network": {"default": self.network}.get(asked := instruction.flags.get("network", "default"), asked),
         }
         # An entrypoint is for who runs the image, not for its build.
@@ -125,7 +126,7 @@ class Layers:
                 raise LabError(
                     f"Dockerfile, line {instruction.line}: {instruction} ended with status {code}", _last_word(last)
                 )
-            _drop_mount_points(box.rootfs)
+            _drop_mount_points(box.rootfs, [volume.target for volume in mounts.volumes])
             return self._take(box.rootfs)
 
     @contextlib.contextmanager
@@ -183,9 +184,10 @@ class Layers:
         state.write_json(state.lib_dir("build-cache") / f"{key}.json", {"layer": layer})
 
 
-def _drop_mount_points(rootfs):
+def _drop_mount_points(rootfs, targets):
     """Take out of an upperdir the empty files and folders that were only there to be mounted on."""
-    for name in _MOUNT_POINTS:
+    above = [str(folder).lstrip("/") for one in targets for folder in (Path(one), *Path(one).parents)[:-1]]
+    for name in (*above, *_MOUNT_POINTS):
         path = Path(rootfs.upperdir, name)
         if any(os.path.lexists(Path(lower, name)) for lower in rootfs.lowerdirs) or path.is_symlink():
             continue

@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from labkit.build import run_mounts
 from labkit.build.dockerfile import Instruction
-from labkit.ground.errors import BadValue
+from labkit.ground.errors import BadValue, from_oserror
 from labkit.images import catalog
 
 # Build arguments that every RUN sees without an ARG.
@@ -43,15 +44,27 @@ class Stage:
         if self.base is not None:
             yield self.base
         for instruction in self.instructions:
-            stage = self.before(instruction.flags["from"]) if "from" in instruction.flags else None
-            if stage is not None:
-                yield stage
+            for name in _named(instruction):
+                if (stage := self.before(name)) is not None:
+                    yield stage
 
     def arguments(self) -> Iterator[str]:
         """Yield the names of its ARGs."""
         for instruction in self.instructions:
             if instruction.word == "ARG":
                 yield from (name for name, _ in arguments(instruction, {}))
+
+
+def _named(instruction: Instruction) -> Iterator[str]:
+    """Yield the stages or images that an instruction takes files from. Raises BadValue."""
+    try:
+        names = [*run_mounts.stages(instruction.flags.get("mount", ""))]
+    except BadValue as error:
+        raise instruction.refuse(error.message, error.hint) from None
+    for name in [*names, *([instruction.flags["from"]] if "from" in instruction.flags else [])]:
+        if "$" in name:
+            raise instruction.refuse(f"--from={name} can't hold a variable", "FROM $NAME AS stage, then --from=stage")
+        yield name
 
 
 def platform() -> dict[str, str]:
@@ -149,6 +162,22 @@ def given(pairs: Iterable[str]) -> dict[str, str]:
         elif name in os.environ:
             found[name] = os.environ[name]
     return found
+
+
+def secret(text: str) -> tuple[str, bytes]:
+    """Return (id, contents) of `id=NAME,src=FILE` or `id=NAME,env=VARIABLE`. Raises BadValue."""
+    said = dict(part.partition("=")[::2] for part in text.split(","))
+    said["src"] = said.pop("source", said.get("src", ""))
+    if not said.get("id") or said.keys() - {"id", "src", "env", "type"}:
+        raise BadValue(f"the secret {text!r} can't be read", "id=NAME,src=FILE or id=NAME,env=VARIABLE")
+    variable = said.get("env") or ("" if said["src"] else said["id"])
+    if variable in os.environ:
+        return said["id"], os.environb[variable.encode()]
+    try:
+        with open(said["src"] or said["id"], "rb") as file:
+            return said["id"], file.read()
+    except OSError as error:
+        raise from_oserror(error, f"reading the secret {said['id']}") from None
 
 
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
