@@ -10,6 +10,7 @@ Left out is what BuildKit itself has changed since Docker 20.10, or does beside 
     ${A-x} ${A#x} ${A/x/y} ${A?} <<EOF --link          came after 20.10
     two backslashes at the end of a line               went on in the next in 20.10
     a backslash before a letter in .dockerignore       means what it means in Go's regular expressions: \\d is a digit
+    a pattern before the last slash, as in */in        20.10 finds nothing there
     ADD --chown of an archive                          its files have that owner since
     --chmod                                            since 20.10 it is said of the folders made for it, too
 """
@@ -208,7 +209,7 @@ def test_dockerignore_leaves_out_what_docker_leaves_out(docker, tmp_path):
 # COPY, ADD
 
 SOURCES = ["f", "./f", "/f", "../f", "g.txt", "suid", "d", "d/", "d/in", "d/sub", "lf", "ld", "ld/in", "la", "over", "two", ".", "f/"]
-WILD = ["*.txt", "?.txt", "d/*", "d/s*", "[fg]*", "*/in", "l*", "d/*/deep", "no*"]
+WILD = ["*.txt", "?.txt", "d/*", "d/s*", "[fg]*", "d/sub/d*", "l*", "d/[^s]*", "no*"]
 ARCHIVES = ["t.tar", "t.tgz", "t.tar.bz2", "t.tar.xz", "zeros", "not.tar", "top.tar", "*.tar.*"]
 TARGETS = ["/new", "/new/", "/dir", "/dir/", "/dir/.", "/file", "/dir/old", "/lf", "/ld", "/ld/", "/ld/x", "/dl", "/a/b/c", "/a/b/"]
 TARGETS += [".", "./", "x", "x/", "..", "../y", "/", "/dir/../z", "/owned", "/owned/", "/dir/sub", "/la/q", "/file/x"]
