@@ -15,30 +15,34 @@ import functools
 import posixpath
 import re
 import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from labkit.build import context, dockerfile, layer_cache, plan, run_mounts
-from labkit.build.copying import Copier, Tree
+from labkit.build.copying import Copier, Owner, Tree
+from labkit.build.dockerfile import Heredoc, Instruction
 from labkit.ground.errors import BadValue, NotFound
 from labkit.images import catalog
-from labkit.images.catalog import ImageConfig
+from labkit.images.catalog import Image, ImageConfig
+from labkit.images.layout import Layout
 
 
 def build(
-    folder,
-    name,
+    folder: str | Path,
+    name: str | list[str],
     *,
-    file=None,
-    args=None,
-    target=None,
-    cache=True,
-    network="none",
-    labels=None,
-    secrets=None,
-    text=None,
-    say=print,
-):
+    file: str | Path | None = None,
+    args: Mapping[str, str] | None = None,
+    target: str | None = None,
+    cache: bool = True,
+    network: str = "none",
+    labels: Mapping[str, str] | None = None,
+    secrets: Mapping[str, bytes] | None = None,
+    text: str | None = None,
+    say: Callable[[str], object] = print,
+) -> Image:
     """Build an image from the Dockerfile in `folder`; name it and return the Image.
 
     `name` is one name or a list of them, `file` another Dockerfile (a path), `text` one's
@@ -51,14 +55,12 @@ def build(
     names = [catalog.normal(one) for one in ([name] if isinstance(name, str) else name)]
     found = _dockerfile(Path(folder), file) if text is None else None
     area = context.read(folder, found)
-    if found is not None:
-        try:
-            text = found.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise NotFound(
-                f"no Dockerfile to read in {folder}: {error}", "build(folder, file=…) names another"
-            ) from None
-    stages = plan.stages(dockerfile.parse(text), dict(args or {}))
+    try:
+        # As bytes: text files of Python's take a carriage return for the end of a line.
+        read = text if found is None else found.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise NotFound(f"no Dockerfile to read in {folder}: {error}", "build(folder, file=…) names another") from None
+    stages = plan.stages(dockerfile.parse(read or ""), dict(args or {}))
     # Held to the end: no layer of a half-built image is garbage.
     with catalog.locked(shared=True) as store:
         builder = _Builder(store, area, dict(args or {}), cache, network, say)
@@ -67,7 +69,7 @@ def build(
         return [catalog.adopt(store, one, image.digest) for one in names][0]
 
 
-def _dockerfile(folder, file):
+def _dockerfile(folder: Path, file: str | Path | None) -> Path:
     """Return the path of the Dockerfile: the one that is named, else either spelling."""
     if file:
         return Path(file)
@@ -76,15 +78,22 @@ def _dockerfile(folder, file):
 
 
 class _Builder(layer_cache.Layers):
-    def __init__(self, store, area, args, cache, network, say):
+    def __init__(
+        self,
+        store: Layout,
+        area: Tree,
+        args: dict[str, str],
+        cache: bool,
+        network: str,
+        say: Callable[[str], object],
+    ) -> None:
         super().__init__(store, cache, network, say)
         self.area, self.args = area, args
-        self.secrets = {}
-        self.done = {}  # number of a plan.Stage: what has become of it
-        self.globals = {}  # ARGs before the first FROM
-        self.used = set()
+        self.secrets: dict[str, bytes] = {}
+        self.done: dict[int, layer_cache.Stage] = {}  # number of a plan.Stage: what has become of it
+        self.globals: dict[str, str] = {}  # ARGs before the first FROM
 
-    def run(self, stages, target, labels):
+    def run(self, stages: list[plan.Stage], target: str | None, labels: Mapping[str, str]) -> Image:
         wanted = plan.needed(stages, target)
         total, count = sum(len(stage.instructions) for stage in wanted), 0
         self.globals = dict(stages[0].globals)
@@ -96,13 +105,14 @@ class _Builder(layer_cache.Layers):
                 self._do(instruction)
             self.done[stage.number] = self.stage
         if labels:
-            self._set(stage.instructions[-1], labels=self.stage.config.labels | labels)
+            self._set(stage.instructions[-1], labels=self.stage.config.labels | dict(labels))
         declared = {name for one in stages for name in one.arguments()} | plan.PROXIES | self.globals.keys()
         for name in sorted(self.args.keys() - declared):
             self.say(f"warning: no ARG takes the build argument {name}")
+        assert self.stage.image is not None
         return self.stage.image
 
-    def _do(self, instruction):
+    def _do(self, instruction: Instruction) -> None:
         try:
             getattr(self, f"_{instruction.word.lower()}")(instruction)
         except (BadValue, NotFound) as error:
@@ -110,12 +120,12 @@ class _Builder(layer_cache.Layers):
                 error.message = f"Dockerfile, line {instruction.line}: {instruction.word}: {error.message}"
             raise
 
-    def _variables(self):
+    def _variables(self) -> dict[str, str]:
         return self.stage.seen()
 
     # FROM, ARG, ONBUILD
 
-    def _from(self, instruction):
+    def _from(self, instruction: Instruction) -> None:
         now = self.now
         if now.base is not None:
             before = self.done[now.base]
@@ -137,7 +147,7 @@ class _Builder(layer_cache.Layers):
         if self.stage.config.on_build:
             self._set(instruction, on_build=())
 
-    def _arg(self, instruction):
+    def _arg(self, instruction: Instruction) -> None:
         for name, default in plan.arguments(instruction, self._variables()):
             if name in self.args:
                 self.stage.variables[name] = self.args[name]
@@ -146,7 +156,7 @@ class _Builder(layer_cache.Layers):
             elif name in self.globals:
                 self.stage.variables[name] = self.globals[name]
 
-    def _onbuild(self, instruction):
+    def _onbuild(self, instruction: Instruction) -> None:
         trigger = dockerfile.parse_one(instruction.text, instruction.line)
         if trigger.word in ("FROM", "ONBUILD", "MAINTAINER"):
             raise instruction.refuse(f"{trigger.word} can't be one")
@@ -154,34 +164,34 @@ class _Builder(layer_cache.Layers):
 
     # What changes only the config
 
-    def _set(self, instruction, **changed):
+    def _set(self, instruction: Instruction, **changed: Any) -> None:
         self.stage.config = replace(self.stage.config, **changed)
         self.commit(instruction, None)
 
-    def _env(self, instruction):
+    def _env(self, instruction: Instruction) -> None:
         env = dict(pair.split("=", 1) for pair in self.stage.config.env) | dict(instruction.pairs(self._variables()))
         self._set(instruction, env=tuple(f"{name}={value}" for name, value in env.items()))
 
-    def _label(self, instruction):
+    def _label(self, instruction: Instruction) -> None:
         self._set(instruction, labels=self.stage.config.labels | dict(instruction.pairs(self._variables())))
 
-    def _maintainer(self, instruction):
+    def _maintainer(self, instruction: Instruction) -> None:
         self._set(instruction, labels=self.stage.config.labels | {"maintainer": instruction.text})
 
-    def _user(self, instruction):
+    def _user(self, instruction: Instruction) -> None:
         self._set(instruction, user=instruction.one(self._variables()))
 
-    def _cmd(self, instruction):
+    def _cmd(self, instruction: Instruction) -> None:
         self.stage.has_cmd = True
         self._set(instruction, cmd=instruction.command(self.stage.shell) if instruction.text else ())
 
-    def _entrypoint(self, instruction):
+    def _entrypoint(self, instruction: Instruction) -> None:
         # The base image's CMD was meant for its own ENTRYPOINT; one of this Dockerfile for this.
         cmd = self.stage.config.cmd if self.stage.has_cmd else ()
         command = instruction.command(self.stage.shell) if instruction.text else ()
         self._set(instruction, entrypoint=command, cmd=cmd)
 
-    def _expose(self, instruction):
+    def _expose(self, instruction: Instruction) -> None:
         ports = set()
         for word in instruction.parted(self._variables()):
             number, _, protocol = word.lower().partition("/")
@@ -192,31 +202,31 @@ class _Builder(layer_cache.Layers):
             ports |= {f"{port}/{protocol or 'tcp'}" for port in range(int(ends[0]), int(ends[-1]) + 1)}
         self._set(instruction, exposed_ports=tuple(sorted({*self.stage.config.exposed_ports, *ports})))
 
-    def _volume(self, instruction):
+    def _volume(self, instruction: Instruction) -> None:
         self._set(
             instruction, volumes=tuple(sorted({*self.stage.config.volumes, *instruction.each(self._variables())}))
         )
 
-    def _stopsignal(self, instruction):
+    def _stopsignal(self, instruction: Instruction) -> None:
         word = instruction.one(self._variables())
         if not _is_signal(word):
             raise instruction.refuse(f"there is no signal {word!r}", "SIGINT, or a number: signal(7) lists them")
         self._set(instruction, stop_signal=word)
 
-    def _shell(self, instruction):
+    def _shell(self, instruction: Instruction) -> None:
         words = instruction.list()
         if not words:
             raise instruction.refuse("takes a JSON list", 'SHELL ["/bin/sh", "-c"]')
         self._set(instruction, shell=words)
 
-    def _healthcheck(self, instruction):
+    def _healthcheck(self, instruction: Instruction) -> None:
         """Keep it in the image, for engines that ask a container whether it is well; labkit asks none."""
         kind, *rest = instruction.text.split(None, 1)
         if kind.upper() not in ("NONE", "CMD") or (kind.upper() == "CMD") != bool(rest):
             raise instruction.refuse(
                 f"{instruction.text!r:.40} can't be read", "HEALTHCHECK CMD …, or HEALTHCHECK NONE"
             )
-        check = {"Test": ["NONE"]}
+        check: dict[str, Any] = {"Test": ["NONE"]}
         if rest:
             listed = replace(instruction, text=rest[0]).list()
             check = {"Test": ["CMD", *listed] if listed is not None else ["CMD-SHELL", rest[0]]}
@@ -225,7 +235,7 @@ class _Builder(layer_cache.Layers):
 
     # What makes a layer
 
-    def _workdir(self, instruction):
+    def _workdir(self, instruction: Instruction) -> None:
         path = posixpath.normpath(posixpath.join("/", self.stage.config.workdir, instruction.one(self._variables())))
         self.stage.config = replace(self.stage.config, workdir=path)
         owner = self._owner_of(instruction, self.stage.config.user or "0:0", "USER")
@@ -233,7 +243,7 @@ class _Builder(layer_cache.Layers):
             if root is not None:
                 Copier(root.merged, owner).make_folders(path)
 
-    def _copy(self, instruction):
+    def _copy(self, instruction: Instruction) -> None:
         *sources, target = self._places(instruction)
         with contextlib.ExitStack() as stack:
             documents = {f"<<{dash}{one.name}": one for one in instruction.heredocs for dash in ("", "-")}
@@ -260,7 +270,7 @@ class _Builder(layer_cache.Layers):
                     for tree, path in found:
                         copier.copy(tree, path, target, archives=instruction.word == "ADD")
 
-    def _add(self, instruction):
+    def _add(self, instruction: Instruction) -> None:
         for word in instruction.each(self._variables())[:-1]:
             if "://" in word or word.startswith("git@"):
                 raise instruction.refuse(
@@ -269,10 +279,10 @@ class _Builder(layer_cache.Layers):
                 )
         self._copy(instruction)
 
-    def _expanded(self, instruction, text):
+    def _expanded(self, instruction: Instruction, text: str) -> str:
         return instruction.expand(text, self._variables())
 
-    def _places(self, instruction):
+    def _places(self, instruction: Instruction) -> list[str]:
         parts = instruction.each(self._variables())
         if len(parts) < 2 or any("\0" in part for part in parts):
             raise instruction.refuse(f"{instruction.text!r} can't be read", f"{instruction.word} SOURCE … TARGET")
@@ -281,7 +291,7 @@ class _Builder(layer_cache.Layers):
         return [*parts[:-1], posixpath.normpath(target).rstrip("/") + keep or "/"]
 
     @contextlib.contextmanager
-    def _inline(self, instruction, documents, expands=True):
+    def _inline(self, instruction: Instruction, documents: Iterable[Heredoc], expands: bool = True) -> Iterator[Tree]:
         """Yield here-documents as files."""
         with context.scratch("inline") as folder:
             for one in documents:
@@ -290,13 +300,13 @@ class _Builder(layer_cache.Layers):
                 (folder / one.name).chmod(0o644)
             yield Tree(str(folder), "the Dockerfile", owner=(0, 0))
 
-    def _expanded_document(self, instruction, body):
+    def _expanded_document(self, instruction: Instruction, body: str) -> str:
         """Fill in a here-document's variables; quotes are text in it."""
         quoted = re.sub(r"(['\"])", lambda sign: instruction.escape + sign[0], body)
         return instruction.expand(quoted, self._variables())
 
     @contextlib.contextmanager
-    def _source(self, instruction, name):
+    def _source(self, instruction: Instruction, name: str | None) -> Iterator[Tree]:
         """Yield what --from names, a stage or an image; without it the build's folder."""
         if name is None:
             yield self.area
@@ -308,7 +318,7 @@ class _Builder(layer_cache.Layers):
         with context.tree_of(image, f"the stage {name}" if stage is not None else name) as tree:
             yield tree
 
-    def _copier(self, instruction):
+    def _copier(self, instruction: Instruction) -> Copier:
         chown, mode = (instruction.flags.get(flag) for flag in ("chown", "chmod"))
         owner = self._owner_of(instruction, self._expanded(instruction, chown), "--chown") if chown else None
         mode = self._expanded(instruction, mode) if mode else None
@@ -316,20 +326,22 @@ class _Builder(layer_cache.Layers):
             raise instruction.refuse(f"--chmod={mode} is no mode", "--chmod=755")
         return Copier("", owner, int(mode, 8) if mode else None)
 
-    def _owner_of(self, instruction, text, what):
+    def _owner_of(self, instruction: Instruction, text: str, what: str) -> Owner:
         try:
             return context.find_owner(self.stage.image, text)
         except (NotFound, BadValue) as error:
             hint = "a number is always possible: --chown=1000:1000"
             raise instruction.refuse(f"{what}={text}: {error.message}", hint) from None
 
-    def _run(self, instruction):
+    def _run(self, instruction: Instruction) -> None:
         flags = instruction.flags
         if flags.get("security", "sandbox") != "sandbox":
-            raise instruction.refuse("labkit does not do --security", "no command of a build has power over this machine")
+            raise instruction.refuse("labkit does not do --security", "no build has power over this machine")
         network = flags.get("network", "default")
         if network not in ("default", "none") and network != self.network:
-            raise instruction.refuse(f"--network={network} is not what this build may have", f"lab build --network {network}")
+            raise instruction.refuse(
+                f"--network={network} is not this build's to have", f"lab build --network {network}"
+            )
         fill = functools.partial(self._expanded, instruction)
         with contextlib.ExitStack() as stack:
             source = lambda name: self._source(instruction, name)  # noqa: E731
@@ -341,13 +353,13 @@ class _Builder(layer_cache.Layers):
                 path.chmod(0o755)
                 script = run_mounts.Volume(str(path), f"/dev/pipes/{path.name}", True)
                 mounts = replace(mounts, volumes=(*mounts.volumes, script))
-            made_of = (instruction.command(self.stage.shell), self.stage.environment(), mounts.made_of)
-            made_of += ([one.body for one in instruction.heredocs], network)
-            with self.layer(instruction, *made_of, mounts=mounts):
+            command, env = instruction.command(self.stage.shell), self.stage.environment()
+            inline = [one.body for one in instruction.heredocs]
+            with self.layer(instruction, command, env, mounts.made_of, inline, network, mounts=mounts):
                 pass  # a container makes and mounts its own root
 
 
-def _is_signal(text):
+def _is_signal(text: str) -> bool:
     if text.isdecimal():
         return 0 < int(text) < 65
     name = text.upper().removeprefix("SIG")

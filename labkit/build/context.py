@@ -36,7 +36,7 @@ def read(folder: str | os.PathLike[str], dockerfile: Path | None = None) -> Tree
     beside = dockerfile and dockerfile.with_name(f"{dockerfile.name}.dockerignore")
     for place in (beside, whole / ".dockerignore"):
         if place is not None and place.is_file():
-            ignored = ignore.Ignored(place.read_text(errors="surrogateescape"))
+            ignored = ignore.Ignored(place.read_bytes().decode(errors="surrogateescape"))
             break
     return Tree(str(whole), "the build folder", ignored, (0, 0))
 

@@ -137,13 +137,15 @@ class Instruction:
         return (*shell, f"/dev/pipes/{first.name}" if self.is_script() else first.body)
 
     def is_script(self) -> bool:
-        """Tell whether a here-document is all of a RUN, and names its interpreter by #!: the kernel reads files only."""
+        """Tell whether a here-document is all of a RUN, and begins with #!, which the kernel reads in files only."""
         whole = self.word == "RUN" and self.heredocs and re.fullmatch(_WHOLE, self.text)
         return bool(whole) and self.heredocs[0].body.startswith("#!")
 
 
 def parse(text: str) -> list[Instruction]:
     """Return the Instructions of a Dockerfile. Raises BadValue with the line."""
+    if "\0" in text or text.startswith("\ufffd"):
+        raise BadValue("the Dockerfile is not text in UTF-8", "save it as UTF-8: a Windows editor may have used UTF-16")
     # Only a newline ends a line: str.splitlines knows eight other signs.
     lines = [line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n")]
     found = _Lines(lines, _escape(lines)).instructions()

@@ -13,14 +13,20 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO, Any
 
+from labkit.build.dockerfile import Instruction
+from labkit.build.run_mounts import Mounts
 from labkit.container.life import Container
 from labkit.ground import ledger, state
 from labkit.ground.errors import Damaged, LabError
 from labkit.images import commit
 from labkit.images.catalog import Image, ImageConfig
+from labkit.images.commit import Layer
+from labkit.images.layout import Layout
 from labkit.storage import roots
 
 SHELL = ("/bin/sh", "-c")
@@ -35,36 +41,39 @@ class Stage:
 
     image: Image | None
     config: ImageConfig
-    variables: dict = field(default_factory=dict)  # ARGs, seen by what follows and by RUN, kept nowhere
+    variables: dict[str, str] = field(default_factory=dict)  # ARGs, seen by what follows and by RUN, kept nowhere
     has_cmd: bool = False  # a CMD of its own, and not of the image that it began with
 
     @property
-    def shell(self):
+    def shell(self) -> tuple[str, ...]:
         """What a text is run by."""
         return self.config.shell or SHELL
 
-    def seen(self):
+    def seen(self) -> dict[str, str]:
         """Return the variables an instruction may use: ENV wins over ARG."""
         return self.variables | dict(pair.split("=", 1) for pair in self.config.env)
 
-    def environment(self):
+    def environment(self) -> list[str]:
         """Return the ARGs that RUN has beside the image's own ENV, as "NAME=value"."""
         named = {pair.partition("=")[0] for pair in self.config.env}
         return [f"{name}={value}" for name, value in sorted(self.variables.items()) if name not in named]
 
-    def lowest(self):
+    def lowest(self) -> tuple[str, ...]:
         return self.image.diff_ids if self.image else ()
 
 
 class Layers:
     """The part of a build that makes layers; `stage` is what it works on."""
 
-    def __init__(self, store, cache, network, say):
+    stage: Stage
+
+    def __init__(self, store: Layout, cache: bool, network: str, say: Callable[[str], object]) -> None:
         self.store, self.cache, self.network, self.say = store, cache, network, say
-        self.stage = None
 
     @contextlib.contextmanager
-    def layer(self, instruction, *made_of, mounts=None):
+    def layer(
+        self, instruction: Instruction, *made_of: Any, mounts: Mounts | None = None
+    ) -> Iterator[roots.Rootfs | None]:
         """Yield a root to change, mounted, whose changes become the layer; None if the cache has it."""
         config = self.stage.config
         key = json.dumps(
@@ -89,30 +98,31 @@ class Layers:
                 yield root
                 layer = self._take(root)
         else:
-            yield True
+            yield None
             layer = self._run_container(instruction, made_of[0], mounts)
         self._remember(key, layer)
         self.commit(instruction, layer)
 
-    def commit(self, instruction, layer):
+    def commit(self, instruction: Instruction, layer: Layer | None) -> None:
         image = commit.add(self.store, self.stage.image, layer, None, self.stage.config, str(instruction))
         self.stage.image = image
 
     @contextlib.contextmanager
-    def _root(self):
+    def _root(self) -> Iterator[roots.Rootfs]:
         driver, name = roots.driver(), f"build-{state.new_id()}"
         with ledger.group(name):
             try:
+                assert self.stage.image is not None  # FROM has made one, of scratch too
                 root = driver.prepare(self.stage.image, name)
                 roots.mount(root.lowerdirs, root.upperdir, root.workdir, root.merged, root.options)
                 yield root
             finally:
                 ledger.undo_group(name)
 
-    def _run_container(self, instruction, command, mounts):
-        if not self.stage.image.layers:
-            raise instruction.refuse("there is nothing in the image yet to run", "COPY a program first")
+    def _run_container(self, instruction: Instruction, command: tuple[str, ...], mounts: Mounts) -> Layer | None:
         base = self.stage.image
+        if base is None or not base.layers:
+            raise instruction.refuse("there is nothing in the image yet to run", "COPY a program first")
         words = {
             "env": [*self.stage.environment(), *(f"{name}={value}" for name, value in mounts.env.items())],
             "volumes": mounts.volumes,
@@ -130,7 +140,9 @@ class Layers:
             return self._take(box.rootfs)
 
     @contextlib.contextmanager
-    def _started(self, image, command, words):
+    def _started(
+        self, image: str, command: tuple[str, ...], words: dict[str, Any]
+    ) -> Iterator[tuple[Container, IO[bytes]]]:
         """Start a container whose output comes through a pipe; yield (it, the pipe's end to read)."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         with open(read_end, "rb", 0) as output, Container(image, command, **words) as box:
@@ -141,7 +153,7 @@ class Layers:
                 os.close(write_end)
             yield box, output
 
-    def _repeated(self, output):
+    def _repeated(self, output: IO[bytes]) -> str:
         """Say each line while it comes; return the last that was no empty one."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         rest, last = "", ""
@@ -154,7 +166,7 @@ class Layers:
             self.say(rest)
         return rest.strip() or last
 
-    def _take(self, root):
+    def _take(self, root: roots.Rootfs) -> Layer | None:
         """Store what is in an upperdir as a layer; return (diff_id, digest, size), or None if it is empty."""
         roots.unmount(root.merged)
         if not root.changes():
@@ -166,7 +178,7 @@ class Layers:
 
     # The cache
 
-    def _cached(self, key):
+    def _cached(self, key: str) -> tuple[Layer | None] | None:
         """Return (layer or None,) if the cache has this key and the store the layer, else None."""
         if not self.cache:
             return None
@@ -180,11 +192,11 @@ class Layers:
             return (None,)
         return (tuple(layer),) if self.store.has(layer[1]) else None
 
-    def _remember(self, key, layer):
+    def _remember(self, key: str, layer: Layer | None) -> None:
         state.write_json(state.lib_dir("build-cache") / f"{key}.json", {"layer": layer})
 
 
-def _drop_mount_points(rootfs, targets):
+def _drop_mount_points(rootfs: roots.Rootfs, targets: list[str]) -> None:
     """Take out of an upperdir the empty files and folders that were only there to be mounted on."""
     above = [str(folder).lstrip("/") for one in targets for folder in (Path(one), *Path(one).parents)[:-1]]
     for name in (*above, *_MOUNT_POINTS):
@@ -198,7 +210,7 @@ def _drop_mount_points(rootfs, targets):
                 path.unlink()
 
 
-def _last_word(last):
+def _last_word(last: str) -> str:
     """Return what a command that failed said last; on a full disk it could not even say that."""
     disk = os.statvfs(state.lib_dir())
     if disk.f_bavail * disk.f_frsize < 64 << 10:

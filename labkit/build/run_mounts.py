@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from labkit.build import context
 from labkit.build.copying import Copier, Tree
@@ -40,7 +41,7 @@ class Mounts:
 
     volumes: tuple[Volume, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    made_of: tuple = ()
+    made_of: tuple[Any, ...] = ()
 
 
 def parse(text: str, fill: Callable[[str], str] = str) -> dict[str, str]:
@@ -78,7 +79,7 @@ def made(
     """Make ready for the block what --mount flags, one a line, ask for; `source` gives the files of a from=."""
     found: list[Volume] = []
     env: dict[str, str] = {}
-    made_of: list[tuple] = []
+    made_of: list[tuple[str, str]] = []
     with contextlib.ExitStack() as stack:
         for line in text.splitlines():
             words = parse(line, fill)

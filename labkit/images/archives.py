@@ -111,7 +111,7 @@ def load(source: Target, name: str | None = None, progress: Callable[[int, int],
         names = [(known or name, digest) for known, digest in found]
         if not names or any(known is None for known, _ in names):
             raise BadValue(f"{path} does not say what its image is called", "load(path, name=…) does")
-        checked = [(_named(known), digest) for known, digest in names]
+        checked = [(_named(str(known)), digest) for known, digest in names]
         for _, digest in checked:  # all are looked through before the first gets its name
             catalog.adopt_unnamed(store, digest)
         return [catalog.adopt(store, known, digest) for known, digest in checked]
@@ -199,7 +199,7 @@ class _Archive:
 
     def from_oci(self, store: Layout) -> list[tuple[str | None, str]]:
         """Take in what index.json lists; return [(name or None, manifest digest)]."""
-        named: dict[Any, list[dict]] = {}
+        named: dict[Any, list[dict[str, Any]]] = {}
         for entry in layout.entries(self.json("index.json"), f"the index of {self.path}"):
             said = entry.get("annotations")
             said = said if isinstance(said, dict) else {}
@@ -213,7 +213,7 @@ class _Archive:
                 found.append((name, self._take_manifest(store, digests.check_archived(entry.get("digest")))))
         return found
 
-    def _choose(self, several: list[dict]) -> dict:
+    def _choose(self, several: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the entry for this machine; one that says no platform is asked for its config's."""
         wanted = catalog.wanted_platform()
         with contextlib.suppress(Unsupported):
@@ -270,7 +270,7 @@ class _Archive:
             found += [(tag, manifest) for tag in tags]
         return found
 
-    def _take_layer(self, store: Layout, name: object) -> dict:
+    def _take_layer(self, store: Layout, name: object) -> dict[str, Any]:
         with open(self.file(name), "rb") as file:
             start = file.read(6)
             file.seek(0)

@@ -78,7 +78,7 @@ _FOLDERS = {
 }
 
 
-def make(store):
+def make(store: layout.Layout) -> str:
     """Write the base image into a Layout under NAME; return its manifest's digest.
 
     Raises NotFound without a static busybox, which the package busybox-static has.
@@ -111,7 +111,7 @@ def make(store):
     return manifest
 
 
-def _busybox():
+def _busybox() -> tuple[str, bytes]:
     for path in _WHERE:
         try:
             with open(path, "rb") as file:
@@ -125,7 +125,7 @@ def _busybox():
     raise NotFound("this machine has no static busybox", "apt-get install busybox-static (`lab up` does)")
 
 
-def is_static(elf):
+def is_static(elf: bytes) -> bool:
     """Tell whether an ELF program runs without a loader: it has no PT_INTERP segment. See elf(5)."""
     PT_INTERP = 3
     if elf[:4] != b"\x7fELF" or len(elf) < 64 or elf[4] != 2:  # 2: 64 bit
@@ -138,7 +138,7 @@ def is_static(elf):
     return all(struct.unpack_from(order + "I", elf, offset + size * index)[0] != PT_INTERP for index in range(count))
 
 
-def _names(path):
+def _names(path: str) -> list[str]:
     """Return every name busybox answers to, with its folder, as busybox itself lists them."""
     try:
         listed = subprocess.run([path, "--list"], capture_output=True, text=True, check=True, timeout=10)
@@ -147,7 +147,7 @@ def _names(path):
     return sorted(set(listed.stdout.split()) - {"busybox"})
 
 
-def _layer(path, data):
+def _layer(path: str, data: bytes) -> bytes:
     """Return the layer's tar: folders, files, busybox once, and a hard link to it for each other name."""
     out = io.BytesIO()
     tar = tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed below
@@ -163,19 +163,19 @@ def _layer(path, data):
     return out.getvalue()
 
 
-def _entry(name, mode, kind):
+def _entry(name: str, mode: int, kind: bytes) -> tarfile.TarInfo:
     entry = tarfile.TarInfo(name)  # owner 0:0, time 0
     entry.mode, entry.type = mode, kind
     return entry
 
 
-def _file(tar, name, data, mode):
+def _file(tar: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
     entry = _entry(name, mode, tarfile.REGTYPE)
     entry.size = len(data)
     tar.addfile(entry, io.BytesIO(data))
 
 
-def _link(tar, name):
+def _link(tar: tarfile.TarFile, name: str) -> None:
     entry = _entry(name, 0o755, tarfile.LNKTYPE)
     entry.linkname = "bin/busybox"
     tar.addfile(entry)

@@ -15,7 +15,10 @@ it is in. Those folders are the lowerdirs of every container; nothing ever write
 import contextlib
 import os
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from labkit.ground import state
 from labkit.ground.errors import BadArchive, BadValue, NotFound
@@ -27,18 +30,18 @@ from labkit.images.layout import Layout, normal
 class ImageConfig:
     """What an image says about the container to be made of it. See the OCI image specification, config.md."""
 
-    env: tuple = ()  # "NAME=value", …
-    entrypoint: tuple = ()
-    cmd: tuple = ()
+    env: tuple[str, ...] = ()  # "NAME=value", …
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
     workdir: str = "/"
     user: str = ""  # user, uid, user:group, uid:gid; empty is root
-    exposed_ports: tuple = ()  # "80/tcp", …
-    volumes: tuple = ()  # paths that want a volume
-    labels: dict = field(default_factory=dict, hash=False)
+    exposed_ports: tuple[str, ...] = ()  # "80/tcp", …
+    volumes: tuple[str, ...] = ()  # paths that want a volume
+    labels: dict[str, str] = field(default_factory=dict, hash=False)
     stop_signal: str = "SIGTERM"
-    shell: tuple = ()  # what a build runs text by, if not by /bin/sh -c
-    on_build: tuple = ()  # instructions for who builds on it
-    others: dict = field(default_factory=dict, hash=False)  # what only other tools read, Healthcheck among it: kept
+    shell: tuple[str, ...] = ()  # what a build runs text by, if not by /bin/sh -c
+    on_build: tuple[str, ...] = ()  # instructions for who builds on it
+    others: dict[str, Any] = field(default_factory=dict, hash=False)  # what other tools read, Healthcheck too
 
 
 @dataclass(frozen=True)
@@ -49,28 +52,28 @@ class Image:
     digest: str  # the manifest's: what a registry calls it
     id: str  # the config's: what `docker images` shows
     config: ImageConfig
-    layers: tuple  # folders, the lowest first
-    diff_ids: tuple  # the layers' names, in the same order
+    layers: tuple[str, ...]  # folders, the lowest first
+    diff_ids: tuple[str, ...]  # the layers' names, in the same order
     size: int  # bytes of its blobs as stored
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         layers = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
         return f"<image {self.name} {self.id[7:19]}: {layers}, {self.size / 1e6:.1f} MB>"
 
 
-def store():
+def store() -> Layout:
     """Return the Layout that holds all images."""
     return Layout(state.lib_dir("images")).create()
 
 
 @contextlib.contextmanager
-def locked(shared=False):
+def locked(shared: bool = False) -> Iterator[Layout]:
     """Hold the store: shared while something is added, alone while garbage is collected."""
     with state.lock("images", shared):
         yield store()
 
 
-def get(ref):
+def get(ref: str | Image) -> Image:
     """Return the Image of a name, a digest or the first digits of an id, its layers unpacked.
 
     Raises NotFound with the names that are here.
@@ -82,19 +85,19 @@ def get(ref):
         return _image(layout, name, digest, unpack=True)
 
 
-def all():
+def all() -> list[Image]:
     """Return every Image by name; layers not yet unpacked stay so."""
     with locked(shared=True) as layout:
         return [_image(layout, name, digest, unpack=False) for name, digest in sorted(layout.names().items())]
 
 
-def find(ref):
+def find(ref: str) -> tuple[str, str]:
     """Return (name, manifest digest) of what `ref` means here. Raises NotFound."""
     with locked(shared=True) as layout:
         return find_in(layout, ref)
 
 
-def find_in(layout, ref):
+def find_in(layout: Layout, ref: object) -> tuple[str, str]:
     """Return (name, manifest digest) of what `ref` means in a held store."""
     names = layout.names()
     if not isinstance(ref, str):
@@ -121,12 +124,12 @@ def find_in(layout, ref):
     raise _not_found(name, names)
 
 
-def _not_found(name, names):
+def _not_found(name: str, names: Mapping[str, str]) -> NotFound:
     there = ", ".join(sorted({*names, busybox.NAME}))
     return NotFound(f"there is no image {name} here", f"here: {there}; `lab pull {name}` fetches it from a registry")
 
 
-def _image(layout, name, digest, unpack):
+def _image(layout: Layout, name: str, digest: str, unpack: bool) -> Image:
     manifest, config = read(layout, digest)
     diff_ids = tuple(config["rootfs"]["diff_ids"])
     folders = tuple(
@@ -137,20 +140,18 @@ def _image(layout, name, digest, unpack):
     return Image(name, digest, manifest["config"]["digest"], parse_config(config), folders, diff_ids, size)
 
 
-def read(layout, digest):
+def read(layout: Layout, digest: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (manifest, config) as dicts, looked through before use. Raises BadArchive."""
     manifest = layout.read_json(digest)
-    parts = [
-        manifest.get("config"),
-        *(manifest.get("layers") if isinstance(manifest.get("layers"), list) else [None]),
-    ]
+    listed = manifest.get("layers")
+    parts = [manifest.get("config"), *(listed if isinstance(listed, list) else [None])]
     for part in parts:
         if not isinstance(part, dict) or not isinstance(part.get("size"), int) or part["size"] < 0:
             raise BadArchive(f"{digest} is not the manifest of an image", "an index, or damaged: pull or load it again")
         digests.check_archived(part.get("digest"))
     config = layout.read_json(manifest["config"]["digest"])
-    rootfs = config.get("rootfs") if isinstance(config.get("rootfs"), dict) else {}
-    diff_ids = rootfs.get("diff_ids")
+    rootfs = config.get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     if not isinstance(diff_ids, list) or len(diff_ids) != len(manifest["layers"]):
         raise BadArchive(f"the config of {digest} does not name each layer's diffID", "damaged: pull or load it again")
     for diff_id in diff_ids:
@@ -158,13 +159,13 @@ def read(layout, digest):
     return manifest, config
 
 
-def parse_config(config):
+def parse_config(config: dict[str, Any]) -> ImageConfig:
     """Return the ImageConfig in an image's config. Raises BadArchive where it is not one."""
     inner = config.get("config") or {}
     if not isinstance(inner, dict):
         raise BadArchive("the image's config is not an object", "damaged: pull or load it again")
 
-    def field_of(key, kind, inside=str):
+    def field_of(key: str, kind: type, inside: type | None = str) -> Any:
         value = inner.get(key)
         if value is None:
             return kind()
@@ -174,7 +175,7 @@ def parse_config(config):
             )
         return value
 
-    def all_are(value, inside):
+    def all_are(value: Any, inside: type | None) -> bool:
         items = [*value, *value.values()] if isinstance(value, dict) and inside else value
         return not any(not isinstance(item, str) or "\0" in item for item in items)
 
@@ -202,12 +203,12 @@ KNOWN = set("Env Entrypoint Cmd WorkingDir User ExposedPorts Volumes Labels Stop
 # Layers as folders
 
 
-def layer_folder(diff_id):
+def layer_folder(diff_id: str) -> Path:
     """Return where a layer is unpacked, or would be."""
     return state.lib_dir("layers") / digests.hex_of(diff_id) / "diff"
 
 
-def unpacked(layout, digest, diff_id):
+def unpacked(layout: Layout, digest: str, diff_id: str) -> str:
     """Return the folder of a layer, unpacking its blob if nobody has yet. Raises BadArchive.
 
     The folder `<diffID>/diff` gets its name when all in it has been checked and is on the disk.
@@ -227,7 +228,7 @@ def unpacked(layout, digest, diff_id):
 # Names
 
 
-def tag(ref, name):
+def tag(ref: str, name: str) -> Image:
     """Give an image another name; return the Image."""
     name = normal(name)
     with locked(shared=True) as layout:
@@ -235,7 +236,7 @@ def tag(ref, name):
     return get(name)
 
 
-def adopt(layout, name, digest):
+def adopt(layout: Layout, name: str, digest: str) -> Image:
     """Name an image whose blobs are in the store, after looking it through and unpacking it; return it.
 
     Caller holds the store, shared. Raises BadArchive: then nothing has the name that had not before.
@@ -245,12 +246,12 @@ def adopt(layout, name, digest):
     return image
 
 
-def adopt_unnamed(layout, digest):
+def adopt_unnamed(layout: Layout, digest: str) -> Image:
     """Look an image through and unpack it, as yet without a name; return it. Caller holds the store."""
     return _image(layout, "", digest, unpack=True)
 
 
-def wanted_platform():
+def wanted_platform() -> tuple[str, str]:
     """Return (os, architecture) of this machine in OCI's words: linux, amd64 or arm64."""
     machine = os.uname().machine
     return "linux", {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)

@@ -8,12 +8,26 @@ them by the same digest. A Dockerfile's `RUN` is this, once for each line.
 """
 
 from dataclasses import replace
+from typing import IO, Any, Protocol
 
 from labkit.images import catalog, layout
-from labkit.images.catalog import ImageConfig
+from labkit.images.catalog import Image, ImageConfig
+from labkit.images.diff import Change
+from labkit.images.layout import Layout
+
+Layer = tuple[str, str, int]  # diff_id, digest, size
 
 
-def commit(base, rootfs, name, created_by="labkit commit", **config):
+class Root(Protocol):
+    """What is asked of a container's root: see storage.roots."""
+
+    def changes(self) -> list[Change]: ...  # noqa: D102
+    def diff(self, out: IO[bytes]) -> Layer: ...  # noqa: D102
+
+
+def commit(
+    base: Image, rootfs: "Root | None", name: str | None, created_by: str = "labkit commit", **config: Any
+) -> Image:
     """Make an image of another one and what a container changed in it; return the Image.
 
     `config` are fields of ImageConfig that shall be different. An unchanged root adds no
@@ -24,7 +38,7 @@ def commit(base, rootfs, name, created_by="labkit commit", **config):
         return add(store, base, layer, name, replace(base.config, **config), created_by)
 
 
-def _add_layer(store, rootfs):
+def _add_layer(store: Layout, rootfs: "Root") -> Layer | None:
     """Store what a root's container changed; return (diff_id, digest, size), or None if it is nothing."""
     if not rootfs.changes():
         return None
@@ -34,7 +48,14 @@ def _add_layer(store, rootfs):
     return diff_id, digest, size
 
 
-def add(store, base, layer, name, config, created_by):
+def add(
+    store: Layout,
+    base: Image | None,
+    layer: Layer | None,
+    name: str | None,
+    config: ImageConfig,
+    created_by: str,
+) -> Image:
     """Write manifest and config of `base` (an Image, or None) with one more layer. Caller holds the store."""
     parts, diff_ids, history = [], [], []
     if base is not None:
@@ -69,7 +90,7 @@ def add(store, base, layer, name, config, created_by):
     return catalog.adopt(store, name, digest)
 
 
-def in_docker_words(config):
+def in_docker_words(config: ImageConfig) -> dict[str, Any]:
     """Return an ImageConfig as an image's config has it; what is empty is left out."""
     said = {
         "Env": list(config.env),

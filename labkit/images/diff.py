@@ -13,12 +13,15 @@ same digest, wherever and whenever it is written.
 import os
 import stat
 import tarfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from labkit.ground.errors import BadValue, NotFound, Unsupported, from_oserror
 from labkit.images import digests, whiteouts
 
+PathLike = str | os.PathLike[str]
 SKIP = ("security.selinux", "security.ima", "security.evm", *whiteouts.XATTRS)
 
 
@@ -29,11 +32,11 @@ class Change:
     path: str
     kind: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.kind} {self.path}"
 
 
-def changes(upperdir, lowerdirs=(), marks=()):
+def changes(upperdir: PathLike, lowerdirs: Sequence[PathLike] = (), marks: Sequence[str] = ()) -> list[Change]:
     """Return the Changes that an upperdir holds, in path order, as `docker diff` lists them.
 
     `lowerdirs` (the lowest first) tell what was there before: a file found in none of
@@ -55,7 +58,7 @@ def changes(upperdir, lowerdirs=(), marks=()):
     return sorted(found)
 
 
-def _visible(inside, lowerdirs):
+def _visible(inside: Path, lowerdirs: Sequence[PathLike]) -> bool:
     """Tell whether the merged lowerdirs show a path: the first that has it, or hides it, decides."""
     for lower in reversed(lowerdirs):
         for depth in range(1, len(inside.parts) + 1):
@@ -75,7 +78,7 @@ def _visible(inside, lowerdirs):
     return False
 
 
-def _names_below(inside, lowerdirs):
+def _names_below(inside: Path, lowerdirs: Sequence[PathLike]) -> set[str]:
     names = set()
     for lower in lowerdirs:
         folder = Path(lower, inside)
@@ -84,7 +87,7 @@ def _names_below(inside, lowerdirs):
     return {name for name in names if _visible(inside / name, lowerdirs)}
 
 
-def _walk(folder, marks=()):
+def _walk(folder: Path, marks: Sequence[str] = ()) -> Iterator[tuple[Path, os.stat_result]]:
     """Yield (path, lstat) of all below a folder, names in byte order, each folder before what is in it."""
     for entry in sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name)):
         status = entry.stat(follow_symlinks=False)
@@ -96,7 +99,13 @@ def _walk(folder, marks=()):
             yield from _walk(path, marks)
 
 
-def diff(upperdir, out, compression=None, clamp=None, marks=()):
+def diff(
+    upperdir: PathLike,
+    out: IO[bytes],
+    compression: str | None = None,
+    clamp: int | None = None,
+    marks: Sequence[str] = (),
+) -> tuple[str, str, int]:
     """Write an upperdir as a layer's tar into the binary stream `out`; return (diff_id, digest, size).
 
     `compression` is None, "gzip" or "zstd"; `clamp` a time in seconds that no file's
@@ -109,7 +118,7 @@ def diff(upperdir, out, compression=None, clamp=None, marks=()):
     try:
         with digests.compressed(stored, compression) as stream:
             plain = digests.Hashed(stream)
-            tar = tarfile.open(  # noqa: SIM115 - closed below, after all is written
+            tar = tarfile.open(  # type: ignore[call-overload]  # noqa: SIM115 - closed below, after all is written
                 fileobj=plain,
                 mode="w",
                 format=tarfile.PAX_FORMAT,
@@ -125,17 +134,17 @@ def diff(upperdir, out, compression=None, clamp=None, marks=()):
 
 
 class _Packer:
-    def __init__(self, tar, root, clamp, marks):
+    def __init__(self, tar: tarfile.TarFile, root: Path, clamp: int | None, marks: Sequence[str]) -> None:
         self.tar, self.root, self.clamp, self.marks = tar, root, clamp, marks
-        self._first = {}  # inode → the first name it was written under
+        self._first: dict[tuple[int, int], str] = {}  # inode → the first name it was written under
 
-    def all(self):
+    def all(self) -> None:
         self._add(self.root, os.lstat(self.root))
         for path, status in _walk(self.root, self.marks):
             if not stat.S_ISSOCK(status.st_mode):  # a socket is the process's that listens: no tar can hold one
                 self._add(path, status)
 
-    def _add(self, path, status):
+    def _add(self, path: Path, status: os.stat_result) -> None:
         inside = str(path.relative_to(self.root))
         if path.name.startswith(whiteouts.PREFIX) and path != self.root:
             raise BadValue(
@@ -166,12 +175,12 @@ class _Packer:
         if entry.isdir() and whiteouts.is_opaque(path, self.marks):
             self._whiteout(os.path.join(inside, whiteouts.OPAQUE))
 
-    def _whiteout(self, name):
+    def _whiteout(self, name: str) -> None:
         entry = tarfile.TarInfo(os.path.normpath(name))
         entry.mode = 0o600
         self.tar.addfile(entry)
 
-    def _entry(self, path, inside, status):
+    def _entry(self, path: Path, inside: str, status: os.stat_result) -> tarfile.TarInfo:
         entry = tarfile.TarInfo(inside)
         entry.mode = stat.S_IMODE(status.st_mode)
         entry.uid, entry.gid = status.st_uid, status.st_gid
@@ -194,19 +203,20 @@ class _Packer:
         for name in sorted(os.listxattr(path, follow_symlinks=False)):
             if not name.startswith(SKIP):
                 value = os.getxattr(path, name, follow_symlinks=False)
-                entry.pax_headers["SCHILY.xattr." + name] = value.decode("utf-8", "surrogateescape")
+                text = value.decode("utf-8", "surrogateescape")
+                entry.pax_headers = {**entry.pax_headers, f"SCHILY.xattr.{name}": text}
         return entry
 
-    def _time(self, entry, nanoseconds):
+    def _time(self, entry: tarfile.TarInfo, nanoseconds: int) -> None:
         if self.clamp is not None:
             nanoseconds = min(nanoseconds, self.clamp * 1_000_000_000)
         seconds, rest = divmod(nanoseconds, 1_000_000_000)
         entry.mtime = seconds
         if rest:
-            entry.pax_headers["mtime"] = _decimal(nanoseconds)
+            entry.pax_headers = {**entry.pax_headers, "mtime": _decimal(nanoseconds)}
 
 
-def _decimal(nanoseconds):
+def _decimal(nanoseconds: int) -> str:
     """Write nanoseconds as pax's decimal seconds; before 1970 they are negative."""
     sign, whole = ("-" if nanoseconds < 0 else ""), abs(nanoseconds)
     return f"{sign}{whole // 1_000_000_000}.{whole % 1_000_000_000:09d}".rstrip("0")

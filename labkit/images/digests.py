@@ -18,10 +18,13 @@ import hashlib
 import lzma
 import re
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from labkit.ground.errors import BadArchive, BadValue, Unsupported
 
+Progress = Callable[[int], object]  # called with the bytes so far
 BLOCK = 1 << 18  # bytes a read: large enough for speed, small enough for a progress bar
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -38,19 +41,19 @@ class Limits:
     ratio_from: int = 1 << 30  # … counted only past this many: small sparse files shrink more
 
 
-def digest(data):
+def digest(data: bytes) -> str:
     """Return the digest of some bytes."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def check(text, what="digest"):
+def check(text: object, what: str = "digest") -> str:
     """Return `text` if it is a sha256 digest, else raise BadValue."""
     if not isinstance(text, str) or not _DIGEST.fullmatch(text):
         raise BadValue(f"{what} {text!r} is not a digest", "sha256: and 64 hexadecimal digits")
     return text
 
 
-def check_archived(text):
+def check_archived(text: object) -> str:
     """Return `text` if it is a digest, else raise BadArchive: a manifest said it, not a participant."""
     try:
         return check(text)
@@ -58,7 +61,7 @@ def check_archived(text):
         raise BadArchive(f"a manifest names a blob by {text!r:.80}", error.hint) from None
 
 
-def hex_of(text):
+def hex_of(text: str) -> str:
     """Return the 64 hexadecimal digits of a digest: a safe file name."""
     return check(text).removeprefix("sha256:")
 
@@ -66,31 +69,31 @@ def hex_of(text):
 class Hashed:
     """A binary stream, read or written through here, that hashes and counts what goes by."""
 
-    def __init__(self, stream, progress=None):
+    def __init__(self, stream: Any, progress: Progress | None = None) -> None:
         self._stream = stream
         self._hash = hashlib.sha256()
         self._progress = progress
         self.size = 0
 
-    def _saw(self, data):
+    def _saw(self, data: bytes) -> bytes:
         self._hash.update(data)
         self.size += len(data)
         if self._progress:
             self._progress(self.size)
         return data
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> bytes:
         return self._saw(self._stream.read(size))
 
-    def write(self, data):
+    def write(self, data: bytes) -> int:
         self._saw(data)
         return self._stream.write(data)
 
-    def tell(self):
+    def tell(self) -> int:
         return self.size
 
     @property
-    def digest(self):
+    def digest(self) -> str:
         """The digest of all bytes so far."""
         return "sha256:" + self._hash.hexdigest()
 
@@ -102,13 +105,13 @@ class TarStream:
     `finish()` the properties `digest` and `diff_id` hold for the whole blob.
     """
 
-    def __init__(self, blob, limits=None, progress=None):
+    def __init__(self, blob: Any, limits: Limits | None = None, progress: Progress | None = None) -> None:
         self._blob = Hashed(blob, progress)
         self._limits = limits or Limits()
         first = self._blob.read(512)
         self._plain = Hashed(_Joined(_decompressed(first, self._blob)))
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> bytes:
         data = self._plain.read(size)
         size, limits = self._plain.size, self._limits
         if size > limits.size:
@@ -120,7 +123,7 @@ class TarStream:
             )
         return data
 
-    def finish(self, digest=None, diff_id=None):
+    def finish(self, digest: str | None = None, diff_id: str | None = None) -> None:
         """Read to the end and compare with the digests promised. Raises BadArchive."""
         while self.read(BLOCK):
             pass
@@ -132,17 +135,17 @@ class TarStream:
                 )
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Bytes of plain tar so far."""
         return self._plain.size
 
     @property
-    def digest(self):
+    def digest(self) -> str:
         """The digest of the blob as stored."""
         return self._blob.digest
 
     @property
-    def diff_id(self):
+    def diff_id(self) -> str:
         """The digest of the plain tar."""
         return self._plain.digest
 
@@ -150,11 +153,11 @@ class TarStream:
 class _Joined:
     """A read(size) over a generator of byte blocks: as many bytes as asked, fewer only at the end."""
 
-    def __init__(self, blocks):
+    def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
         self._rest = memoryview(b"")
 
-    def read(self, size):
+    def read(self, size: int) -> bytes:
         parts, wanted = [], size
         while wanted > 0:
             if not self._rest:
@@ -167,7 +170,7 @@ class _Joined:
         return b"".join(parts)
 
 
-def _decompressed(first, blob):
+def _decompressed(first: bytes, blob: Hashed) -> Iterator[bytes]:
     """Yield the plain bytes of a blob whose first bytes are given, block by block."""
     if first.startswith(_GZIP):
         return _gunzip(first, blob)
@@ -180,12 +183,12 @@ def _decompressed(first, blob):
     return _plain(first, blob)
 
 
-def has_no_word(first):
+def has_no_word(first: bytes) -> bool:
     """Tell whether a blob that begins so is compressed by what no media type of a layer names: bzip2, xz."""
     return first.startswith((_XZ, _BZIP2))
 
 
-def _streams(data, blob, begin, kind):
+def _streams(data: bytes, blob: Hashed, begin: Callable[[], Any], kind: str) -> Iterator[bytes]:
     """Yield what xz or bzip2 hold: one stream after the other."""
     while data:
         stream = begin()
@@ -202,13 +205,13 @@ def _streams(data, blob, begin, kind):
         data = (stream.unused_data or blob.read(BLOCK)).lstrip(b"\0")  # xz may be padded
 
 
-def _plain(first, blob):
+def _plain(first: bytes, blob: Hashed) -> Iterator[bytes]:
     while first:
         yield first
         first = blob.read(BLOCK)
 
 
-def _gunzip(data, blob):
+def _gunzip(data: bytes, blob: Hashed) -> Iterator[bytes]:
     # A gzip file may be several members end to end (pigz, estargz write such).
     member = zlib.decompressobj(16 + zlib.MAX_WBITS)
     while data:
@@ -229,7 +232,7 @@ def _gunzip(data, blob):
         raise BadArchive("the layer's gzip stream stops before its end", "it was cut short: fetch it again")
 
 
-def _unzstd(first, blob):
+def _unzstd(first: bytes, blob: Hashed) -> Iterator[bytes]:
     zstandard = _zstandard()
     data, member, output = first, None, True
     while data:
@@ -254,7 +257,7 @@ def _unzstd(first, blob):
         raise BadArchive("the layer's zstd stream stops before its end", "it was cut short: fetch it again")
 
 
-def _zstandard():
+def _zstandard() -> Any:
     try:
         import zstandard
     except ImportError:
@@ -263,7 +266,7 @@ def _zstandard():
 
 
 @contextlib.contextmanager
-def compressed(out, how):
+def compressed(out: Any, how: str | None) -> Iterator[Any]:
     """Give a stream whose writes arrive in `out` plain (None), by "gzip" or by "zstd".
 
     No name and no time goes into the file: the same bytes in, the same bytes out.

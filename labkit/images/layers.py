@@ -15,13 +15,17 @@ See the OCI image specification, layer.md.
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from labkit.ground import ledger, synced
 from labkit.ground.errors import BadArchive, InUse, LabError, from_oserror
 from labkit.images import digests, rootdir, tarread, unpack
 from labkit.images.diff import changes, diff  # noqa: F401 - the other direction, read from here too
+
+Source = str | os.PathLike[str] | IO[bytes]
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,22 @@ class Applied:
     size: int  # bytes of plain tar
     entries: int
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<layer {self.diff_id[7:19]}: {self.entries} entries, {self.size} bytes of tar>"
 
 
 def apply(
-    source,
-    target,
+    source: Source,
+    target: str | os.PathLike[str],
     *,
-    digest=None,
-    diff_id=None,
-    devices=False,
-    userxattr=False,
-    limits=None,
-    progress=None,
-    sync=False,
-):
+    digest: str | None = None,
+    diff_id: str | None = None,
+    devices: bool = False,
+    userxattr: bool = False,
+    limits: digests.Limits | None = None,
+    progress: digests.Progress | None = None,
+    sync: bool = False,
+) -> Applied:
     """Unpack a layer's tar into the new folder `target`, whiteouts as overlayfs has them; return Applied.
 
     `source` is a path or a binary stream: plain, gzip or zstd. `digest` and `diff_id`
@@ -81,7 +85,7 @@ def apply(
 
 
 @contextlib.contextmanager
-def _scratch(path):
+def _scratch(path: Path) -> Iterator[None]:
     """Make a folder that is gone after the block, unless the block has renamed it."""
     with ledger.made("folder", path=str(path)):
         path.mkdir()
@@ -90,18 +94,18 @@ def _scratch(path):
 
 
 def apply_onto(
-    source,
-    folder,
+    source: Source,
+    folder: str | os.PathLike[str],
     *,
-    flat=False,
-    digest=None,
-    diff_id=None,
-    devices=False,
-    userxattr=False,
-    limits=None,
-    progress=None,
-    owner=None,
-):
+    flat: bool = False,
+    digest: str | None = None,
+    diff_id: str | None = None,
+    devices: bool = False,
+    userxattr: bool = False,
+    limits: digests.Limits | None = None,
+    progress: digests.Progress | None = None,
+    owner: tuple[int, int] | None = None,
+) -> Applied:
     """Unpack a layer's tar into an existing folder, which the caller gives up if this raises.
 
     `flat=True` is for drivers without a kernel that merges: the folder holds all

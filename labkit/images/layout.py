@@ -19,7 +19,9 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from labkit.ground import ledger, state, synced
 from labkit.ground.errors import BadArchive, BadValue, NotFound, Unsupported, from_oserror
@@ -39,10 +41,10 @@ _HOST = r"(?:localhost|[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)+|[a-zA-Z0-9-]+(?=:\d))(?
 _REFERENCE = re.compile(rf"(?:{_HOST}/)?{_PART}(?:/{_PART})*(?P<tag>:\w[\w.-]{{0,127}})?", re.ASCII)
 
 
-def normal(name):
+def normal(name: object) -> str:
     """Return an image's name with its tag: `busybox` is `busybox:latest`. Raises BadValue."""
     match = _REFERENCE.fullmatch(name) if isinstance(name, str) and len(name) <= 255 else None
-    if not match:
+    if not match or not isinstance(name, str):
         raise BadValue(
             f"{name!r} is not the name of an image",
             "name, name:tag or host:port/path/name:tag, the name in lower case",
@@ -53,10 +55,10 @@ def normal(name):
 class Layout:
     """An OCI image layout in a folder: the store's own, or one being saved or loaded."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
-    def create(self):
+    def create(self) -> "Layout":
         """Make the layout's folders and files where they are missing; return self."""
         (self.folder / "blobs/sha256").mkdir(parents=True, exist_ok=True)
         if not (self.folder / "oci-layout").exists():
@@ -67,35 +69,35 @@ class Layout:
 
     # Blobs
 
-    def path(self, digest):
+    def path(self, digest: str) -> Path:
         """Return where the blob of this digest is, or would be."""
         return self.folder / "blobs/sha256" / digests.hex_of(digest)
 
-    def has(self, digest):
+    def has(self, digest: str) -> bool:
         """Tell whether the blob is here."""
         return self.path(digest).exists()
 
-    def add(self, data):
+    def add(self, data: bytes) -> str:
         """Store some bytes; return their digest."""
         digest = digests.digest(data)
         if not self.has(digest):
             state.write_atomic(self.path(digest), data, 0o644)
         return digest
 
-    def add_json(self, value):
+    def add_json(self, value: object) -> tuple[str, int]:
         """Store a value as JSON; return (digest, size). The same value has the same digest."""
         data = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
         return self.add(data), len(data)
 
     @contextlib.contextmanager
-    def adding(self):
+    def adding(self) -> Iterator[tuple[BinaryIO, Callable[[str], None]]]:
         """Give (stream, keep): what was written is a blob once `keep(digest)` is called."""
         scratch = self.folder / "blobs" / f".{os.urandom(6).hex()}.tmp"
         with ledger.made("file", path=str(scratch)):
             try:
                 with open(scratch, "xb") as stream:
 
-                    def keep(digest):
+                    def keep(digest: str) -> None:
                         stream.flush()
                         os.fsync(stream.fileno())
                         os.rename(scratch, self.path(digest))
@@ -104,7 +106,9 @@ class Layout:
             except OSError as error:
                 raise from_oserror(error, "storing a blob") from None
 
-    def add_stream(self, source, digest=None, progress=None):
+    def add_stream(
+        self, source: Any, digest: str | None = None, progress: digests.Progress | None = None
+    ) -> tuple[str, int]:
         """Store all that a binary stream gives; return (digest, size). Raises BadArchive."""
         with self.adding() as (out, keep):
             hashed = digests.Hashed(out, progress)
@@ -118,7 +122,7 @@ class Layout:
             keep(hashed.digest)
         return hashed.digest, hashed.size
 
-    def read(self, digest):
+    def read(self, digest: str) -> bytes:
         """Return a small blob's bytes, checked against its digest."""
         data = state.read_plain(self.path(digest), _MAX_JSON + 1)
         if data is None:
@@ -130,22 +134,22 @@ class Layout:
             )
         return data
 
-    def read_json(self, digest):
+    def read_json(self, digest: str) -> dict[str, Any]:
         """Return a blob of JSON that holds an object."""
         return parse_object(self.read(digest), f"the blob {digest}")
 
     # Names
 
-    def index(self):
+    def index(self) -> list[dict[str, Any]]:
         """Return the list of {digest, size, annotations …} in index.json."""
         index = state.read(self.folder / "index.json", INDEX_FILE)
         return index["manifests"] if index else []
 
-    def names(self):
+    def names(self) -> dict[str, str]:
         """Return {name: digest of its manifest}."""
-        return {_name_of(entry): digests.check(entry.get("digest")) for entry in self.index() if _name_of(entry)}
+        return {name: digests.check(entry.get("digest")) for entry in self.index() if (name := _name_of(entry))}
 
-    def set_name(self, name, digest):
+    def set_name(self, name: str, digest: str) -> None:
         """Let a name mean this manifest, whatever it meant before; both are on the disk when this returns."""
         new = {
             "mediaType": MANIFEST,
@@ -161,22 +165,22 @@ class Layout:
         except OSError as error:
             raise from_oserror(error, f"naming the image {name}") from None
 
-    def drop_name(self, name):
+    def drop_name(self, name: str) -> None:
         """Forget a name; its blobs stay until `collect`."""
         with self._changing():
             self._write_index([entry for entry in self.index() if _name_of(entry) != name])
 
-    def _changing(self):
+    def _changing(self) -> contextlib.AbstractContextManager[None]:
         """Hold the list of names: two who change it at once would each forget the other's change."""
         return state.lock("index-" + hashlib.sha256(str(self.folder).encode()).hexdigest()[:16])
 
-    def _write_index(self, entries):
-        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}
+    def _write_index(self, listed: list[dict[str, Any]]) -> None:
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": listed}
         state.write_atomic(self.folder / "index.json", json.dumps(index, indent=1, sort_keys=True) + "\n", 0o644)
 
     # Garbage
 
-    def reachable(self, roots):
+    def reachable(self, roots: Iterable[str]) -> set[str]:
         """Return every digest that these manifests lead to, themselves included."""
         found = set()
         for digest in roots:
@@ -185,7 +189,7 @@ class Layout:
             found |= {part["digest"] for part in [manifest["config"], *manifest["layers"]]}
         return found
 
-    def collect(self, keep):
+    def collect(self, keep: set[str]) -> int:
         """Remove every blob that is not in `keep`; return bytes given back. Caller holds the store alone."""
         freed = 0
         for path in (*self.folder.glob(".*.tmp"), *self.folder.glob("blobs/**/.*.tmp")):
@@ -197,7 +201,7 @@ class Layout:
         return freed
 
 
-def entries(index: object, what: str) -> list[dict]:
+def entries(index: object, what: str) -> list[dict[str, Any]]:
     """Return the list of objects in an index. Raises BadArchive."""
     found = index.get("manifests") if isinstance(index, dict) else None
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
@@ -205,7 +209,7 @@ def entries(index: object, what: str) -> list[dict]:
     return found
 
 
-def choose(several: list[dict], platform: tuple[str, str]) -> dict:
+def choose(several: list[dict[str, Any]], platform: tuple[str, str]) -> dict[str, Any]:
     """Return the entry for a platform (os, architecture) among those of an index."""
     wanted = dict(zip(("os", "architecture"), platform, strict=True))
     for entry in several:
@@ -215,13 +219,13 @@ def choose(several: list[dict], platform: tuple[str, str]) -> dict:
     raise Unsupported(f"that image is not made for {'/'.join(platform)}", "choose another, or another machine")
 
 
-def _name_of(entry):
+def _name_of(entry: dict[str, Any]) -> str | None:
     annotations = entry.get("annotations")
     name = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
     return name if isinstance(name, str) else None
 
 
-def parse_object(data, what):
+def parse_object(data: bytes, what: str) -> dict[str, Any]:
     """Return the JSON object in some bytes. Raises BadArchive."""
     try:
         value = json.loads(data)

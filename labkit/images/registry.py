@@ -17,11 +17,13 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from labkit.ground import ledger, state, syscalls
 from labkit.ground.errors import BadArchive, LabError, NotFound, Unsupported
 from labkit.images import catalog, digests, layout
+from labkit.images.catalog import Image
 
 _LOCAL = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?/")
 
@@ -42,7 +44,7 @@ no space left|LabError|there is no room left on the disk: df -h
 _KINDS = {kind.__name__: kind for kind in (LabError, NotFound, Unsupported, BadArchive)}
 
 
-def pull(name, progress=None):
+def pull(name: str, progress: Callable[[int, int], object] | None = None) -> Image:
     """Fetch an image from a registry into the store; return the Image.
 
     `progress` is called with (bytes here, bytes in all) while layers arrive. Layers
@@ -50,11 +52,13 @@ def pull(name, progress=None):
     """
     name = layout.normal(name)
     with catalog.locked(shared=True) as store, _scratch() as scratch:
-        size = _size(name) if progress else None
+        sizes, total = _size(name) if progress else ({}, 0)
         source, target = f"docker://{name}", f"oci:{scratch}:it"
-        watch = None
-        if progress:
-            watch = lambda: progress(min(size[1], _arrived(store, scratch, size[0])), size[1])  # noqa: E731
+
+        def watch() -> None:
+            if progress:
+                progress(min(total, _arrived(store, scratch, sizes)), total)
+
         _skopeo(
             "copy",
             *_tls("src", name),
@@ -63,16 +67,16 @@ def pull(name, progress=None):
             source,
             target,
             doing=f"pulling {name}",
-            watch=watch,
+            watch=watch if progress else None,
         )
         digest = layout.Layout(scratch).names()["it"]
         image = catalog.adopt(store, name, digest)
     if progress:
-        progress(size[1], size[1])
+        progress(total, total)
     return image
 
 
-def push(ref, name=None):
+def push(ref: str, name: str | None = None) -> str:
     """Send an image to a registry, under another name if given; return the manifest's digest there.
 
     The name says where to: `localhost:5000/mine:1`. Layers the registry has are not sent;
@@ -100,18 +104,18 @@ def push(ref, name=None):
 
 
 @contextlib.contextmanager
-def _scratch():
+def _scratch() -> Iterator[Path]:
     path = state.lib_dir("images") / f".skopeo-{state.new_id()}"
     with ledger.made("folder", path=str(path)):
         path.mkdir(0o700)
         yield path
 
 
-def _tls(side, name):
+def _tls(side: str, name: str) -> list[str]:
     return [f"--{side}-tls-verify=false"] if _LOCAL.match(name) else []
 
 
-def _size(name):
+def _size(name: str) -> tuple[dict[str, int], int]:
     """Return ({digest: size} of the blobs of a remote image, their sum)."""
     tls = ["--tls-verify=false"] if _LOCAL.match(name) else []
     text = _skopeo("inspect", "--raw", *tls, f"docker://{name}", doing=f"looking up {name}")
@@ -131,7 +135,7 @@ def _size(name):
     return sizes, sum(sizes.values())
 
 
-def _arrived(store, scratch, sizes):
+def _arrived(store: layout.Layout, scratch: Path, sizes: dict[str, int]) -> int:
     """Return how many bytes of those blobs are here: whole ones, and those on their way."""
     whole = sum(size for digest, size in sizes.items() if store.has(digests.check(digest)))
     with contextlib.suppress(FileNotFoundError):
@@ -139,7 +143,7 @@ def _arrived(store, scratch, sizes):
     return whole
 
 
-def _skopeo(command, *arguments, doing, watch=None):
+def _skopeo(command: str, *arguments: str, doing: str, watch: Callable[[], object] | None = None) -> bytes:
     """Run skopeo; return what it prints. Its errors become ours. It dies with us."""
     if not shutil.which("skopeo"):
         raise Unsupported("skopeo is not here", "apt-get install skopeo (`lab up` does)")
@@ -154,6 +158,7 @@ def _skopeo(command, *arguments, doing, watch=None):
                 output, errors = process.communicate(timeout=0.1 if watch else None)
                 break
             except subprocess.TimeoutExpired:
+                assert watch is not None
                 watch()
     finally:
         if process.poll() is None:
@@ -164,11 +169,11 @@ def _skopeo(command, *arguments, doing, watch=None):
     return output
 
 
-def _die_with_parent():
+def _die_with_parent() -> None:
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _reason(doing, text):
+def _reason(doing: str, text: str) -> LabError:
     # level=fatal msg="…": the innermost reason comes last.
     messages = re.findall(r'msg="((?:[^"\\]|\\.)*)"', text) or [text.strip()]
     said = messages[-1].replace('\\"', '"')[-400:]

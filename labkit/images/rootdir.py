@@ -18,16 +18,18 @@ moment between check and use for anyone to swap a folder for a symlink.
 import errno
 import os
 import stat
+from collections.abc import Callable, Sequence
 
 from labkit.ground import syscalls
-from labkit.ground.errors import BadArchive, KernelError
+from labkit.ground.errors import BadArchive, KernelError, LabError
 
 _RESOLVE = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
+Maker = Callable[[list[str], int], object]  # makes a folder, given its components and the fd above it
 _FOLDER = os.O_DIRECTORY | os.O_PATH
 DEPTH = 256  # folders in folders: what removes a tree, or lists it, goes as deep
 
 
-def normal(name, what="path"):
+def normal(name: str, what: str = "path") -> list[str]:
     """Return the components of a path from an archive, from the layer's root on. Raises BadArchive if it is none.
 
     `./a//b/` is a, b, and so is `/a/b`: some tools write it. Refused: a `..`, a NUL, a name over 255 bytes.
@@ -43,7 +45,7 @@ def normal(name, what="path"):
     return parts
 
 
-def shown(name):
+def shown(name: object) -> str:
     """Return a path as it can be printed: control characters escaped, the middle of a long one left out."""
     text = repr(name)
     return text if len(text) <= 120 else f"{text[:70]}…{text[-40:]}"
@@ -52,26 +54,26 @@ def shown(name):
 class RootDir:
     """An opened folder; every method takes components below it and never leaves it."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(path)
         self.fd = os.open(path, _FOLDER | os.O_CLOEXEC | os.O_NOFOLLOW)
         self._depth = os.readlink(f"/proc/self/fd/{self.fd}").count("/")
-        self._cached = None  # ((component, …), fd) of the parent used last
+        self._cached: tuple[tuple[str, ...], int] | None = None  # ((component, …), fd) of the parent used last
 
-    def __enter__(self):
+    def __enter__(self) -> "RootDir":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.forget()
         os.close(self.fd)
 
-    def forget(self):
+    def forget(self) -> None:
         """Drop the cached parent: something on its path may have been replaced."""
         if self._cached:
             os.close(self._cached[1])
             self._cached = None
 
-    def parent(self, parts, make=None):
+    def parent(self, parts: Sequence[str], make: Maker | None = None) -> int:
         """Return the fd of the folder that holds the last component; it stays ours to close.
 
         `make` is called with (parts, parent's fd) for each folder missing on the way;
@@ -85,7 +87,7 @@ class RootDir:
             self._cached = (folders, self._walk(folders, make))
         return self._cached[1]
 
-    def _walk(self, folders, make):
+    def _walk(self, folders: tuple[str, ...], make: Maker | None) -> int:
         try:
             return self._open(folders)
         except KernelError as error:
@@ -104,7 +106,7 @@ class RootDir:
         except KernelError as error:
             raise self._refusal(folders, error) from None
 
-    def _open(self, folders):
+    def _open(self, folders: tuple[str, ...]) -> int:
         for attempt in range(100):
             try:
                 fd = syscalls.openat2(self.fd, "/".join(folders), _FOLDER, 0, _RESOLVE)
@@ -122,7 +124,7 @@ class RootDir:
             )
         return fd
 
-    def _refusal(self, folders, error):
+    def _refusal(self, folders: tuple[str, ...], error: KernelError) -> LabError:
         where = shown("/".join(folders))
         why = {
             errno.EXDEV: "leads out of the layer by a symlink or a mount",
@@ -135,7 +137,7 @@ class RootDir:
             BadArchive(f"{where} {why}", "made to write outside the layer, or broken: don't use it") if why else error
         )
 
-    def lstat(self, parts):
+    def lstat(self, parts: Sequence[str]) -> os.stat_result | None:
         """Return the stat of a path, its last component not followed, or None if it is not there."""
         if not parts:
             return os.stat(self.fd)
@@ -144,7 +146,7 @@ class RootDir:
         except FileNotFoundError:
             return None
 
-    def remove(self, parts):
+    def remove(self, parts: Sequence[str]) -> None:
         """Remove what is at a path, a folder with all in it."""
         self.forget()
         parent = os.dup(self.parent(parts))
@@ -155,7 +157,7 @@ class RootDir:
             os.close(parent)
 
 
-def remove_at(parent, name):
+def remove_at(parent: int, name: str) -> None:
     """Remove `name` from an opened folder, and if it is a folder all that is in it.
 
     No symlink is followed and no path is put together, at any depth.

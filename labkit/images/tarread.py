@@ -11,7 +11,9 @@ makes each of these a BadArchive. See pax(1), tar(5).
 """
 
 import tarfile
+from collections.abc import Iterator
 from decimal import Decimal
+from typing import IO, Any
 
 from labkit.ground.errors import BadArchive
 from labkit.images.rootdir import shown
@@ -35,23 +37,23 @@ class Reader:
     and the kinds in DAMAGE where tarfile can make no sense of the bytes.
     """
 
-    def __init__(self, stream, limits):
+    def __init__(self, stream: Any, limits: Any) -> None:
         self._source = _Source(stream)
         self._limits = limits
-        self._tar = None
+        self._tar: Any = None
         self.entries = 0
         self._bytes = 0
 
     @property
-    def whole(self):
+    def whole(self) -> bool:
         """Whether the end mark has been read."""
         return self._source.whole
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
         source = self._source
         source.headers()
         try:
-            self._tar = tarfile.open(  # noqa: SIM115 - nothing to close: the stream is the caller's
+            self._tar = tarfile.open(  # type: ignore[call-overload]  # noqa: SIM115 - nothing to close: the stream is the caller's
                 fileobj=source,
                 mode="r|",
                 bufsize=1 << 16,
@@ -72,7 +74,7 @@ class Reader:
             source.headers()
         source.data()
 
-    def _count(self, entry):
+    def _count(self, entry: tarfile.TarInfo) -> None:
         self.entries += 1
         self._bytes += entry.size
         if self.entries > self._limits.entries:
@@ -82,7 +84,7 @@ class Reader:
                 f"the layer's files come to more than {self._limits.size} bytes", "a bomb, or Limits(size=…)"
             )
 
-    def data(self, entry):
+    def data(self, entry: tarfile.TarInfo) -> IO[bytes]:
         """Return the file object of the entry the loop is at; read it before going on."""
         return self._tar.extractfile(entry)
 
@@ -95,50 +97,50 @@ class _Entry(tarfile.TarInfo):
     """tarfile's reader, with a limit on what a header may ask it to hold in memory."""
 
     @classmethod
-    def fromtarfile(cls, tar):
+    def fromtarfile(cls, tar: Any) -> "_Entry":
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # a block of zeros
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # a block of zeros
             tar.fileobj.fileobj.whole = True
             raise
-        except tarfile.TruncatedHeaderError:
+        except tarfile.TruncatedHeaderError:  # type: ignore[attr-defined]
             raise BadArchive(
                 "the layer's tar stops in the middle of a header", "it was cut short: fetch it again"
             ) from None
-        except tarfile.InvalidHeaderError as error:
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
             # Left to itself, tarfile takes a broken header for the end, and half a layer for all of it.
             raise BadArchive(f"the layer's tar has a broken header: {error}", "it is damaged: fetch it again") from None
 
-    def _proc_member(self, tar):
+    def _proc_member(self, tar: Any) -> Any:
         extended = self.type in _EXTENDED
         if self.size < 0 or (extended and self.size > _HEADER):
             raise BadArchive(f"the layer's tar has a header of {self.size} bytes", "a bomb: don't use it")
-        return super()._proc_member(tar)
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 class _Source:
     """What tarfile reads from: while it reads headers, it gets only so much."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.whole = False
-        self.left = None
+        self.left: int | None = None
 
-    def read(self, size):
+    def read(self, size: int) -> bytes:
         if self.left is not None:
             self.left -= size
             if self.left < 0:
                 raise BadArchive("the layer's tar has an endless header", "a bomb: don't use it")
         return self._stream.read(size)
 
-    def headers(self):
+    def headers(self) -> None:
         self.left = 4 * _HEADER
 
-    def data(self):
+    def data(self) -> None:
         self.left = None
 
 
-def nanoseconds(entry):
+def nanoseconds(entry: tarfile.TarInfo) -> int:
     """Return an entry's time, with its fraction of a second if it has one."""
     try:
         seconds = Decimal(entry.pax_headers.get("mtime", entry.mtime))
@@ -149,7 +151,7 @@ def nanoseconds(entry):
     raise BadArchive(f"{shown(entry.name)} of the layer has a time no file can have", "it is damaged: fetch it again")
 
 
-def xattrs(entry):
+def xattrs(entry: tarfile.TarInfo) -> dict[str, bytes]:
     """Return {name: bytes} of an entry's xattrs; labels of the host's own policy are left out."""
     return {
         key.removeprefix(_XATTR): value.encode("utf-8", "surrogateescape")
@@ -158,6 +160,6 @@ def xattrs(entry):
     }
 
 
-def is_label(xattr):
+def is_label(xattr: str) -> bool:
     """Tell whether an xattr is a label by which this host's policy judges a file: never an image's to set."""
     return xattr in _LABELS

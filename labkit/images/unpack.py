@@ -15,10 +15,11 @@ import errno
 import os
 import stat
 import tarfile
+from typing import IO
 
 from labkit.ground.errors import BadArchive, Unsupported
 from labkit.images import digests, rootdir, tarread, whiteouts
-from labkit.images.rootdir import shown
+from labkit.images.rootdir import RootDir, shown
 
 _LAST_ID = 2**32 - 2  # the one after it, -1, tells chown(2) to leave the owner as it is
 
@@ -26,15 +27,17 @@ _LAST_ID = 2**32 - 2  # the one after it, -1, tells chown(2) to leave the owner 
 class Unpacker:
     """What one layer becomes below one RootDir. `at` says which entry it is at, for messages."""
 
-    def __init__(self, root, flat, devices, userxattr, owner=None):
+    def __init__(
+        self, root: RootDir, flat: bool, devices: bool, userxattr: bool, owner: tuple[int, int] | None = None
+    ) -> None:
         self.root, self.flat, self.devices, self.userxattr = root, flat, devices, userxattr
         self.owner = owner  # instead of the tar's own
         self.at = root.path  # what is being unpacked, for messages
-        self._times = {}  # of folders, set at the end: (component, …) → nanoseconds
-        self._gone = set()  # what this layer whites out
-        self._ours = set()  # flat: what this layer made, which its own whiteouts spare
+        self._times: dict[tuple[str, ...], int] = {}  # of folders, set at the end: (component, …) → nanoseconds
+        self._gone: set[tuple[str, ...]] = set()  # what this layer whites out
+        self._ours: set[tuple[str, ...]] = set()  # flat: what this layer made, which its own whiteouts spare
 
-    def all_of(self, reader):
+    def all_of(self, reader: tarread.Reader) -> None:
         """Unpack every entry."""
         for entry in reader:
             self.at = f"{shown(entry.name)} of the layer"
@@ -42,7 +45,7 @@ class Unpacker:
         for parts, when in sorted(self._times.items(), reverse=True):
             self._set_time(parts, when)
 
-    def _one(self, reader, entry):
+    def _one(self, reader: tarread.Reader, entry: tarfile.TarInfo) -> None:
         parts = rootdir.normal(entry.name)
         if len(parts) > rootdir.DEPTH:
             raise BadArchive(f"{self.at} is deeper than {rootdir.DEPTH} folders", "made to break what walks it")
@@ -58,7 +61,7 @@ class Unpacker:
 
     # What a whiteout does
 
-    def _white_out(self, parts):
+    def _white_out(self, parts: list[str]) -> None:
         there = self.root.lstat(parts) if self._parent(parts) is not None else None
         self._gone.add(tuple(parts))
         if there is None:
@@ -71,7 +74,7 @@ class Unpacker:
         elif stat.S_ISDIR(there.st_mode):
             self._hide_below(parts)
 
-    def _hide_below(self, parts):
+    def _hide_below(self, parts: list[str]) -> None:
         """Make a folder opaque; flat: empty it of what the layers below had in it."""
         fd = self._open_folder(parts)
         try:
@@ -84,12 +87,12 @@ class Unpacker:
         for name in inside:
             if (*parts, name) not in self._ours:
                 self.root.remove([*parts, name])
-            elif stat.S_ISDIR(self.root.lstat([*parts, name]).st_mode):
+            elif (there := self.root.lstat([*parts, name])) and stat.S_ISDIR(there.st_mode):
                 self._hide_below([*parts, name])
 
     # Making one entry
 
-    def _make(self, reader, entry, parts):
+    def _make(self, reader: tarread.Reader, entry: tarfile.TarInfo, parts: list[str]) -> None:
         self._check(entry, parts)
         if not parts:
             self._attributes(entry, parts)
@@ -119,7 +122,7 @@ class Unpacker:
             os.mknod(name, kind | 0o600, device, dir_fd=parent)
         self._attributes(entry, parts)
 
-    def _check(self, entry, parts):
+    def _check(self, entry: tarfile.TarInfo, parts: list[str]) -> None:
         """Refuse an entry before anything is made of it."""
         if entry.type not in tarfile.SUPPORTED_TYPES:
             raise BadArchive(f"{self.at} is of the unknown type {entry.type!r}", "not a layer's tar")
@@ -143,10 +146,10 @@ class Unpacker:
                     "overlayfs would obey it and show files that aren't the layer's",
                 )
 
-    def _parent(self, parts):
+    def _parent(self, parts: list[str]) -> int:
         return self.root.parent(parts, self._imply)
 
-    def _imply(self, parts, above):
+    def _imply(self, parts: list[str], above: int) -> None:
         """Make a folder that the tar names files in but does not list: root's, 0755, as docker does."""
         os.mkdir(parts[-1], 0o755, dir_fd=above)
         fd = os.open(parts[-1], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
@@ -157,12 +160,12 @@ class Unpacker:
         if self.flat:
             self._ours.add(tuple(parts))
 
-    def _was_gone(self, parts):
+    def _was_gone(self, parts: list[str]) -> None:
         # Removed and made again in one layer: nothing from below may shine through.
         if not self.flat and tuple(parts) in self._gone:
             self._hide_below(parts)
 
-    def _hard_link(self, entry, parent, name):
+    def _hard_link(self, entry: tarfile.TarInfo, parent: int, name: str) -> None:
         target = rootdir.normal(entry.linkname, "a hard link to")
         parent = os.dup(parent)
         try:
@@ -180,7 +183,7 @@ class Unpacker:
             os.close(parent)
             self.root.forget()
 
-    def _write(self, data, entry, parent, name):
+    def _write(self, data: IO[bytes], entry: tarfile.TarInfo, parent: int, name: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(name, flags, 0o600, dir_fd=parent), "wb", buffering=0) as file:
             left = entry.size
@@ -192,7 +195,7 @@ class Unpacker:
                 write_sparse(file.fileno(), block)
             os.ftruncate(file.fileno(), entry.size)
 
-    def _attributes(self, entry, parts):
+    def _attributes(self, entry: tarfile.TarInfo, parts: list[str]) -> None:
         """Owner, then mode, then xattrs, then time: each by the descriptor of the thing itself."""
         parent, name = (self._parent(parts), parts[-1]) if parts else (self.root.fd, ".")
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
@@ -217,7 +220,7 @@ class Unpacker:
         finally:
             os.close(fd)
 
-    def _set_xattr(self, itself, attribute, value):
+    def _set_xattr(self, itself: str, attribute: str, value: bytes) -> None:
         try:
             os.setxattr(itself, attribute, value)
         except OSError as error:
@@ -227,13 +230,13 @@ class Unpacker:
                 ) from None
             raise
 
-    def _open_folder(self, parts):
+    def _open_folder(self, parts: list[str]) -> int:
         if not parts:
             return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.root.fd)
         inside = [*parts, "."]
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._parent(inside))
 
-    def _set_time(self, parts, when):
+    def _set_time(self, parts: tuple[str, ...], when: int) -> None:
         there = self.root.lstat(list(parts))
         if there and stat.S_ISDIR(there.st_mode):  # else a later entry has replaced it
             name, parent = (parts[-1], self.root.parent(parts)) if parts else (".", self.root.fd)
@@ -244,7 +247,7 @@ _PAGE = 4096
 _ZEROS = bytes(_PAGE)
 
 
-def write_sparse(fd, block):
+def write_sparse(fd: int, block: bytes) -> None:
     """Write a block at the file's position, but leave a hole where a page is all zeros."""
     if not block.strip(b"\0"):
         os.lseek(fd, len(block), os.SEEK_CUR)
@@ -258,6 +261,6 @@ def write_sparse(fd, block):
     _write_all(fd, view[start:])
 
 
-def _write_all(fd, view):
+def _write_all(fd: int, view: memoryview) -> None:
     while view:
         view = view[os.write(fd, view) :]

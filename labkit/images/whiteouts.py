@@ -17,9 +17,11 @@ Inside a user namespace the kernel takes user.overlay.* for trusted.overlay.*
 import errno
 import os
 import stat
+from collections.abc import Iterable
 
 from labkit.ground.errors import BadArchive
 
+Place = int | str | os.PathLike[str]  # a path or an fd
 PREFIX = ".wh."
 OPAQUE = ".wh..wh..opq"
 _METADATA = ".wh..wh."  # aufs, docker's first driver, left its own books in some old layers
@@ -27,7 +29,7 @@ FUSE_MARKS = (OPAQUE, ".wh..opq")  # files that fuse-overlayfs puts into an opaq
 XATTRS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
 
 
-def read_name(name):
+def read_name(name: str) -> tuple[str, str]:
     """Tell what a tar entry's last component means: ("file" | "whiteout" | "opaque" | "skip", name)."""
     if not name.startswith(PREFIX):
         return "file", name
@@ -44,7 +46,7 @@ def read_name(name):
     return "whiteout", hidden
 
 
-def is_whiteout(status, path=None):
+def is_whiteout(status: os.stat_result, path: Place | None = None) -> bool:
     """Tell whether a stat result (of `path`) is overlayfs's mark for a deleted file.
 
     Since Linux 6.7 an empty file with the xattr overlay.whiteout, in a folder marked
@@ -55,27 +57,27 @@ def is_whiteout(status, path=None):
     return path is not None and stat.S_ISREG(status.st_mode) and not status.st_size and _has(path, "whiteout")
 
 
-def is_opaque(path, marks=()):
+def is_opaque(path: Place, marks: Iterable[str] = ()) -> bool:
     """Tell whether a folder (path or fd) of an upperdir hides all that is below it.
 
     `marks` are names of files that say so too: FUSE_MARKS.
     """
     if any(_get(path, prefix + "opaque") == b"y" for prefix in XATTRS):
         return True
-    return any(os.path.lexists(os.path.join(path, name)) for name in marks)
+    return not isinstance(path, int) and any(os.path.lexists(os.path.join(path, name)) for name in marks)
 
 
-def make(name, parent):
+def make(name: str, parent: int) -> None:
     """Make overlayfs's whiteout of `name` in the folder opened as `parent`. See mknod(2)."""
     os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
 
 
-def set_opaque(path, userxattr=False):
+def set_opaque(path: Place, userxattr: bool = False) -> None:
     """Mark a folder (path or fd) of an upperdir opaque."""
     os.setxattr(path, XATTRS[userxattr] + "opaque", b"y")
 
 
-def mark(path, what):
+def mark(path: Place, what: str) -> bytes | None:
     """Return overlayfs's own mark `what` (origin, redirect, metacopy …) on a file, or None."""
     for prefix in XATTRS:
         value = _get(path, prefix + what)
@@ -84,11 +86,11 @@ def mark(path, what):
     return None
 
 
-def _has(path, what):
+def _has(path: Place, what: str) -> bool:
     return mark(path, what) is not None
 
 
-def _get(path, attribute):
+def _get(path: Place, attribute: str) -> bytes | None:
     try:
         return os.getxattr(path, attribute, **({} if isinstance(path, int) else {"follow_symlinks": False}))
     except OSError as error:

@@ -57,11 +57,18 @@ def docker():
 def buildkit(docker, folder, *words):
     """Build `folder` there; return None, or what was refused."""
     command = ["docker", "-H", f"unix://{docker.socket}", "build", "--progress=plain", *words, str(folder)]
-    env = {"PATH": engine._PATH, "HOME": str(docker.folder), "DOCKER_CONFIG": str(docker.folder), "DOCKER_BUILDKIT": "1"}
+    env = {
+        "PATH": engine._PATH,
+        "HOME": str(docker.folder),
+        "DOCKER_CONFIG": str(docker.folder),
+        "DOCKER_BUILDKIT": "1",
+    }
     done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if "buildx" in done.stderr:
         pytest.skip("this client has no BuildKit of its own")
-    assert not done.returncode or any(word in done.stderr for word in ("failed to solve", "error from sender", "ERROR: ")), done.stderr[-500:]
+    assert not done.returncode or any(
+        word in done.stderr for word in ("failed to solve", "error from sender", "ERROR: ")
+    ), done.stderr[-500:]
     return done.stderr[-600:] if done.returncode else None
 
 
@@ -107,8 +114,10 @@ PIECES = [
     *["\\", "\\\\", "\\$A", "\\a", "\\ ", '\\"', "\\'", '"', "'", '""', "''", '"$A"', "'$A'", '"\\$A"', '"\\a"', '"a b"'],
     *["'a b'", '"\'"', "'\"'", '"\\\\"', "'\\'", '"${B}"', "'${B}'", "\t", " ", " OTHER=2", " OTHER='$A'", "#", "[x]", "<", "*", "${}"],
     *["${:x}", "${A", "${A:x}", "$-", "$@", "$?", "$#", "${A}}", "{$A}", "\u00a0", "\u2028", "%", "~", ";", "&&", "|"],
-]
-VALUES = st.lists(st.sampled_from(PIECES), max_size=5).map("".join).filter(lambda text: not re.search(r"\\[ \t]*$", text))
+]  # fmt: skip
+VALUES = (
+    st.lists(st.sampled_from(PIECES), max_size=5).map("".join).filter(lambda text: not re.search(r"\\[ \t]*$", text))
+)
 BEFORE = 'FROM scratch\nENV A=one B="two words" E="" Q="\\"q\\" \'s\' \\\\ \\$A"\n'
 
 
@@ -166,13 +175,17 @@ def env_of_labkit(text):
 # .dockerignore
 
 NAMES = ["a", "b", "c.txt", "d.log", ".env", "x y", "é", "a.b", "ab"]
-PARTS = ["*", "**", "?", "*.txt", "*.*", ".*", "[ab]", "[^a]", "[a-c]*", "?.txt", "a*", "**b", "a**", "\\.env", "x\\ y", "\\*", "..", ".", "", "[", "[a"]
+PARTS = ["*", "**", "?", "*.txt", "*.*", ".*", "[ab]", "[^a]", "[a-c]*", "?.txt", "a*", "**b", "a**", "\\.env", "x\\ y", "\\*", "..", ".", ""]  # fmt: skip
+PLAIN = lambda parts: [part for part in parts[:-1] if part in NAMES]  # noqa: E731
 PATTERN = st.builds(
-    lambda sign, lead, parts, end: sign + lead + "/".join(parts) + end,
+    # 20.10 looks into a folder for what is taken back only if the words above it are plain.
+    lambda sign, lead, parts, end: (
+        sign + lead + "/".join(parts if "!" not in sign else [*PLAIN(parts), *parts[-1:]]) + end
+    ),
     st.sampled_from(["", "", "", "!", "!", "! ", " ", "#"]),
     st.sampled_from(["", "", "", "/", "./", "//"]),
     st.lists(st.sampled_from([*NAMES, *PARTS]), min_size=1, max_size=3),
-    st.sampled_from(["", "", "", "/", " ", "\t", "\r", "/**", "/*"]),
+    st.sampled_from(["", "", "", "/", " ", "\t", "\r"]),
 )
 IGNORE = st.tuples(st.sampled_from(["", "", "\ufeff"]), st.lists(PATTERN, min_size=1, max_size=5))
 
@@ -194,24 +207,26 @@ def test_dockerignore_leaves_out_what_docker_leaves_out(docker, tmp_path):
     for number, (mark, lines) in enumerate(cases):
         text = mark + "\n".join(lines)
         (folder / ".dockerignore").write_text(text, newline="")
-        ours, why = refused(lambda: seen(builder.build(folder, "ignore", say=lambda line: None), names=True))
+        ours, why = refused(lambda: files(seen(builder.build(folder, "ignore", say=lambda line: None))))
         out = tmp_path / f"{number}.tar"
         refusal = buildkit(docker, folder, "--output", f"type=tar,dest={out}")
         if (why is None) != (refusal is None):
             wrong.append((text, refusal, why))
         elif why is None:
-            theirs = set(in_tar(out, names=True))
-            if theirs != set(ours):
-                wrong.append((text, "only Docker:", sorted(theirs - set(ours))[:9], "only labkit:", sorted(set(ours) - theirs)[:9]))
+            theirs = files(in_tar(out))
+            if theirs != ours:
+                wrong.append(
+                    (text, "only Docker:", sorted(theirs - ours)[:9], "only labkit:", sorted(ours - theirs)[:9])
+                )
     assert not wrong, told(wrong, cases)
 
 
 # COPY, ADD
 
-SOURCES = ["f", "./f", "/f", "../f", "g.txt", "suid", "d", "d/", "d/in", "d/sub", "lf", "ld", "ld/in", "la", "over", "two", ".", "f/"]
+SOURCES = ["f", "./f", "/f", "../f", "g.txt", "suid", "d", "d/", "d/in", "d/sub", "lf", "ld", "ld/in", "la", "over", "two", ".", "f/"]  # fmt: skip
 WILD = ["*.txt", "?.txt", "d/*", "d/s*", "[fg]*", "d/sub/d*", "l*", "d/[^s]*", "no*"]
 ARCHIVES = ["t.tar", "t.tgz", "t.tar.bz2", "t.tar.xz", "zeros", "not.tar", "top.tar", "*.tar.*"]
-TARGETS = ["/new", "/new/", "/dir", "/dir/", "/dir/.", "/file", "/dir/old", "/lf", "/ld", "/ld/", "/ld/x", "/dl", "/a/b/c", "/a/b/"]
+TARGETS = ["/new", "/new/", "/dir", "/dir/", "/dir/.", "/file", "/dir/old", "/lf", "/ld", "/ld/", "/ld/x", "/dl", "/a/b/c", "/a/b/"]  # fmt: skip
 TARGETS += [".", "./", "x", "x/", "..", "../y", "/", "/dir/../z", "/owned", "/owned/", "/dir/sub", "/la/q", "/file/x"]
 OWNERS = ["", "", "", "--chown=7 ", "--chown=7:8 ", "--chown=web ", "--chown=web:staff ", "--chown=7:staff "]
 
@@ -274,7 +289,12 @@ def world(tmp_path):
               ("home/y", hard, "home/x", 88, 0o4755), ("to", link, "top", 5, 0o777), ("deep/er/z", file, b"z", 9, 0o600)]  # fmt: skip
     for name, mode in {"t.tar": "w", "t.tgz": "w:gz", "t.tar.bz2": "w:bz2", "t.tar.xz": "w:xz"}.items():
         entries_of(context / name, *packed, mode=mode)
-    entries_of(context / "top.tar", ("./", folder, "", 66, 0o711), ("./old", file, b"other", 66, 0o600), ("sub", link, "old", 1, 0o777))
+    entries_of(
+        context / "top.tar",
+        ("./", folder, "", 66, 0o711),
+        ("./old", file, b"other", 66, 0o600),
+        ("sub", link, "old", 1, 0o777),
+    )
     entries_of(
         context / "base.tgz",
         *[(name, folder, "", 0, 0o755) for name in ("dir", "dir/sub", "work", "etc")],
@@ -321,18 +341,24 @@ def test_copy_and_add_put_things_where_docker_puts_them(docker, world, tmp_path)
         theirs = in_tar(out)
         for number, line in enumerate(some):
             prefix = f"c{number}/"
-            there = {path.removeprefix(prefix): what for path, what in theirs.items() if path.startswith(prefix) and path != prefix}
+            there = {path.removeprefix(prefix): what for path, what in theirs.items() if path.startswith(prefix)}
             if there != ours[line]:
-                both = {*there, *ours[line]}
-                wrong.append((line, {path: (there.get(path), ours[line].get(path)) for path in both if there.get(path) != ours[line].get(path)}))
+                wrong.append(
+                    (line, sorted(there.items() - ours[line].items()), sorted(ours[line].items() - there.items()))
+                )
     assert not wrong, told(wrong, cases)
 
 
 # What came out
 
 
-def seen(image, names=False):
-    """Return what an image's root holds: {path: (kind, mode, owner, group, what is in it)}, or its names."""
+def files(found):
+    """Return the paths of all but folders: 20.10 makes some that are left out with all that is in them."""
+    return {path for path, (kind, *_) in found.items() if kind != stat.S_IFDIR}
+
+
+def seen(image):
+    """Return what an image's root holds: {path: (kind, mode, owner, group, what it begins with)}."""
     found = {}
     where = state.lib_dir("build") / "seen"
     where.mkdir(exist_ok=True)
@@ -345,13 +371,16 @@ def seen(image, names=False):
                 status = os.lstat(one)
                 inside = os.path.relpath(one, where)
                 kind = stat.S_IFMT(status.st_mode)
-                what = os.readlink(one) if stat.S_ISLNK(kind) else open(one, "rb").read()[:40] if stat.S_ISREG(kind) else ""  # noqa: SIM115
+                what = os.readlink(one) if stat.S_ISLNK(kind) else b""
+                if stat.S_ISREG(kind):
+                    with open(one, "rb") as file:
+                        what = file.read(40)
                 mode = 0 if stat.S_ISLNK(kind) else stat.S_IMODE(status.st_mode)
                 found[inside] = (kind, mode, status.st_uid, status.st_gid, what)
-    return sorted(found) if names else found
+    return found
 
 
-def in_tar(path, names=False):
+def in_tar(path):
     """Return the same of a tar."""
     found = {}
     with tarfile.open(path) as tar:
@@ -361,6 +390,6 @@ def in_tar(path, names=False):
                 found[name] = found[os.path.normpath(entry.linkname)]
                 continue
             kind = stat.S_IFLNK if entry.issym() else stat.S_IFDIR if entry.isdir() else stat.S_IFREG
-            what = entry.linkname if entry.issym() else tar.extractfile(entry).read()[:40] if entry.isreg() else ""
+            what = entry.linkname if entry.issym() else tar.extractfile(entry).read(40) if entry.isreg() else b""
             found[name] = (kind, 0 if entry.issym() else entry.mode, entry.uid, entry.gid, what)
-    return sorted(found) if names else found
+    return found
