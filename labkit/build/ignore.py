@@ -65,6 +65,8 @@ def _line(text: str) -> Line | None:
             raise BadValue(".dockerignore: a line is `!` and nothing else", "!PATTERN keeps what PATTERN matches")
         return None
     clean = _clean(text)
+    if keeps and clean == "." and text.startswith("/"):
+        raise BadValue(f".dockerignore: `!{text}` keeps nothing", "!PATTERN keeps what PATTERN matches")
     return None if clean == "." else Line(keeps, compiled(clean, ".dockerignore"))
 
 

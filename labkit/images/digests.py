@@ -202,7 +202,14 @@ def _streams(data: bytes, blob: Hashed, begin: Callable[[], Any], kind: str) -> 
             data = b""
             if stream.needs_input and not stream.eof and not (data := blob.read(BLOCK)):
                 raise BadArchive(f"the layer's {kind} stream stops before its end", "it was cut short: fetch it again")
-        data = (stream.unused_data or blob.read(BLOCK)).lstrip(b"\0")  # xz may be padded
+        data = _after_padding(stream.unused_data, blob)
+
+
+def _after_padding(data: bytes, blob: Hashed) -> bytes:
+    """Return what comes after zeros, to the end of the blob if need be: a compressed file may be padded with them."""
+    while not (data := data.lstrip(b"\0")) and (more := blob.read(BLOCK)):
+        data = more
+    return data
 
 
 def _plain(first: bytes, blob: Hashed) -> Iterator[bytes]:
@@ -223,7 +230,7 @@ def _gunzip(data: bytes, blob: Hashed) -> Iterator[bytes]:
             yield plain
         data = member.unused_data if member.eof else member.unconsumed_tail
         if member.eof:
-            data = data or blob.read(BLOCK)
+            data = _after_padding(data, blob)
             if data:
                 member = zlib.decompressobj(16 + zlib.MAX_WBITS)
         elif not data:

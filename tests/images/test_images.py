@@ -1,8 +1,10 @@
 """Images: one busybox is one image everywhere; a broken store says so; an archive goes out and in."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import shutil
 import stat
@@ -553,3 +555,71 @@ def test_saved_tar_has_nothing_of_this_machine_in_it(own_root):
     shutil.rmtree(state.lib_dir("layers"))
     (image,) = archives.load(io.BytesIO and own_root / "b.tar")
     assert os.path.exists(image.layers[0])
+
+
+@pytest.mark.parametrize("named", ["every one", "the image's only"])
+def test_one_name_for_several_processors_in_a_flat_index_is_one_image(own_root, named):
+    """As docker buildx writes it, with what it says about the build beside; what is not ours need not be there."""
+    store = layout.Layout(own_root / "l").create()
+    mine = add_image(store, "mine", ONE)
+    system, machine = catalog.wanted_platform()
+    name = {"annotations": {layout.REF_NAME: "flat:1"}}
+    ours = {"digest": mine, "size": 1, "platform": {"os": system, "architecture": machine}}
+    others = [
+        {"digest": "sha256:" + "a" * 64, "size": 1, "platform": {"os": system, "architecture": "riscv64"}},
+        {"digest": "sha256:" + "b" * 64, "size": 1, "platform": {"os": "unknown", "architecture": "unknown"}},
+    ]
+    entries = [one | name for one in (others[0], ours, others[1])]
+    if named != "every one":
+        entries = [store.add_json({"manifests": [*others, ours]})]
+        entries = [{"digest": digest, "size": size} | name for digest, size in entries]
+    (own_root / "l/index.json").write_text(json.dumps({"manifests": entries}))
+    subprocess.run(["tar", "-C", own_root / "l", "-cf", own_root / "flat.tar", "."], check=True)
+    (image,) = archives.load(own_root / "flat.tar")
+    assert (image.digest, image.name) == (mine, "flat:1")
+
+
+@pytest.mark.parametrize(
+    "squeeze", [bz2.compress, lzma.compress, gzip.compress, lambda data: gzip.compress(data) + bytes(512)]
+)
+def test_archive_is_read_from_a_pipe_however_it_was_compressed(own_root, squeeze):
+    read_end, write_end = os.pipe()
+    with open(read_end, "rb") as pipe, open(write_end, "wb") as into:
+        writer = threading.Thread(target=lambda: (into.write(squeeze(docker_archive())), into.close()))
+        writer.start()
+        (image,) = archives.load(pipe)
+        writer.join()
+    assert image.name == "h:1" and len(image.layers) == 1
+
+
+@pytest.mark.parametrize("squeeze", [bz2.compress, lzma.compress])
+def test_layer_compressed_by_what_no_manifest_can_name_is_kept_plain(own_root, squeeze):
+    config = json.dumps({"rootfs": {"diff_ids": [digests.digest(ONE)]}}).encode()
+    listed = json.dumps([{"Config": "c.json", "RepoTags": ["h:1"], "Layers": ["a.tar"]}]).encode()
+    data = tar(entry("c.json", data=config), entry("a.tar", data=squeeze(ONE)), entry("manifest.json", data=listed))
+    (own_root / "n.tar").write_bytes(data)
+    (image,) = archives.load(own_root / "n.tar")
+    manifest, _ = catalog.read(catalog.store(), image.digest)
+    assert manifest["layers"][0]["digest"] == digests.digest(ONE)
+
+
+def test_layer_that_is_kept_elsewhere_is_named(own_root):
+    store = layout.Layout(own_root / "l").create()
+    digest = add_image(store, "mine", ONE)
+    manifest = store.read_json(digest)
+    gone = {"digest": "sha256:" + "c" * 64, "size": 1, "urls": ["https://example.org/layer"]}
+    digest, size = store.add_json(manifest | {"layers": [*manifest["layers"], gone]})
+    name = {"annotations": {layout.REF_NAME: "far:1"}}
+    (own_root / "l/index.json").write_text(json.dumps({"manifests": [{"digest": digest, "size": size} | name]}))
+    subprocess.run(["tar", "-C", own_root / "l", "-cf", own_root / "far.tar", "."], check=True)
+    with pytest.raises(Unsupported, match="c{64}.*") as caught:
+        archives.load(own_root / "far.tar")
+    assert "example.org" in caught.value.hint
+
+
+def test_image_is_saved_into_a_stream_as_into_a_file(own_root):
+    catalog.get("busybox")
+    archives.save("busybox", own_root / "b.tar")
+    out = io.BytesIO()
+    archives.save("busybox", out)
+    assert out.getvalue() == (own_root / "b.tar").read_bytes()
