@@ -124,7 +124,7 @@ BEFORE = 'FROM scratch\nENV A=one B="two words" E="" Q="\\"q\\" \'s\' \\\\ \\$A"
 @pytest.mark.slow
 def test_env_has_the_values_that_docker_gives_it(docker, tmp_path):
     ours, wrong = {}, []
-    values = [value for value in made_of(st.tuples(VALUES, st.booleans()), 400)]
+    values = [value for value in made_of(st.tuples(VALUES, st.booleans()), 120)]
     for number, (value, old) in enumerate(values):
         line = f"ENV V{number}{' ' if old else '='}{value}".replace("OTHER=", f"W{number}=")
         (tmp_path / "Dockerfile").write_text(f"{BEFORE}{line}\n")
@@ -203,7 +203,7 @@ def test_dockerignore_leaves_out_what_docker_leaves_out(docker, tmp_path):
     (folder / "a/empty").mkdir()
     (folder / "a/link").symlink_to("../b")
     (folder / "Dockerfile").write_text("FROM scratch\nCOPY . /x/\n")
-    wrong, cases = [], made_of(IGNORE, 40)
+    wrong, cases = [], made_of(IGNORE, 30)
     for number, (mark, lines) in enumerate(cases):
         text = mark + "\n".join(lines)
         (folder / ".dockerignore").write_text(text, newline="")
@@ -311,7 +311,7 @@ def world(tmp_path):
 @pytest.mark.slow
 def test_copy_and_add_put_things_where_docker_puts_them(docker, world, tmp_path):
     context, base = world
-    ours, wrong, cases = {}, [], made_of(COPIES, 120)
+    ours, wrong, cases = {}, [], made_of(COPIES, 90)
     (context / ".dockerignore").write_text("Dockerfile\n.dockerignore\nbase.tgz\n!base.tgz\n")
 
     def write(lines, last=""):
