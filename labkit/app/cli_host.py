@@ -7,7 +7,7 @@ from labkit.app.commands import command, parser, table
 
 
 @command("lsns", "every namespace on this machine, and who is in it")
-def _lsns(argv):
+def _lsns(argv: list[str]) -> None:
     from labkit.isolation import namespaces
 
     words = parser("lsns")
@@ -30,14 +30,14 @@ def _lsns(argv):
 
 
 @command("cgls", "a controller's cgroup tree, labkit's own part or all of it")
-def _cgls(argv):
+def _cgls(argv: list[str]) -> int:
     from labkit.cgroups import cgls
 
     return cgls.main(argv)
 
 
 @command("networks", "list the networks that containers are on")
-def _networks(argv):
+def _networks(argv: list[str]) -> None:
     from labkit.network import bridge
 
     parser("networks").parse_args(argv)
@@ -52,7 +52,7 @@ def _networks(argv):
 
 
 @command("clean", "give back what was left behind; --all also ends what runs")
-def _clean(argv):
+def _clean(argv: list[str]) -> int:
     from labkit.ground import ledger
     from labkit.storage import garbage
 
@@ -96,21 +96,21 @@ def _set_aside() -> Iterator[tuple[str, str]]:
 
 
 @command("doctor", "what this machine has of what the chapters need")
-def _doctor(argv):
+def _doctor(argv: list[str]) -> int:
     from labkit.app import doctor
 
     return doctor.main(argv)
 
 
 @command("up", "start JupyterLab with the chapters")
-def _up(argv):
+def _up(argv: list[str]) -> int:
     from labkit.app import workshop
 
     return workshop.up(argv)
 
 
 @command("reset", "get a fresh copy of a chapter; yours is kept beside it")
-def _reset(argv):
+def _reset(argv: list[str]) -> None:
     from labkit.lessons import coursework
 
     words = parser("reset")
@@ -122,7 +122,7 @@ def _reset(argv):
 
 
 @command("progress", "what you have passed; with a chapter's number each exercise of it")
-def _progress(argv):
+def _progress(argv: list[str]) -> None:
     from labkit.lessons import coursework
 
     words = parser("progress")
@@ -131,21 +131,21 @@ def _progress(argv):
 
 
 @command("room", "for an instructor: what each seat of a room has passed")
-def _room(argv):
+def _room(argv: list[str]) -> int:
     from labkit.app import room
 
     return room.main(argv)
 
 
 @command("test", "run all tests")
-def _test(argv):
+def _test(argv: list[str]) -> int:
     from labkit.app import workshop
 
     return workshop.test(argv)
 
 
 @command("bench", "how long a container takes to start here, against others")
-def _bench(argv):
+def _bench(argv: list[str]) -> None:
     import runpy
 
     from labkit.ground import state

@@ -5,18 +5,19 @@ on a terminal only: into a file or a pipe go finished lines and nothing else.
 """
 
 import sys
+from collections.abc import Callable
 
 from labkit.app.commands import command, each, parser, size, table
 from labkit.ground import named_file
 from labkit.ground.errors import BadValue
 
 
-def progress(what):
+def progress(what: str) -> Callable[[int, int], None] | None:
     """Return a function (done, total) that draws a bar; None where nobody could see it."""
     if not sys.stderr.isatty():
         return None
 
-    def draw(done, total):
+    def draw(done: int, total: int) -> None:
         filled = 30 if not total else min(30, 30 * done // total)
         end = "\n" if total and done >= total else ""
         print(
@@ -30,7 +31,7 @@ def progress(what):
 
 
 @command("images", "list the images")
-def _images(argv):
+def _images(argv: list[str]) -> None:
     from labkit.images import catalog
 
     parser("images").parse_args(argv)
@@ -39,7 +40,7 @@ def _images(argv):
 
 
 @command("pull", "fetch an image from a registry")
-def _pull(argv):
+def _pull(argv: list[str]) -> None:
     from labkit.images import registry
 
     words = parser("pull")
@@ -50,7 +51,7 @@ def _pull(argv):
 
 
 @command("push", "send an image to a registry")
-def _push(argv):
+def _push(argv: list[str]) -> None:
     from labkit.images import registry
 
     words = parser("push")
@@ -61,7 +62,7 @@ def _push(argv):
 
 
 @command("build", "make an image from a Dockerfile")
-def _build(argv):
+def _build(argv: list[str]) -> None:
     from labkit.build import builder, plan
 
     words = parser("build")
@@ -99,7 +100,7 @@ def _build(argv):
 
 
 @command("save", "write images into a tar file that Docker and the OCI tools read")
-def _save(argv):
+def _save(argv: list[str]) -> None:
     from labkit.images import archives
 
     words = parser("save")
@@ -112,7 +113,7 @@ def _save(argv):
 
 
 @command("load", "read images from a tar file, Docker's or OCI")
-def _load(argv):
+def _load(argv: list[str]) -> None:
     from labkit.images import archives
 
     words = parser("load")
@@ -128,7 +129,7 @@ def _load(argv):
 
 
 @command("tag", "give an image a further name")
-def _tag(argv):
+def _tag(argv: list[str]) -> None:
     from labkit.images import catalog
 
     words = parser("tag")
@@ -139,7 +140,7 @@ def _tag(argv):
 
 
 @command("rmi", "remove images, and the layers that nothing else needs")
-def _rmi(argv):
+def _rmi(argv: list[str]) -> int:
     from labkit.storage import garbage
 
     words = parser("rmi")
@@ -151,7 +152,7 @@ def _rmi(argv):
 
 
 @command("storage", "`storage tree CONTAINER`: which of its files is where")
-def _storage(argv):
+def _storage(argv: list[str]) -> None:
     from labkit.container import life
     from labkit.storage import roots
 
@@ -165,7 +166,7 @@ def _storage(argv):
 
 
 @command("volume", "`volume ls`, `create NAME`, `rm NAME`: folders that outlive containers")
-def _volume(argv):
+def _volume(argv: list[str]) -> int:
     from labkit.storage import volumes
 
     words = parser("volume")

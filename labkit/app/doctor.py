@@ -43,7 +43,7 @@ class Finding:
 
 
 @functools.cache
-def find(name):
+def find(name: str) -> Finding:
     """Try one feature by name and return its Finding, the same one for the rest of this process."""
     if name not in PROBES:
         raise NotFound(f"the doctor knows no {name!r}", "the names: " + ", ".join(PROBES))
@@ -57,12 +57,12 @@ def find(name):
     return Finding(name, probe.kind, found, str(detail), probe.lost, probe.vital)
 
 
-def report():
+def report() -> list[Finding]:
     """Try everything in the table; return a list of Findings."""
     return [find(name) for name, probe in PROBES.items() if probe.kind]
 
 
-def where():
+def where() -> dict[str, str]:
     """Say on what machine this kernel runs, as far as the kernel can see: {question: answer}."""
     places = {
         "kernel": f"Linux {platform.release()} on {platform.machine()}",
@@ -75,7 +75,7 @@ def where():
     return places
 
 
-def _virtualisation():
+def _virtualisation() -> str:
     """Say what the kernel sees of a hypervisor."""
     named = "none"
     if shutil.which("systemd-detect-virt"):
@@ -91,7 +91,7 @@ def _virtualisation():
     return ", ".join(signs) or "none that the kernel can see"
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Print the table; return 1 if chapters 02, 04, 06 or 12 can't be done here, else 0."""
     parser = argparse.ArgumentParser("lab doctor", description="Say what this machine has of what the chapters need.")
     parser.parse_args(argv)
@@ -108,13 +108,13 @@ def main(argv):
     return _verdict(findings)
 
 
-def _print(finding, width):
+def _print(finding: Finding, width: int) -> None:
     print(f"  {'yes' if finding.found else 'NO '} {finding.name:<{width}}  {finding.detail}".rstrip())
     if not finding.found:
         print(f"      {'':<{width}}  → lost: {finding.lost}")
 
 
-def _verdict(findings):
+def _verdict(findings: list[Finding]) -> int:
     missing = [finding for finding in findings if not finding.found]
     vital = [finding.name for finding in missing if finding.vital]
     print(f"\n{len(findings) - len(missing)} of {len(findings)} are here.", end=" ")

@@ -4,6 +4,7 @@ import errno
 import functools
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from labkit.app.probing import probe, run
@@ -26,10 +27,10 @@ _LOST_NAMESPACE = {
 }
 
 
-def _in_new(flags, function=lambda: ""):
+def _in_new(flags: int, function: Callable[[], object] = lambda: "") -> object:
     """Call `function` in a child with new namespaces, no mount of which reaches anybody."""
 
-    def work():
+    def work() -> object:
         syscalls.unshare(flags)
         if flags & syscalls.CLONE_NEWUSER:
             namespaces.map_ids("self", [(0, 0, 1)], [(0, 0, 1)])
@@ -51,8 +52,8 @@ for _kind, (_flag, _) in namespaces.KINDS.items():
 
 
 @probe("unprivileged user namespace", "namespace", "11: no container without root")
-def _probe_unprivileged():
-    def work():
+def _probe_unprivileged() -> object:
+    def work() -> object:
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
@@ -71,7 +72,7 @@ def _probe_unprivileged():
 # ---- filesystems -------------------------------------------------------------
 
 
-def _overlay(options, extra_flags=0, function=lambda folder: ""):
+def _overlay(options: str, extra_flags: int = 0, function: Callable[[str], object] = lambda folder: "") -> object:
     """Mount an overlay in a folder of labkit's own, in a child; return what `function` says."""
     with tempfile.TemporaryDirectory(dir=state.lib_dir(), prefix="doctor-") as folder:
         paths = {name: Path(folder, name) for name in ("lower", "upper", "work", "merged")}
@@ -79,7 +80,7 @@ def _overlay(options, extra_flags=0, function=lambda folder: ""):
             path.mkdir()
         (paths["lower"] / "file").write_text("below")
 
-        def work():
+        def work() -> object:
             layers = "lowerdir={lower},upperdir={upper},workdir={work}".format(**paths)
             syscalls.mount("overlay", paths["merged"], "overlay", 0, layers + options)
             return function(folder)
@@ -93,8 +94,8 @@ def _overlay(options, extra_flags=0, function=lambda folder: ""):
     "06, 07, 08, 12: no shared layers; full copies (the vfs driver) instead",
     vital=True,
 )
-def _probe_overlay():
-    def write(folder):
+def _probe_overlay() -> object:
+    def write(folder: str) -> object:
         Path(folder, "merged", "file").write_text("above")
         return f"below {state.lib_dir()}" if Path(folder, "lower", "file").read_text() == "below" else ""
 
@@ -102,13 +103,13 @@ def _probe_overlay():
 
 
 @probe("overlay in a user namespace", "filesystem", "08, 11: no layers for a container without root")
-def _probe_overlay_in_a_user_namespace():
+def _probe_overlay_in_a_user_namespace() -> object:
     return _overlay(",userxattr", syscalls.CLONE_NEWUSER)
 
 
 @probe("overlay metacopy", "filesystem", "07: chmod copies the whole file up")
-def _probe_overlay_metacopy():
-    def chmod(folder):
+def _probe_overlay_metacopy() -> object:
+    def chmod(folder: str) -> object:
         os.chmod(Path(folder, "merged", "file"), 0o600)
         os.getxattr(Path(folder, "upper", "file"), "trusted.overlay.metacopy")
         return "chmod copies no data"
@@ -117,11 +118,11 @@ def _probe_overlay_metacopy():
 
 
 @probe("fuse", "filesystem", "08: no fuse-overlayfs")
-def _probe_fuse():
+def _probe_fuse() -> None:
     os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
 
 
-def _kernel_has(filesystem):
+def _kernel_has(filesystem: str) -> None:
     """Ask for a mount of something that is no disk: only a kernel that knows the filesystem minds."""
     try:
         _in_new(syscalls.CLONE_NEWNS, lambda: syscalls.mount("/dev/null", "/tmp", filesystem, 0))
@@ -135,7 +136,7 @@ probe("xfs", "filesystem", "08: no comparison with xfs", look=functools.partial(
 
 
 @probe("loop devices", "filesystem", "05, 08: no disk of its own for a limit or a driver")
-def _probe_loop_devices():
+def _probe_loop_devices() -> None:
     os.close(os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC))
 
 
@@ -143,21 +144,21 @@ def _probe_loop_devices():
 
 
 @probe("openat2", "syscall", "03: a path can be led out of a root by a link while it is walked")
-def _probe_openat2():
+def _probe_openat2() -> None:
     os.close(syscalls.openat2(syscalls.AT_FDCWD, "/", os.O_PATH, resolve=syscalls.RESOLVE_IN_ROOT))
 
 
 @probe("mount_setattr", "syscall", "03: a tree of mounts can't be made read-only at once")
-def _probe_mount_setattr():
-    def work():
+def _probe_mount_setattr() -> None:
+    def work() -> None:
         syscalls.mount_setattr(syscalls.AT_FDCWD, "/", syscalls.AT_RECURSIVE, attr_set=syscalls.MOUNT_ATTR_NOSUID)
 
     _in_new(syscalls.CLONE_NEWNS, work)
 
 
 @probe("fsconfig", "syscall", "03, 07: no mount by file descriptor, few layers at a time")
-def _probe_fsconfig():
-    def work():
+def _probe_fsconfig() -> None:
+    def work() -> None:
         fd = syscalls.fsopen("tmpfs")
         syscalls.fsconfig(fd, syscalls.FSCONFIG_CMD_CREATE)
         os.close(syscalls.fsmount(fd))
@@ -167,7 +168,7 @@ def _probe_fsconfig():
 
 
 @probe("pidfd", "syscall", "02: a signal may reach a stranger who got the number", vital=True)
-def _probe_pidfd():
+def _probe_pidfd() -> None:
     fd = os.pidfd_open(os.getpid())
     try:
         syscalls.pidfd_send_signal(fd, 0)
@@ -176,7 +177,7 @@ def _probe_pidfd():
 
 
 @probe("seccomp", "syscall", "11: no syscall can be forbidden")
-def _probe_seccomp():
+def _probe_seccomp() -> None:
     try:
         # A filter of None: a kernel with filters looks for it (EFAULT), one without does not.
         in_child(syscalls.prctl, 22, 2)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
@@ -186,7 +187,7 @@ def _probe_seccomp():
 
 
 @probe("all capabilities", "syscall", "11: what is missing can't be shown, nor given to a container")
-def _probe_all_capabilities():
+def _probe_all_capabilities() -> None:
     missing = security.names(~proc.process(os.getpid()).cap_bnd & (1 << security.last_capability() + 1) - 1)
     if missing:
         raise Unsupported("the bounding set lacks " + " ".join(missing))
@@ -195,10 +196,10 @@ def _probe_all_capabilities():
 # ---- network -----------------------------------------------------------------
 
 
-def _in_new_network(*commands):
+def _in_new_network(*commands: str) -> None:
     """Run commands in a network namespace that nothing else is in."""
 
-    def work():
+    def work() -> None:
         for command in commands:
             run(*command.split())
 
@@ -219,7 +220,7 @@ for _name, _lost, *_commands in (
 
 
 @probe("packet forwarding", "network", "10: containers reach each other and this machine, not the world")
-def _probe_packet_forwarding():
+def _probe_packet_forwarding() -> None:
     from labkit.network import bridge
 
     if not bridge.can_reach_the_world():
@@ -232,7 +233,7 @@ def _probe_packet_forwarding():
     "11, 12: no syscall can be forbidden, and no container starts with the default filter",
     vital=True,
 )
-def _probe_libseccomp():
+def _probe_libseccomp() -> object:
     from labkit.isolation import seccomp
 
     return f"knows {len(seccomp.known())} syscalls"

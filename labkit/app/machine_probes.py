@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from labkit.app.probing import probe, run
@@ -18,7 +19,7 @@ from labkit.ground.errors import LabError, Unsupported
 # ---- control groups ----------------------------------------------------------
 
 
-def _controller(name, version=None):
+def _controller(name: str, version: int | None = None) -> str:
     tree = hierarchies.home(name)
     if version not in (None, tree.version):
         raise Unsupported(f"the {name} controller is in v{tree.version} here")
@@ -38,7 +39,7 @@ for _name, _lost in {
         probe(f"cgroup v{_number} {_name}", "", _lost, look=functools.partial(_controller, _name, _number))
 
 
-def _in_v2_cgroup(function):
+def _in_v2_cgroup(function: Callable[[Path], object]) -> object:
     """Call `function` with a fresh folder of the v2 tree, and remove that."""
     tree = hierarchies.unified()
     if tree is None:
@@ -52,7 +53,7 @@ def _in_v2_cgroup(function):
 
 
 @probe("cgroup v2", "cgroup", "04: only v1's hierarchies can be shown")
-def _probe_cgroup_v2():
+def _probe_cgroup_v2() -> object:
     tree = hierarchies.unified()
     if tree is None:
         raise Unsupported("no cgroup v2 tree is mounted")
@@ -60,7 +61,7 @@ def _probe_cgroup_v2():
 
 
 @probe("cgroup v1", "cgroup", "04: only v2's one tree can be shown")
-def _probe_cgroup_v1():
+def _probe_cgroup_v1() -> object:
     trees = [tree for tree in hierarchies.hierarchies() if tree.version == 1]
     if not trees:
         raise Unsupported("no cgroup v1 hierarchy is mounted: this machine has left it behind")
@@ -68,12 +69,12 @@ def _probe_cgroup_v1():
 
 
 @probe("cgroup.kill", "cgroup", "02, 05: processes are killed one by one")
-def _probe_cgroup_kill():
+def _probe_cgroup_kill() -> None:
     _in_v2_cgroup(lambda folder: (folder / "cgroup.kill").write_text("1"))
 
 
 @probe("freeze", "cgroup", "05: no container stands still")
-def _probe_freeze():
+def _probe_freeze() -> object:
     try:
         return f"freezer, {_controller('freezer')}"
     except LabError:
@@ -81,8 +82,8 @@ def _probe_freeze():
 
 
 @probe("clone3 into a cgroup", "cgroup", "04: a child is moved into its cgroup after its birth")
-def _probe_clone3_into_a_cgroup():
-    def born_inside(folder):
+def _probe_clone3_into_a_cgroup() -> None:
+    def born_inside(folder: Path) -> None:
         fd = os.open(folder, os.O_DIRECTORY | os.O_CLOEXEC)
         pid, _ = syscalls.clone3(0, signal.SIGCHLD, fd)
         if pid == 0:
@@ -93,12 +94,12 @@ def _probe_clone3_into_a_cgroup():
 
 
 @probe("PSI", "cgroup", "05: no pressure figures")
-def _probe_psi():
+def _probe_psi() -> object:
     return "CPU: " + Path("/proc/pressure/cpu").read_text().splitlines()[0]
 
 
 @probe("swap", "cgroup", "05: memory over the limit can't go to disk")
-def _probe_swap():
+def _probe_swap() -> object:
     areas = Path("/proc/swaps").read_text().splitlines()[1:]
     if not areas:
         raise Unsupported("/proc/swaps lists none")
@@ -109,7 +110,7 @@ def _probe_swap():
 
 
 @probe("KVM", "machine", "00: a virtual machine is emulated, and slow")
-def _probe_kvm():
+def _probe_kvm() -> object:
     fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     try:
         return f"API {fcntl.ioctl(fd, 0xAE00)}"  # KVM_GET_API_VERSION
@@ -118,7 +119,7 @@ def _probe_kvm():
 
 
 @probe("two CPUs", "machine", "04: no choice of CPUs to show")
-def _probe_two_cpus():
+def _probe_two_cpus() -> object:
     number = len(os.sched_getaffinity(0))
     if number < 2:
         raise Unsupported("there is 1")
@@ -126,8 +127,9 @@ def _probe_two_cpus():
 
 
 @probe("1 GB of memory", "machine", "05, 07: containers may be killed for want of it")
-def _probe_1_gb_of_memory():
-    total = int(re.search(r"MemTotal:\s+(\d+)", proc.read("/proc/meminfo"))[1]) // 1024
+def _probe_1_gb_of_memory() -> object:
+    found = re.search(r"MemTotal:\s+(\d+)", proc.read("/proc/meminfo"))
+    total = int(found[1]) // 1024 if found else 0
     if total < 900:
         raise Unsupported(f"there are {total} MB")
     return f"{total} MB"
@@ -136,14 +138,14 @@ def _probe_1_gb_of_memory():
 # ---- commands ----------------------------------------------------------------
 
 
-def _version(*command):
+def _version(*command: str) -> str:
     """Return the version that a command says it has."""
     number = re.search(r"\d+(\.\d+)+\S*", run(*command))
     return number[0].rstrip(",;)") if number else ""
 
 
 @probe("busybox", "tool", "02, 12: no base image without a network", vital=True)
-def _probe_busybox():
+def _probe_busybox() -> object:
     binary = shutil.which("busybox")
     if not binary:
         raise Unsupported(f"no command busybox ({packages.advice('busybox')})")

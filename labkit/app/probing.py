@@ -6,13 +6,17 @@ error says why. The numbers in front of what is lost are the chapters'.
 """
 
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from labkit.ground import packages
 from labkit.ground.errors import Unsupported, from_oserror
 
 PROBES: dict[str, "Probe"] = {}
 PATIENCE = 20  # seconds for one command
+
+Look = Callable[[], object]  # a few words of detail, or nothing
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,10 @@ class Probe:
     kind: str
     lost: str
     vital: bool  # a lab without it is none: chapters 02, 04, 06 or 12 can't be done
-    look: object
+    look: Look
 
 
-def probe(name, kind, lost, vital=False, look=None):
+def probe(name: str, kind: str, lost: str, vital: bool = False, look: Look | None = None) -> Any:
     """Register a probe: as a decorator, or with the function as `look`."""
     if look is None:
         return lambda function: probe(name, kind, lost, vital, function)
@@ -34,7 +38,7 @@ def probe(name, kind, lost, vital=False, look=None):
     return look
 
 
-def run(*command, **options):
+def run(*command: str, **options: Any) -> str:
     """Run a command and return what it printed; what it complains of becomes the error."""
     try:
         done = subprocess.run(

@@ -24,6 +24,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from labkit.ground.errors import BadValue, NotFound
 from labkit.lessons import coursework
@@ -31,21 +32,23 @@ from labkit.lessons import coursework
 MOST = 1 << 20  # bytes of one seat's file
 STUCK = 4  # tries of one exercise, none passed
 
+Source = tuple[str, Path | str]  # a name, and a file or an address
+
 
 @dataclass(frozen=True)
 class Seat:
     """One seat: how many checks of each chapter it has passed, when it last tried one, where it is stuck."""
 
     name: str
-    passed: dict  # chapter number: how many
+    passed: dict[str, int]  # chapter number: how many
     last: float | None = None
     stuck: str = ""
     problem: str = ""  # why nothing is known of it
 
 
-def seats(places):
+def seats(places: list[str]) -> list[Seat]:
     """Return the Seats in folders, files and lists, or at addresses. One that can't be read says why in `problem`."""
-    sources = []  # (name, a Path or an address)
+    sources: list[Source] = []
     for place in places:
         path = Path(place)
         if place.startswith(("http://", "https://")):
@@ -63,9 +66,9 @@ def seats(places):
         return list(pool.map(_seat, sources))
 
 
-def _listed(path):
+def _listed(path: Path) -> list[Source]:
     """Return (name, address) of each line of a list."""
-    found = []
+    found: list[Source] = []
     for line in path.read_text(errors="replace").splitlines():
         words = line.split()
         if words and words[-1].startswith(("http://", "https://")):
@@ -75,7 +78,7 @@ def _listed(path):
     return found
 
 
-def _seat(source):
+def _seat(source: Source) -> Seat:
     name, place = source
     try:
         text = place.read_bytes()[:MOST] if isinstance(place, Path) else _fetched(place)
@@ -84,7 +87,7 @@ def _seat(source):
         return Seat(name, {}, problem=_why(error))
 
 
-def _why(error):
+def _why(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return {403: "the token is not right", 404: "nothing tried yet"}.get(error.code, f"HTTP {error.code}")
     if isinstance(error, FileNotFoundError):
@@ -92,7 +95,7 @@ def _why(error):
     return str(getattr(error, "reason", error))[:80] if isinstance(error, OSError) else "its file is damaged"
 
 
-def _fetched(address):
+def _fetched(address: str) -> str:
     """Return progress.json by JupyterLab's own contents API, with the address's own token."""
     parts = urllib.parse.urlsplit(address)
     token = urllib.parse.parse_qs(parts.query).get("token", [""])[0]
@@ -103,9 +106,10 @@ def _fetched(address):
         return json.loads(answer.read(MOST))["content"]
 
 
-def _read(name, record):
+def _read(name: str, record: dict[str, Any]) -> Seat:
     chapters = {check: chapter.number for chapter in coursework.contents() for check in chapter.checks}
-    passed, stuck, last = {}, "", record["last"]
+    passed: dict[str, int] = {}
+    stuck, last = "", record["last"]
     for check, entry in record["checks"].items():
         if check not in chapters:
             continue
@@ -118,7 +122,7 @@ def _read(name, record):
     return Seat(name, passed, last, stuck)
 
 
-def table(found, now=None):
+def table(found: list[Seat], now: float | None = None) -> list[str]:
     """Return lines of text: a row a seat, a column a chapter that has exercises."""
     now = time.time() if now is None else now
     chapters = [chapter for chapter in coursework.contents() if chapter.checks]
@@ -132,7 +136,7 @@ def table(found, now=None):
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Print the room once, or with --every again and again until Ctrl-C."""
     parser = argparse.ArgumentParser("lab room", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("place", nargs="+", help="a shared folder, a progress.json, or a seat's address")

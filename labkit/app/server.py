@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from labkit.ground import proc, state, syscalls
 from labkit.ground.errors import BadValue, InUse, LabError, from_oserror
@@ -41,10 +42,12 @@ _ROOM = {
 _LETTERS = {"overrides": {"code-font-size": "15px", "content-font-size1": "16px", "ui-font-size1": "14px"}}
 
 SERVER = state.kind("run/jupyter/server.json", {"host": str, "port": int, "token": str, "pid": int, "ticks": int})
+Record = dict[str, Any]  # host, port, token; and pid and ticks of who serves
+Process = subprocess.Popen[bytes]
 BESIDE = "beside"  # the name of a workspace: a chapter on the left, a terminal on the right
 
 
-def running():
+def running() -> Record | None:
     """Return the record of the server that runs, {host, port, token, …}, or None."""
     record = state.read(_record(), SERVER)
     if record and proc.is_running(record["pid"], record["ticks"]) and answers(record):
@@ -52,7 +55,7 @@ def running():
     return None
 
 
-def answers(record):
+def answers(record: Record) -> bool:
     """Tell whether JupyterLab, and no other server, answers on that port and to that token."""
     import urllib.request  # dear, and few commands need it
 
@@ -67,7 +70,7 @@ def answers(record):
         return False
 
 
-def start(ip, port):
+def start(ip: str, port: int) -> tuple[Process, Record]:
     """Start JupyterLab and wait until it answers; return its process and its record."""
     _check_folder()
     _check_port(ip, port)
@@ -86,7 +89,7 @@ def start(ip, port):
     return process, record
 
 
-def stop(process, patience=15):
+def stop(process: Process, patience: float = 15) -> None:
     """End JupyterLab and its kernels; by force only if it doesn't listen."""
     process.terminate()
     try:
@@ -97,16 +100,16 @@ def stop(process, patience=15):
     _record().unlink(missing_ok=True)
 
 
-def log():
+def log() -> Path:
     """Return the path of what JupyterLab says."""
     return state.run_dir("jupyter") / "log"
 
 
-def _record():
+def _record() -> Path:
     return state.run_dir("jupyter") / "server.json"
 
 
-def _check_folder():
+def _check_folder() -> None:
     if os.pathsep in str(REPO):
         raise BadValue(
             f"the folder {REPO} has a colon in its name, and Python's search path can't have one",
@@ -114,7 +117,7 @@ def _check_folder():
         )
 
 
-def _check_port(ip, port):
+def _check_port(ip: str, port: int) -> None:
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -130,7 +133,7 @@ def _check_port(ip, port):
             ) from None
 
 
-def _listener(port):
+def _listener(port: int) -> str:
     """Return " by NAME (pid N)" of the process that listens on a TCP port, as far as /proc tells."""
     sockets = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -146,7 +149,7 @@ def _listener(port):
     return ""
 
 
-def _launch(ip, record):
+def _launch(ip: str, record: Record) -> Process:
     home = state.lib_dir("jupyter")
     (home / "labconfig").mkdir(exist_ok=True)
     quiet = {
@@ -187,7 +190,7 @@ def _launch(ip, record):
         )
 
 
-def _arrange(folder):
+def _arrange(folder: Path) -> None:
     """Write the workspace BESIDE, unless there is one: from then on it is as the participant left it."""
     from jupyterlab_server.workspaces_handler import WorkspacesManager
 
@@ -211,7 +214,7 @@ def _arrange(folder):
     WorkspacesManager(str(folder)).save(BESIDE, json.dumps({"data": data, "metadata": {"id": BESIDE}}))
 
 
-def _settings(ip, record):
+def _settings(ip: str, record: Record) -> dict[str, Any]:
     return {
         "ServerApp": {
             "ip": ip,
@@ -230,17 +233,17 @@ def _settings(ip, record):
     }
 
 
-def first_page():
+def first_page() -> str:
     """Return the path of the page that opens first: chapter 00, with its list of chapters."""
     first = next(iter(coursework.chapters()), None)
     return f"/lab/tree/{first.name}" if first else "/lab"
 
 
-def _die_with_parent():
+def _die_with_parent() -> None:
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _lab_on_path():
+def _lab_on_path() -> Path:
     """Return a folder that holds nothing but a link to `lab`."""
     folder = state.run_dir("jupyter", "bin")
     link = folder / "lab"
@@ -249,7 +252,7 @@ def _lab_on_path():
     return folder
 
 
-def _wait_until_up(process, record, patience=900):
+def _wait_until_up(process: Process, record: Record, patience: float = 900) -> None:
     """Return when it answers.
 
     The patience is that of an emulated and busy machine; one that has ended is not waited for.

@@ -12,7 +12,9 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from labkit.app import server
 from labkit.ground import state
@@ -22,7 +24,7 @@ from labkit.lessons.coursework import REPO, chapters
 # ---- lab up ------------------------------------------------------------------
 
 
-def up(argv):
+def up(argv: list[str]) -> int:
     """Serve the chapters in JupyterLab until Ctrl-C; return the exit status."""
     options = _up_options(argv)
     with state.lock("jupyter"):
@@ -37,7 +39,7 @@ def up(argv):
     return _stay(process)
 
 
-def _up_options(argv):
+def _up_options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("lab up", description="Serve the chapters in JupyterLab until Ctrl-C.")
     parser.add_argument("--port", type=int, default=8888, help="on which port (8888)")
     parser.add_argument(
@@ -48,7 +50,7 @@ def _up_options(argv):
     return parser.parse_args(argv)
 
 
-def _addresses(record):
+def _addresses(record: server.Record) -> tuple[str, ...]:
     """Return the lines to print: the URL of the first chapter, and that of it beside a terminal."""
     first = next(iter(chapters()), None)
     page = f"/tree/{first.name}" if first else ""
@@ -56,10 +58,10 @@ def _addresses(record):
     return f"{lab}{page}{token}", "with a terminal beside it:", f"{lab}/workspaces/{server.BESIDE}{page}{token}"
 
 
-def _stay(process):
+def _stay(process: server.Process) -> int:
     """Wait for the server to end, or for a signal to end it; return the exit status."""
 
-    def asked_to_stop(number, _frame):
+    def asked_to_stop(number: int, _frame: object) -> None:
         raise KeyboardInterrupt(number)
 
     signal.signal(signal.SIGTERM, asked_to_stop)
@@ -77,7 +79,7 @@ def _stay(process):
 # ---- lab test ----------------------------------------------------------------
 
 
-def test(argv):
+def test(argv: list[str]) -> int:
     """Run the tests, then the chapters, in one pytest; return the exit status.
 
     Arguments narrow it: a file, a chapter's number, any of pytest's own.
@@ -94,14 +96,14 @@ def test(argv):
     return int(status)
 
 
-def _pytest_arguments(argv):
+def _pytest_arguments(argv: list[str]) -> list[str]:
     flags = ["-rs", "--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval-sanitize.cfg"]
     words = [str(place) for word in argv for place in _places_named(word)]
     places = [word for word in words if Path(word.partition("::")[0]).exists()]
     return flags + words + ([] if places else _everything())
 
 
-def _everything():
+def _everything() -> list[str]:
     """Return all that is tested, in order. Not the folder `tests`: pytest takes nothing of a folder by name as well."""
     return [
         *sorted(map(str, Path("tests").rglob("test_*.py"))),
@@ -110,7 +112,7 @@ def _everything():
     ]
 
 
-def _places_named(word):
+def _places_named(word: str) -> Sequence[str | Path]:
     """Return the chapters that a number means, what `vm` means, or the word itself."""
     if word == "vm":
         return _in_a_vm("all")
@@ -119,7 +121,7 @@ def _places_named(word):
     return [word]
 
 
-def _in_a_vm(which):
+def _in_a_vm(which: str) -> list[str]:
     """Return the tests that make virtual machines: all, or with any other word the suite on cgroup v2, or none.
 
     pytest finds them only by name, since they take long.
@@ -131,18 +133,18 @@ def _in_a_vm(which):
 class _Counts:
     """A pytest plugin that counts, for a last line without pytest's vocabulary."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.passed = self.failed = self.skipped = 0
 
-    def pytest_runtest_logreport(self, report):
+    def pytest_runtest_logreport(self, report: Any) -> None:
         self.failed += report.failed
         self.skipped += report.skipped
         self.passed += report.passed and report.when == "call"
 
-    def pytest_collectreport(self, report):
+    def pytest_collectreport(self, report: Any) -> None:
         self.failed += report.failed
 
-    def sentence(self, status, seconds):
+    def sentence(self, status: int, seconds: float) -> str:
         if status == 5:
             return "lab test: nothing was tested"
         verdict = "all is well" if status == 0 else "NOT all is well, see above"
