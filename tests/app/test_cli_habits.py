@@ -310,3 +310,17 @@ def test_a_published_port_answers_from_its_own_network_and_from_another():
     assert lab("exec", "web", *ask).stdout.endswith(b"\r\n\r\nok\n")
     for network in ("one", "two"):
         assert lab("run", "--rm", "--network", network, "busybox", *ask).stdout.endswith(b"\r\n\r\nok\n"), network
+
+
+def test_a_full_disk_changes_no_exit_status(tmp_path):
+    script = f"""
+    mount -t tmpfs -o size=24m none {tmp_path} && export LABKIT_ROOT={tmp_path}/root && lab images >/dev/null
+    lab run -d --name away --network none busybox sh -c 'sleep 4; exit 6' >/dev/null
+    (sleep 1; head -c 100m /dev/zero >{tmp_path}/fill 2>/dev/null) &
+    lab run --name web --network none busybox sh -c 'sleep 3; echo hi; exit 5'; echo $?
+    lab wait away web
+    rm {tmp_path}/fill; lab clean --all >/dev/null; umount {tmp_path}
+    """
+    words = f'lab() {{ "{sys.executable}" -m labkit "$@"; }}\n'
+    done = subprocess.run(["unshare", "-m", "sh", "-c", words + script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "hi\n5\n6\n5\n" and "ENOSPC" in done.stderr and "Traceback" not in done.stderr
