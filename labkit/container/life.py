@@ -331,26 +331,20 @@ class Container:
             self._cgroup().kill()
             return
         self.must_be("running", "paused")
-        with self._pidfd() as pidfd:
+        with self.pidfd() as pidfd:
             syscalls.pidfd_send_signal(pidfd, number)
 
     @contextlib.contextmanager
-    def _pidfd(self):
+    def pidfd(self):
         """Open a pidfd of its first process and make sure that it is that one."""
         if self.spawned:
             yield self.spawned.pidfd
             return
         record = self.record()
-        try:
-            pidfd = os.pidfd_open(record["pid"])
-        except (ProcessLookupError, KeyError):  # it ended, or is not quite there yet
-            raise NotFound(f"{self.name} is not running") from None
-        try:
-            if proc.start_ticks(record["pid"]) != record["start_ticks"]:
-                raise NotFound(f"{self.name} is not running")
+        if "pid" not in record:  # it is not quite there yet
+            raise NotFound(f"{self.name} is not running")
+        with proc.pinned(record["pid"], record["start_ticks"]) as pidfd:
             yield pidfd
-        finally:
-            os.close(pidfd)
 
     def pause(self):
         """Stop all its processes where they are. See "freezer" in cgroups(7)."""
@@ -370,7 +364,7 @@ class Container:
                 self.unpause()
             if self.status == "running":
                 number = signals.number(self.config().stop_signal)
-                with contextlib.suppress(NotFound, KernelError), self._pidfd() as pidfd:
+                with contextlib.suppress(NotFound, KernelError), self.pidfd() as pidfd:
                     # PID 1 gets no signal it has no handler for: a shell script, for one, goes on.
                     syscalls.pidfd_send_signal(pidfd, number)
                     if not select.select([pidfd], [], [], timeout)[0]:
@@ -394,7 +388,7 @@ class Container:
             self._finish()
         if self._status is not None:
             return self._status
-        with contextlib.suppress(NotFound), self._pidfd() as pidfd:
+        with contextlib.suppress(NotFound), self.pidfd() as pidfd:
             if not select.select([pidfd], [], [], timeout)[0]:
                 return None
         return self._status_from_keeper(ending)

@@ -227,12 +227,8 @@ class Box:
             return
         if self.status(record) not in ("running", "created", "paused"):
             raise NotFound(f"container not running: {self.id}", "it has ended, and can be deleted")
-        pidfd = os.pidfd_open(record["pid"])
-        try:
-            if proc.start_ticks(record["pid"]) == record["start_ticks"]:
-                syscalls.pidfd_send_signal(pidfd, number)
-        finally:
-            os.close(pidfd)
+        with contextlib.suppress(NotFound), proc.pinned(record["pid"], record["start_ticks"]) as pidfd:
+            syscalls.pidfd_send_signal(pidfd, number)
 
     def delete(self, force=False):
         """Take away all of it. Raise InUse if it runs, unless `force`. Return the LabErrors of hooks."""

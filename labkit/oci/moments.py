@@ -43,7 +43,6 @@ from labkit.container.steps import (
 )
 from labkit.ground import proc
 from labkit.ground import syscalls as sc
-from labkit.ground.errors import from_oserror
 from labkit.isolation import mounts, namespaces, security
 from labkit.isolation.users import home_of
 from labkit.oci import gate, hooks, settings
@@ -88,12 +87,7 @@ class JoinPaths(Step):
 
     def execute(self, child: Child) -> None:
         for kind, path in sorted(self.paths, key=lambda pair: pair[0] != "user"):
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise from_oserror(error, f"joining the {kind} namespace") from None
-            namespaces.enter(fd, [kind])
-            os.close(fd)
+            namespaces.join(path, kind)
             if kind == "user":
                 os.setresgid(0, 0, 0)
                 os.setresuid(0, 0, 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hosts
 import pytest
+from timing import until
 
 from labkit.container import life, spawner
 from labkit.container.channel import Child
@@ -26,8 +27,7 @@ pytestmark = pytest.mark.usefixtures("needs_root")
 
 def test_sh_is_one_inside_and_another_number_outside():
     with Container("busybox", ["sh", "-c", "echo $$; sleep 60; true"]).start() as box:
-        while not box.logs():
-            time.sleep(0.01)
+        until(box.logs, 30, "its first words")
         assert box.logs() == "1\n"
         first = min(box.top(), key=lambda process: process.nspid[-1])
         assert first.nspid == (box.pid, 1) and first.name == "sh"
@@ -166,8 +166,7 @@ def test_a_pipe_in_the_place_of_etc_passwd_holds_nobody_up(tmp_path):
 
 def test_what_it_writes_goes_with_it_and_the_image_stays_clean():
     with Container("busybox", ["sh", "-c", "echo x > /etc/new; rm /etc/passwd; sleep 60"]).start() as box:
-        while {"/etc/new", "/etc/passwd"} - {change.path for change in box.changes()}:
-            time.sleep(0.01)
+        until(lambda: {"/etc/new", "/etc/passwd"} <= {change.path for change in box.changes()}, 30, "the two changes")
         kinds = {change.path: change.kind for change in box.changes()}
         assert (kinds["/etc/new"], kinds["/etc/passwd"]) == ("A", "D")
         upperdir = box.rootfs.upperdir
@@ -244,8 +243,7 @@ def test_exec_gets_the_environment_and_the_powers_of_the_container():
 def test_stop_asks_first_and_kills_after_its_time():
     polite = ["sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done"]
     with Container("busybox", polite).start() as box:
-        while not box.logs():
-            time.sleep(0.01)
+        until(box.logs, 30, "its first words")
         assert box.stop(timeout=10) == 3
     # sleep as PID 1 has no handler for SIGTERM, so the kernel does not deliver it.
     with Container("busybox", "sleep 60").start() as box:
