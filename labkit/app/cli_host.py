@@ -9,6 +9,7 @@ from labkit.app.commands import command, parser, table
 @command("lsns", "every namespace on this machine, and who is in it")
 def _lsns(argv: list[str]) -> None:
     from labkit.isolation import namespaces
+    from labkit.lessons.watch import lsns
 
     words = parser("lsns")
     words.add_argument("-t", "--type", choices=namespaces.KINDS, help="one kind only")
@@ -23,7 +24,7 @@ def _lsns(argv: list[str]) -> None:
             str(one.owner or ""),
             one.command[:60],
         )
-        for one in namespaces.survey()
+        for one in lsns.survey()
         if kind in (None, one.kind)
     ]
     table("INODE,KIND,PROCESSES,PID,PARENT,OWNER,COMMAND", rows)

@@ -1,83 +1,100 @@
-"""Into namespaces that are there already: a running container's, or those behind a path.
+"""Into a container that runs: the steps of a further command, up to where it is inside.
 
-setns(2) is not enough for two kinds. A pid namespace takes children only, so the
-process clones once more and goes on as its own sibling. And a user namespace decides
-what power over the others one has: one that is joined comes first, one that is made
-comes last, with the clone.
-See setns(2), pid_namespaces(7), user_namespaces(7).
+setns(2) is not enough for a pid namespace. It takes children only, so the process
+clones once more and goes on as its own sibling.
+See setns(2), pid_namespaces(7).
 """
 
+import contextlib
 import os
+from dataclasses import dataclass
 
-from labkit.container.channel import await_go, say
+from labkit.container.channel import Child, Spawned, Step
+from labkit.container.steps import BecomeRootInside, HideFromOthers, NewSession
+from labkit.ground import proc
 from labkit.ground import syscalls as sc
-from labkit.ground.errors import NotFound, from_oserror
+from labkit.ground.errors import NotFound
 from labkit.isolation import namespaces, security
 
 
-def container(job, channel):
-    """Enter a running container; go on as a grandchild, since a pid namespace takes children only."""
-    try:
-        pidfd = os.pidfd_open(job.join)
-    except ProcessLookupError:
-        raise NotFound("the container's first process has ended") from None
-    namespaces.enter(pidfd, job.namespaces)
-    os.close(pidfd)
-    # Full power never enters: a container with CAP_SYS_PTRACE could take this process
-    # over. What is kept beside its own is what the last steps need.
-    if "capabilities" not in job.unlocked:
-        _, permitted, _ = sc.capget()
-        needed = {*job.capabilities, "SETPCAP", "SETUID", "SETGID", "CHOWN"}
-        if job.seccomp and "no_new_privs" in job.unlocked:
-            needed.add("SYS_ADMIN")  # or no filter can be installed
-        security.set_capabilities(needed & set(security.names(permitted)))
-    _go_on_as_sibling(channel)
-    if "user" in job.namespaces:
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+def join(pid: int, kinds: tuple[str, ...], capabilities: tuple[str, ...]) -> tuple[Step, ...]:
+    """Return the steps into the namespaces of a container's first process."""
+    return (
+        HideFromOthers(),
+        JoinNamespaces(pid, kinds),
+        LeavePowerOutside(capabilities),
+        GoOnAsSibling(),
+        *([BecomeRootInside()] if "user" in kinds else []),
+        NewSession(),
+    )
 
 
-def paths(job, channel):
-    """Join namespaces by their files, then make the others as a grandchild's. See setns(2).
+@dataclass(frozen=True)
+class JoinNamespaces(Step):
+    """All of them at once, by a pidfd."""
 
-    A user namespace that is joined comes first: it gives the power over the others.
-    One that is made comes last, with the clone: it takes the power over those joined.
-    """
-    for kind, path in sorted(job.paths, key=lambda pair: pair[0] != "user"):
+    pid: int
+    kinds: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"setns: join {', '.join(self.kinds)} of process {self.pid}"
+
+    def execute(self, child: Child) -> None:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise from_oserror(error, f"joining the {kind} namespace") from None
-        namespaces.enter(fd, [kind])
-        os.close(fd)
-        if kind == "user":
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
-    _go_on_as_sibling(channel, namespaces.flags([kind for kind in job.namespaces if kind not in ("cgroup", "time")]))
-    if "user" in job.namespaces:
-        become_root_inside()
-    sc.prctl(sc.PR_SET_DUMPABLE, 0)
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            raise NotFound("the container's first process has ended") from None
+        namespaces.enter(pidfd, self.kinds)
+        os.close(pidfd)
 
 
-def _go_on_as_sibling(channel, flags=0):
-    """Clone once more and go on as the child; this process tells its pid and ends. See clone3(2)."""
-    # CLONE_PARENT: the grandchild becomes our sibling, so the spawner can wait for it.
-    pid, _ = sc.clone3(sc.CLONE_PARENT | flags, 0)
-    if pid:
-        say(channel, "pid", pid)
-        os._exit(0)
-    # Until the parent knows of us, and has moved our ids if they have to be. Who fails and
-    # ends unknown to it is waited for by nobody, and then the container's PID 1 can't end.
-    await_go(channel)
+@dataclass(frozen=True)
+class LeavePowerOutside(Step):
+    """Full power never enters: a container with CAP_SYS_PTRACE could take this process over."""
+
+    keep: tuple[str, ...]
+    needed: tuple[str, ...] = ("SETPCAP", "SETUID", "SETGID", "CHOWN")  # by the steps that follow
+
+    def describe(self) -> str:
+        return "keep the container's capabilities and " + " ".join(self.needed)
+
+    def execute(self, child: Child) -> None:
+        permitted = security.names(sc.capget()[1])
+        security.set_capabilities({*self.keep, *self.needed} & set(permitted))
 
 
-def become_root_inside():
-    """Be user 0 of the user namespace that this process is in. See user_namespaces(7)."""
-    os.setgroups([]) if not _setgroups_denied() else None
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
+@dataclass(frozen=True)
+class GoOnAsSibling(Step):
+    """Clone once more and go on as the child; the first process tells its pid and ends. See clone3(2)."""
+
+    says = "pid"
+    waits = True
+
+    kinds: tuple[str, ...] = ()  # of namespace, made on the way
+
+    def describe(self) -> str:
+        return "clone3: go on as a sibling, inside"
+
+    def execute(self, child: Child) -> None:
+        # CLONE_PARENT: the grandchild becomes our sibling, so the spawner can wait for it.
+        pid, _ = sc.clone3(sc.CLONE_PARENT | namespaces.flags(self.kinds), 0)
+        if pid:
+            child.say("pid", pid)
+            os._exit(0)
+        # Until the parent knows of us, and has moved our ids if they have to be. Who fails and
+        # ends unknown to it is waited for by nobody, and then the container's PID 1 can't end.
+        child.await_go()
+
+    def answer(self, spawned: Spawned, value: object, fds: list[int]) -> bool:
+        if not isinstance(value, int) or not _is_child(value):
+            return False
+        os.waitid(os.P_PIDFD, spawned.pidfd, os.WEXITED)
+        os.close(spawned.pidfd)
+        spawned.pid, spawned.pidfd = value, os.pidfd_open(value)
+        return True
 
 
-def _setgroups_denied():
-    with open("/proc/self/setgroups") as file:
-        return file.read().strip() == "deny"
+def _is_child(pid: int) -> bool:
+    with contextlib.suppress(NotFound):
+        return int(proc.stat_fields(pid)[1]) == os.getpid()
+    return False

@@ -21,10 +21,12 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields
 
-from labkit.cgroups import cgroup, devices
-from labkit.container import output, records, rootless, spawner
+from labkit.cgroups import cgroup, cgroupfs, devices
+from labkit.container import joining, launch, networking, output, records, rootless, spawner
+from labkit.container.entry import Entry
 from labkit.container.launch import Job
-from labkit.container.spec import Spec, describe
+from labkit.container.spec import Spec
+from labkit.container.steps import OpenTerminal
 from labkit.ground import ledger, proc, signals, state, syscalls
 from labkit.ground.errors import Damaged, InUse, KernelError, LabError, NotFound, Unsupported
 from labkit.images import catalog
@@ -85,14 +87,19 @@ class Container:
     def describe(self):
         """Return what `start` will do, one line a step. Nothing is made."""
         image = catalog.get(self.spec.image)
-        names = ("UPPERDIR", "WORKDIR", "MERGED")
-        root = roots.Rootfs(self.spec.storage, self.id, image.layers, *names)
-        plug = None
-        if self.spec.network not in ("none", "host"):
-            from labkit.network import bridge
+        root = roots.Rootfs(self.spec.storage, self.id, image.layers, "UPPERDIR", "WORKDIR", "MERGED")
+        entry = Entry() if rootless.active() else Entry.into((tree.version, tree.own) for tree in cgroupfs.trees())
+        plug = self._network().preview(self.id)
+        job = self.spec.job(image.config, root.step(), self._hostname(), self._named(), entry, plug)
+        return [
+            *(f"new cgroup, {line}" for line in self.spec.limits.describe() or ["without a limit"]),
+            *(f"published port {port}" for port in self.spec.ports),
+            *self.altered(job).describe(),
+        ]
 
-            plug = bridge.preview("bridge" if self.spec.network == "auto" else self.spec.network, self.id)
-        return describe(self.spec, self.spec.job(image.config, root.step(), self._hostname(), network=plug))
+    def altered(self, job: Job) -> Job:
+        """Return what is done in place of `job`: that very job, unless a kind of container has other steps."""
+        return job
 
     def _hostname(self):
         return self.spec.hostname or (os.uname().nodename if self.spec.network == "host" else self.id)
@@ -126,10 +133,7 @@ class Container:
                 self._write(status="created")
                 self.rootfs = roots.driver(self.spec.storage).prepare(image, self.id, userxattr=rootless.active())
                 self.cgroup = self._govern()
-                if self.cgroup.folders and "devices" not in self.spec.unlocked:
-                    # Where no cgroup can do it, nodev on every mount still does.
-                    with contextlib.suppress(Unsupported):
-                        devices.allow_only(self.cgroup)
+                self._shut_devices()
                 self._fill_volumes()
                 # The process needs no line of its own in the ledger: it is born in the cgroup.
                 self._spawn(image.config, stdio)
@@ -154,6 +158,12 @@ class Container:
         rootless.check(self.spec)
         return rootless.Ungoverned(self)
 
+    def _shut_devices(self):
+        if self.cgroup.folders:
+            # Where no cgroup can do it, nodev on every mount still does.
+            with contextlib.suppress(Unsupported):
+                devices.allow_only(self.cgroup)
+
     @functools.cached_property
     def folder(self):
         """Its folder in /run."""
@@ -162,63 +172,37 @@ class Container:
     def _spawn(self, config, stdio):
         hostname = self._hostname()
         files = self._files(hostname)
-        plug = self._connect(hostname)
-        where = self._where() | {"network": plug, "console_size": self._size}
-        job = self.spec.job(config, self.rootfs.step(), hostname, files, **where)
+        news, plug = self._network().join(self.id, (self.spec.name, hostname, self.id))
+        if news:
+            self._write(**news)
+        job = self.spec.job(config, self.rootfs.step(), hostname, files, self._entry(), plug, self._size)
         with contextlib.ExitStack() as stack:
             if stdio is None:
                 stdio = (_opened(stack, os.devnull, os.O_RDONLY), *[self.open_log(stack)] * 2)
             self.spawner = spawner.current()
-            self.spawned = self.spawner.spawn(job, stdio)
+            self.spawned = self.spawner.spawn(self.altered(job), stdio)
+
+    def _network(self):
+        return networking.of(self.spec, alone=rootless.active())
 
     def _files(self, hostname):
         """Write the three files that tell a container names, its own first; return where they go."""
         texts = {
             "hostname": f"{hostname}\n",
             "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{hostname}\n",
-            "resolv.conf": "",
+            "resolv.conf": self._network().resolv_conf(),
         }
-        if self.spec.network != "none" and not rootless.active():
-            from labkit.network import bridge
-
-            texts["resolv.conf"] = bridge.resolv_conf()
         for name, text in texts.items():
             with open(self.folder / name, "w") as file:
                 file.write(text)
                 os.fchmod(file.fileno(), 0o644)
-        return [(self.folder / name, f"/etc/{name}") for name in texts]
+        return self._named()
 
-    def _connect(self, hostname):
-        """Put it on its network; return the Plug, or None if it has no cable."""
-        if self.spec.network in ("none", "host") or rootless.active():
-            return None
-        from labkit.network import bridge
+    def _named(self):
+        return [(self.folder / name, f"/etc/{name}") for name in ("hostname", "hosts", "resolv.conf")]
 
-        name = "bridge" if self.spec.network == "auto" else self.spec.network
-        try:
-            plug = bridge.join(name, self.id, (self.spec.name, hostname, self.id), self.spec.ports)
-        except Unsupported as error:
-            if self.spec.network != "auto" or self.spec.ports:
-                raise
-            bridge.unplug(name, self.id)
-            # Asked for by nobody: a container without it is still one, if that is said.
-            print(f"no network but the container's own loopback: {error}", file=sys.stderr)
-            return None
-        self._write(network=name, address=plug.address)
-        return plug
-
-    def _unplug(self):
-        name = self._written.get("network")
-        if name:
-            from labkit.network import bridge
-
-            bridge.unplug(name, self.id)
-
-    def _where(self):
-        """Return how a process gets into the cgroup: born in the v2 folder, by its own hand into v1's."""
-        into = next((str(folder.path) for folder in self.cgroup.folders if folder.version == 2), None)
-        tasks = tuple(str(folder.path / "tasks") for folder in self.cgroup.folders if folder.version == 1)
-        return {"cgroup_into": into, "cgroup_tasks": tasks}
+    def _entry(self):
+        return Entry.into((folder.version, folder.path) for folder in self.cgroup.folders)
 
     def log(self):
         """Return its Log, for who stands between it and what it prints."""
@@ -307,20 +291,19 @@ class Container:
         spec = Spec.make(self.spec.image, command, env=env, workdir=workdir, tty=tty)
         config = self.config()
         self._cgroup()
-        job = Job(
-            argv=spec.command or ("sh",),
-            env=self.spec.environment(config, tty, first=(f"HOSTNAME={self._hostname()}",), last=spec.env),
-            cwd=workdir or self.spec.workdir or config.workdir or "/",
-            user=user or self.spec.user or config.user or "0",
-            # An unshared kind is the keeper's own, and one can't join a user namespace one is in.
-            namespaces=self.spec.namespaces,
-            capabilities=tuple(self.spec.capabilities),
-            terminal=tty,
-            console_size=console_size,
-            join=self.pid,
-            **self.spec.locks(),
-            **self._where(),
+        steps = (
+            *joining.join(self.pid, self.spec.namespaces, self.spec.capabilities),
+            *launch.inside(
+                spec.command or ("sh",),
+                self.spec.environment(config, tty, first=(f"HOSTNAME={self._hostname()}",), last=spec.env),
+                workdir or self.spec.workdir or config.workdir or "/",
+                user or self.spec.user or config.user or "0",
+                self.spec.capabilities,
+                OpenTerminal(console=False, size=console_size) if tty else None,
+                self.spec.filters(),
+            ),
         )
+        job = self.altered(Job(steps, entry=self._entry()))
         keeper = spawner.current()
         if stdio is not None:
             return keeper.spawn(job, stdio)
@@ -348,26 +331,20 @@ class Container:
             self._cgroup().kill()
             return
         self.must_be("running", "paused")
-        with self._pidfd() as pidfd:
+        with self.pidfd() as pidfd:
             syscalls.pidfd_send_signal(pidfd, number)
 
     @contextlib.contextmanager
-    def _pidfd(self):
+    def pidfd(self):
         """Open a pidfd of its first process and make sure that it is that one."""
         if self.spawned:
             yield self.spawned.pidfd
             return
         record = self.record()
-        try:
-            pidfd = os.pidfd_open(record["pid"])
-        except (ProcessLookupError, KeyError):  # it ended, or is not quite there yet
-            raise NotFound(f"{self.name} is not running") from None
-        try:
-            if proc.start_ticks(record["pid"]) != record["start_ticks"]:
-                raise NotFound(f"{self.name} is not running")
+        if "pid" not in record:  # it is not quite there yet
+            raise NotFound(f"{self.name} is not running")
+        with proc.pinned(record["pid"], record["start_ticks"]) as pidfd:
             yield pidfd
-        finally:
-            os.close(pidfd)
 
     def pause(self):
         """Stop all its processes where they are. See "freezer" in cgroups(7)."""
@@ -387,7 +364,7 @@ class Container:
                 self.unpause()
             if self.status == "running":
                 number = signals.number(self.config().stop_signal)
-                with contextlib.suppress(NotFound, KernelError), self._pidfd() as pidfd:
+                with contextlib.suppress(NotFound, KernelError), self.pidfd() as pidfd:
                     # PID 1 gets no signal it has no handler for: a shell script, for one, goes on.
                     syscalls.pidfd_send_signal(pidfd, number)
                     if not select.select([pidfd], [], [], timeout)[0]:
@@ -411,7 +388,7 @@ class Container:
             self._finish()
         if self._status is not None:
             return self._status
-        with contextlib.suppress(NotFound), self._pidfd() as pidfd:
+        with contextlib.suppress(NotFound), self.pidfd() as pidfd:
             if not select.select([pidfd], [], [], timeout)[0]:
                 return None
         return self._status_from_keeper(ending)
@@ -445,12 +422,15 @@ class Container:
         self.oom_killed = bool(self.cgroup.oom_kills())
         ended = {"status": "exited", "code": self._status, "oom_killed": self.oom_killed, "ended": time.time()}
         # How it ended is its own affair: a full disk or a damaged file of ours does not change that.
-        for step in (self._leave_cgroup, self._unplug, lambda: self._write(**ended)):
+        for step in (self._leave_cgroup, self._leave_network, lambda: self._write(**ended)):
             try:
                 step()
             except LabError as error:
                 print(f"{self.name} ended with {self._status}, but {error}", file=sys.stderr)
         records.tell_end(self.id, self._status)
+
+    def _leave_network(self):
+        networking.leave(self._written.get("network"), self.id)
 
     def _leave_cgroup(self):
         if not self.cgroup.remove_if_empty():

@@ -29,7 +29,7 @@ def _spec_as_json():
         kinds = get_args(one.type) if isinstance(one.type, UnionType) else (one.type,)
         kinds = [get_origin(kind) or kind for kind in kinds]
         shape[one.name] = tuple(list if kind is tuple else dict if is_dataclass(kind) else kind for kind in kinds)
-    return shape | {name: [str] for name in ("command", "env", "namespaces", "capabilities", "unlocked")}
+    return shape | {name: [str] for name in ("command", "env", "namespaces", "capabilities")}
 
 
 _CONFIG = {"env": [str], "entrypoint": [str], "cmd": [str], "workdir": str, "user": str, "stop_signal": str}

@@ -100,7 +100,7 @@ class Ungoverned:
 
     def kill(self):
         """Kill its first process; the kernel kills the rest of the namespace."""
-        with contextlib.suppress(NotFound, KernelError), self.box._pidfd() as pidfd:
+        with contextlib.suppress(NotFound, KernelError), self.box.pidfd() as pidfd:
             syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     def stats(self):

@@ -16,7 +16,6 @@ The `lab` command is small and has one thread: it clones by itself.
 
 import contextlib
 import gc
-import json
 import os
 import pickle
 import select
@@ -25,58 +24,37 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, replace
 
-from labkit.container import launch
+from labkit.container.channel import Spawned, read
+from labkit.container.launch import Job, become
 from labkit.ground import proc, state
 from labkit.ground import syscalls as sc
-from labkit.ground.errors import CommandError, KernelError, LabError, NotFound, from_oserror, from_plain
-from labkit.isolation import namespaces, settings
+from labkit.ground.errors import KernelError, LabError, NotFound, from_oserror, from_plain
 
 
-@dataclass
-class Spawned:
-    """A process that now runs the job's program."""
-
-    pid: int
-    pidfd: int
-    terminal: int | None = None  # the master side, if the job asked for one
-
-
-def spawn(job, stdio, at_hooks=None, enter=None):
+def spawn(job: Job, stdio: tuple[int, ...]) -> Spawned:
     """Clone a process for `job` with `stdio` as its fds 0, 1 and 2; return when its program runs.
 
-    With a gate in the job it returns when the process waits there. `at_hooks` is
-    called with the pid at the moment of the hooks, before pivot_root; `enter` before
-    anything else, to move the process to its cgroup in some other way. Raises what stopped it,
-    CommandError if only the last step, exec, failed. The caller must have one thread. See clone3(2).
+    Or when a step has spoken that is its parent's last. Raises what stopped it,
+    CommandError if only the last step, exec, failed. The caller must have one thread.
+    See clone3(2).
     """
-    if job.plan and "user" in (*job.namespaces, *(kind for kind, _ in job.paths)):
-        with job.plan.gathered() as plan:
-            return _spawn(replace(job, plan=plan), stdio, at_hooks, enter)
-    return _spawn(job, stdio, at_hooks, enter)
+    with job.gathered() as ready:
+        return _spawn(ready, stdio)
 
 
-def _spawn(job, stdio, at_hooks, enter):
+def _spawn(job: Job, stdio: tuple[int, ...]) -> Spawned:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    into = None
     spawned = None
     try:
-        if job.cgroup_into:
-            into = os.open(job.cgroup_into, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        # The cgroup and time namespaces come later, in the child: see launch.
-        kinds = () if job.joins else [k for k in job.namespaces if k not in ("cgroup", "time")]
-        pid, pidfd = sc.clone3(namespaces.flags(kinds) | sc.CLONE_PIDFD, signal.SIGCHLD, into)
-        if pid == 0:
+        pid, pidfd = job.clone()
+        if pidfd is None:
             ours.close()  # or it would wait for ever for a parent that was killed
-            launch.become(job, theirs, stdio)
+            become(job, theirs, stdio)
         theirs.close()
         spawned = Spawned(pid, pidfd)
-        if enter:
-            enter(pid)
-        _prepare(job, pid)
-        _go(ours, job, pid)
-        spawned = _until_exec(ours, spawned, job, at_hooks)
+        let_go(job, ours, pid)
+        follow(job, ours, spawned)
         return spawned
     except OSError as error:
         _abandon(spawned)
@@ -87,102 +65,52 @@ def _spawn(job, stdio, at_hooks, enter):
     finally:
         ours.close()
         theirs.close()
-        if into is not None:
-            os.close(into)
 
 
-def _prepare(job, pid):
-    """Do for the waiting child what only its parent may."""
-    if job.network is not None:
-        from labkit.network import bridge
-
-        bridge.plug_in(job.network, pid)
-    if job.settings.oom_score_adj is not None:
-        settings.set_oom_score_adj(pid, job.settings.oom_score_adj)
-    if not job.paths:
-        _map_ids(job, pid)
-
-
-def _go(channel, job, pid):
-    """Let the child go on; with it goes the root, where only the parent can make it."""
-    if not job.idmapped:
-        channel.send(b"go")
-        return
-    from labkit.isolation import idmap
-
-    root = idmap.root(job.plan.root, pid)
+def let_go(job: Job, channel: socket.socket, pid: int) -> None:
+    """Do for the waiting child what only its parent may, then let it go on."""
+    handed = [fd for step in job.parent if (fd := step.execute(pid)) is not None]
     try:
-        socket.send_fds(channel, [b"go"], [root])
+        socket.send_fds(channel, [b"go"], handed)
     finally:
-        os.close(root)
+        for fd in handed:
+            os.close(fd)
 
 
-def _map_ids(job, pid):
-    if "user" in job.namespaces and job.join is None:
-        namespaces.map_ids(pid, job.uid_map, job.gid_map)
-
-
-def _until_exec(channel, spawned, job, at_hooks=None):
-    """Follow the child's messages until exec closes its end of the channel.
+def follow(job: Job, channel: socket.socket, spawned: Spawned) -> None:
+    """Answer the child's messages until exec closes its end of the channel. Raises what it reports.
 
     They are read as from a stranger: in the end it is one, and in a container that
-    runs already others may have got at it before.
+    runs already others may have got at it before. So each step speaks once at most.
     """
-    first = spawned.pid
-    while True:
-        if job.joins and spawned.pid == first and channel not in select.select([channel, spawned.pidfd], [], [])[0]:
-            raise LabError("the process that was to enter the container was killed", "`dmesg` may say by whom")
-        try:
-            message, fds, _, _ = socket.recv_fds(channel, 1 << 18, 1)
-        except ConnectionResetError:  # it died with our `go` unread
-            message = b""
-        if not message and job.gate:
-            raise LabError(
-                "the container's process was killed before it was ready",
-                "by the kernel, if its memory limit is less than some 6 MiB: `dmesg` says so",
-            )
-        if not message:
-            break
-        if len(message) == 4:  # the last step's errno, see last_exec
-            raise CommandError(job.argv[0], int.from_bytes(message, sys.byteorder))
-        kind, value = _read(message)
-        if kind == "terminal" and job.terminal and spawned.terminal is None and fds:
-            spawned.terminal = fds[0]
-        elif kind == "created" and job.gate:
-            break
-        elif kind == "rlimits" and job.settings.rlimits:
-            settings.set_rlimits(spawned.pid, job.settings.rlimits)
-            channel.send(b"go")
-        elif kind == "hooks" and job.hooks:
-            at_hooks(spawned.pid)
-            channel.send(b"go")
-        elif kind == "pid" and job.joins and spawned.pid == first and _is_child(value):
-            # It joined a pid namespace: its child is the one that counts.
-            os.waitid(os.P_PIDFD, spawned.pidfd, os.WEXITED)
-            os.close(spawned.pidfd)
-            spawned.pid, spawned.pidfd = value, os.pidfd_open(value)
-            if job.paths:
-                _map_ids(job, value)
-            channel.send(b"go")
-        else:
+    expected = {step.says: step for step in job.steps if step.says}
+    while message := _next(channel, spawned, "pid" in expected):
+        kind, value, fds = message
+        step = expected.pop(kind, None)
+        if step is None or not step.answer(spawned, value, fds):
             raise from_plain(value)
+        if step.waits:
+            channel.send(b"go")
+        if step.last:
+            return
     # The channel also closes when the child is killed before exec, by the OOM killer
     # for one: then it was labkit's code that died, and the exit status tells.
-    return spawned
+    if any(step.last for step in expected.values()):
+        raise LabError(
+            "the container's process was killed before it was ready",
+            "by the kernel, if its memory limit is less than some 6 MiB: `dmesg` says so",
+        )
 
 
-def _read(message):
-    with contextlib.suppress(ValueError, RecursionError):
-        match json.loads(message):
-            case [str(kind), value]:
-                return kind, value
-    return "unreadable", message[:200]
-
-
-def _is_child(pid):
-    with contextlib.suppress(NotFound):
-        return isinstance(pid, int) and int(proc.stat_fields(pid)[1]) == os.getpid()
-    return False
+def _next(channel: socket.socket, spawned: Spawned, joining: bool) -> tuple[str, object, list[int]] | None:
+    """Return the child's next message and the fds with it, None at the end."""
+    if joining and channel.fileno() not in select.select([channel.fileno(), spawned.pidfd], [], [])[0]:
+        raise LabError("the process that was to enter the container was killed", "`dmesg` may say by whom")
+    try:
+        message, fds, _, _ = socket.recv_fds(channel, 1 << 18, 1)
+    except ConnectionResetError:  # it died with our `go` unread
+        return None
+    return (*read(message), fds) if message else None
 
 
 def _abandon(spawned):

@@ -2,23 +2,26 @@
 
 A Spec is frozen plain data. Docker's words go in (`memory="32m"`,
 `volumes=["/data:/data:ro"]`), are checked here against what can be meant, and
-nothing on the machine has changed yet: a bad word costs nothing to take back.
-`describe()` prints what will happen as a numbered list, and the same steps are
-what the child then does; there is no second description that could differ.
+nothing on the machine has changed yet: a bad word costs nothing to take back. What
+comes out is a Job: the steps that are printed (`lab run --explain`) and done.
 """
 
 import os
 import re
 import shlex
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 from labkit.cgroups.limits import Limits
-from labkit.container import rootless, standard_mounts
-from labkit.container.launch import Job
+from labkit.container import launch, networking, rootless, standard_mounts
+from labkit.container.entry import Entry
+from labkit.container.launch import Job, ParentStep
+from labkit.container.steps import InstallFilter, OpenTerminal
 from labkit.ground import state
 from labkit.ground.errors import BadValue
-from labkit.isolation import idmap, mounts, namespaces, seccomp, security
-from labkit.isolation.settings import Settings
+from labkit.images.catalog import ImageConfig
+from labkit.isolation import idmap, mounts, seccomp, security
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ALWAYS = ("mnt", "uts", "ipc", "pid", "net", "cgroup")
@@ -100,31 +103,10 @@ class Spec:
     clock_offsets: tuple | None = None
     capabilities: tuple = ()
     seccomp: str = "default"  # or a profile's path, or unconfined
-    unlocked: tuple = ()  # names of security.LOCKS that are left off, to teach what they hold
     storage: str = "overlay"
 
     @classmethod
-    def make(
-        cls,
-        image="busybox",
-        command=(),
-        *,
-        limits=None,
-        env=(),
-        volumes=(),
-        cap_add=(),
-        cap_drop=(),
-        security_opt=(),
-        unlocked=(),
-        network="none",
-        publish=(),
-        userns=None,
-        time_offset=None,
-        name=None,
-        hostname=None,
-        workdir=None,
-        **words,
-    ):
+    def make(cls, image: str = "busybox", command: Iterable[Any] = (), **words: Any) -> "Spec":
         """Return the Spec that docker's words mean. Raises BadValue or Unsupported, and changes nothing.
 
         `command` is a list, or a text that is split as a shell would. Words that are
@@ -133,49 +115,15 @@ class Spec:
         same name is on the same bridge. `publish` are `HOST:CONTAINER` ports. `time_offset` in
         seconds gives it a time namespace whose boot and monotonic clocks are ahead.
         """
-        own = {
-            key: words.pop(key)
-            for key in ("user", "read_only", "tty", "interactive", "rm", "init", "storage")
-            if key in words
-        }
-        if limits is not None and words:
+        own = {word: words.pop(word) for word in (*_WORDS, *_AS_THEY_ARE) if word in words}
+        if own.get("limits") is not None and words:
             raise BadValue(f"limits= and {', '.join(words)} together", "say each limit once")
-        command = tuple(shlex.split(command) if isinstance(command, str) else map(str, command))
-        if any("\0" in word for word in command):
-            raise BadValue("the command has a NUL byte in it")
-        if name is not None:
-            state.check_name(name, "container name")
-        if hostname is not None and not re.fullmatch(r"[^\s/#\0]{1,64}", hostname, re.ASCII):
-            raise BadValue(f"host name {hostname!r} can't be used", "64 letters at most, no blank, `/` or `#`")
-        if workdir is not None and not workdir.startswith("/"):
-            raise BadValue(f"working directory {workdir!r} is not an absolute path")
-        state.check_name(network, "network name")
-        if publish and network in ("none", "host"):
-            raise BadValue(f"a port can't be published on the network {network!r}", "--network bridge")
-        kinds = [kind for kind in ALWAYS if not (kind == "net" and network == "host")]
-        kinds = [kind for kind in kinds if f"{kind}_namespace" not in unlocked]
-        if time_offset is not None:
-            kinds.append("time")
-        if userns := idmap.parse(userns):
-            kinds.append("user")
         return cls(
             image,
-            command,
-            name=name,
-            hostname=hostname,
-            workdir=workdir,
-            limits=limits or Limits.parse(**words),
-            env=tuple(map(_env, env.items() if isinstance(env, dict) else env)),
-            volumes=_volumes(volumes),
-            network=network,
-            ports=_ports(publish),
-            namespaces=tuple(kinds),
-            userns=userns,
-            clock_offsets=None if time_offset is None else (int(time_offset), int(time_offset)),
-            capabilities=_capabilities(cap_add, cap_drop, unlocked),
-            seccomp=_seccomp(security_opt),
-            unlocked=security.check_unlocked(unlocked),
-            **own,
+            _command(command),
+            limits=own.get("limits") or Limits.parse(**words),
+            **{name: read(own) for name, read in _READ.items()},
+            **{word: own[word] for word in _AS_THEY_ARE if word in own},
         )
 
     def argv(self, config):
@@ -185,37 +133,56 @@ class Spec:
             raise BadValue(f"no command: the image {self.image} names none", f"lab run {self.image} COMMAND")
         return (standard_mounts.INIT, "--", *argv) if self.init else argv
 
-    def job(self, config, root_step, hostname, files=(), **where):
-        """Return the Job: what the child does. `files` are (source, target) to bind, `where` its cgroup."""
+    def job(
+        self,
+        config: ImageConfig,
+        root: mounts.Root,
+        hostname: str,
+        files: Iterable[tuple[os.PathLike[str], str]] = (),
+        entry: Entry = Entry(),  # noqa: B008 - it is frozen
+        network: tuple[ParentStep, ...] = (),
+        console_size: tuple[int, int] | None = None,
+    ) -> Job:
+        """Return the Job: all that is done. `files` are (source, target) to bind, `entry` the way into its cgroup."""
         steps = [
             *standard_mounts.kernel_filesystems(devpts_gid=self._has_id(5)),
             *standard_mounts.cgroup_filesystems(),
             *standard_mounts.locks(),
             *(mounts.Bind(str(source), target, mounts.NODEV) for source, target in files),
             *(volume.step() for volume in self.volumes),
+            *([standard_mounts.init()] if self.init else []),
+            *([mounts.Seal("/")] if self.read_only else []),
         ]
-        if self.init:
-            steps.append(standard_mounts.init())
-        if self.read_only:
-            steps.append(mounts.Seal("/"))
-        if self.unlocked:
-            root_step, steps = _unlock(self.unlocked, root_step, steps)
+        plan = mounts.Plan(root, tuple(steps)).sorted()
         return Job(
-            argv=self.argv(config),
-            env=self.environment(config, self.tty, first=(f"HOSTNAME={hostname}",)),
-            cwd=self.workdir or config.workdir or "/",
-            user=self.user or config.user or "0",
-            namespaces=self.namespaces,
-            plan=mounts.Plan(root_step, tuple(steps), self.unlocked).sorted(),
-            hostname=hostname,
-            capabilities=self.capabilities,
-            terminal=self.tty,
-            clock_offsets=self.clock_offsets,
-            settings=Settings(sysctls=self._sysctls()),
-            **self.ids(),
-            **self.locks(),
-            **where,
+            (
+                *launch.furnish(plan, self.namespaces, hostname, self.clock_offsets or (0, 0), self._sysctls()),
+                *launch.inside(
+                    self.argv(config),
+                    self.environment(config, self.tty, first=(f"HOSTNAME={hostname}",)),
+                    self.workdir or config.workdir or "/",
+                    self.user or config.user or "0",
+                    self.capabilities,
+                    OpenTerminal(size=console_size) if self.tty else None,
+                    self.filters(),
+                ),
+            ),
+            launch.at_birth(self.namespaces),
+            entry,
+            (*network, *self._ids(root)),
+            sources_first=bool(self.userns),
         )
+
+    def _ids(self, root: mounts.Root) -> tuple[ParentStep, ...]:
+        if not self.userns:
+            return ()
+        mapping = ((0, *self.userns),)
+        return launch.MapIds(mapping, mapping), launch.HandOverRoot(root)
+
+    def filters(self) -> tuple[InstallFilter, ...]:
+        """Return the step that puts every process of the container under its filter, the first and each further one."""
+        program = seccomp.program(self.seccomp, self.capabilities)
+        return (InstallFilter(program, self.seccomp),) if program else ()
 
     def environment(self, config, terminal, first=(), last=()):
         """Return the "NAME=value" of a process in it; of two values the later wins: the participant's."""
@@ -239,48 +206,85 @@ class Spec:
         """Tell whether a user number exists in the container's user namespace."""
         return not rootless.active() and (not self.userns or number < self.userns[1])
 
-    def ids(self):
-        """Return what of a Job maps the container's ids to outer ones."""
-        if not self.userns:
-            return {}
-        mapping = ((0, *self.userns),)
-        return {"uid_map": mapping, "gid_map": mapping, "idmapped": True}
 
-    def locks(self):
-        """Return what of a Job keeps every process of the container in, the first and each further one."""
-        off = "seccomp" in self.unlocked
-        return {
-            "seccomp": b"" if off else seccomp.program(self.seccomp, self.capabilities),
-            "unlocked": self.unlocked,
-        }
+# ---- a word, or a few, to a field each ----
 
 
-def _volumes(texts):
-    volumes = tuple(one if isinstance(one, Volume) else Volume.parse(one) for one in texts)
+def _command(words: Iterable[Any]) -> tuple[str, ...]:
+    command = tuple(shlex.split(words) if isinstance(words, str) else map(str, words))
+    if any("\0" in word for word in command):
+        raise BadValue("the command has a NUL byte in it")
+    return command
+
+
+def _name(words: dict[str, Any]) -> str | None:
+    name = words.get("name")
+    return None if name is None else state.check_name(name, "container name")
+
+
+def _hostname(words: dict[str, Any]) -> str | None:
+    name: str | None = words.get("hostname")
+    if name is not None and not re.fullmatch(r"[^\s/#\0]{1,64}", name, re.ASCII):
+        raise BadValue(f"host name {name!r} can't be used", "64 letters at most, no blank, `/` or `#`")
+    return name
+
+
+def _workdir(words: dict[str, Any]) -> str | None:
+    folder: str | None = words.get("workdir")
+    if folder is not None and not folder.startswith("/"):
+        raise BadValue(f"working directory {folder!r} is not an absolute path")
+    return folder
+
+
+def _environment(words: dict[str, Any]) -> tuple[str, ...]:
+    env = words.get("env", ())
+    return tuple(map(_env, env.items() if isinstance(env, dict) else env))
+
+
+def _volumes(words: dict[str, Any]) -> tuple[Volume, ...]:
+    volumes = tuple(one if isinstance(one, Volume) else Volume.parse(one) for one in words.get("volumes", ()))
     for number, one in enumerate(volumes):
         if one.target in (other.target for other in volumes[:number]):
             raise BadValue(f"two volumes on {one.target}: the second would hide the first", "give each its own target")
     return volumes
 
 
-def _ports(texts):
-    if not texts:
-        return ()
-    from labkit.network.bridge import Port
-
-    return tuple(text if isinstance(text, Port) else Port.parse(text) for text in texts)
+def _network(words: dict[str, Any]) -> str:
+    return state.check_name(words.get("network", "none"), "network name")
 
 
-def _capabilities(add, drop, unlocked):
-    if "capabilities" in unlocked:
-        add = (*add, "ALL")
-    return security.choose(add, drop)
+def _ports(words: dict[str, Any]) -> tuple[Any, ...]:
+    publish, network = words.get("publish", ()), words.get("network", "none")
+    if publish and network in ("none", "host"):
+        raise BadValue(f"a port can't be published on the network {network!r}", "--network bridge")
+    return networking.ports(publish)
 
 
-def _seccomp(options):
+def _namespaces(words: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        *(kind for kind in ALWAYS if not (kind == "net" and words.get("network") == "host")),
+        *(["time"] if words.get("time_offset") is not None else []),
+        *(["user"] if _userns(words) else []),
+    )
+
+
+def _userns(words: dict[str, Any]) -> tuple[int, int] | None:
+    return idmap.parse(words.get("userns"))
+
+
+def _clock_offsets(words: dict[str, Any]) -> tuple[int, int] | None:
+    offset = words.get("time_offset")
+    return None if offset is None else (int(offset), int(offset))
+
+
+def _capabilities(words: dict[str, Any]) -> tuple[str, ...]:
+    return security.choose(words.get("cap_add", ()), words.get("cap_drop", ()))
+
+
+def _seccomp(words: dict[str, Any]) -> str:
     """Return the profile that docker's `--security-opt seccomp=…` words name."""
     word = "default"
-    for option in options:
+    for option in words.get("security_opt", ()):
         key, _, value = str(option).partition("=")
         if option == "no-new-privileges":  # it is always on here
             continue
@@ -289,22 +293,6 @@ def _seccomp(options):
         word = value if value in ("unconfined", "default") else os.path.abspath(value)
         seccomp.read(word) if word.startswith("/") else None
     return word
-
-
-def _unlock(unlocked, root_step, steps):
-    """Return the root step and the steps without those locks."""
-    if "masks" in unlocked:
-        steps = [step for step in steps if not isinstance(step, mounts.Mask)]
-    if "read_only" in unlocked:
-        steps = [step for step in steps if not isinstance(step, mounts.ReadOnly)]
-    if "cgroup_read_only" in unlocked:
-        steps = [
-            replace(step, attrs=step.attrs & ~mounts.RDONLY) if getattr(step, "kind", "").startswith("cgroup") else step
-            for step in steps
-        ]
-    if "nodev" in unlocked:
-        root_step = replace(root_step, attrs=root_step.attrs & ~mounts.NODEV)
-    return root_step, steps
 
 
 def _env(pair):
@@ -322,22 +310,22 @@ def _split(pair):
     return str(pair).partition("=")
 
 
-def describe(spec, job):
-    """Return one line for everything that will happen, in the order it happens."""
-    kinds = [f"{kind}: {namespaces.KINDS[kind][1]}" for kind in job.namespaces]
-    return [
-        *(f"new cgroup, {line}" for line in spec.limits.describe() or ["without a limit"]),
-        *(f"new namespace, {line}" for line in kinds),
-        f"sethostname {job.hostname}",
-        *(job.network.describe() if job.network else ()),
-        *(f"published port {port}" for port in spec.ports),
-        *(f"sysctl {name}={value}" for name, value in job.settings.sysctls),
-        *(job.plan.describe() if job.plan else ()),
-        "new session" + (", on a new pseudo-terminal" if job.terminal else ""),
-        "keep the capabilities " + " ".join(job.capabilities),
-        f"become user {job.user}",
-        *([] if "no_new_privs" in job.unlocked else ["no_new_privs"]),
-        *(["seccomp: " + spec.seccomp] if job.seccomp else []),
-        *(f"LEFT OFF: {name}, so it is not true that {security.LOCKS[name]}" for name in job.unlocked),
-        f"exec {shlex.join(job.argv)} in {job.cwd}",
-    ]
+# field: what reads it from the words
+_READ: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "name": _name,
+    "hostname": _hostname,
+    "workdir": _workdir,
+    "env": _environment,
+    "volumes": _volumes,
+    "network": _network,
+    "ports": _ports,
+    "namespaces": _namespaces,
+    "userns": _userns,
+    "clock_offsets": _clock_offsets,
+    "capabilities": _capabilities,
+    "seccomp": _seccomp,
+}
+_WORDS = (
+    "limits name hostname workdir env volumes network publish userns time_offset cap_add cap_drop security_opt".split()
+)
+_AS_THEY_ARE = "user read_only tty interactive rm init storage".split()

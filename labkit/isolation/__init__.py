@@ -8,8 +8,8 @@ Read in this order:
     mount_options   the words of fstab and what flags they are
     inroot          a path of an image, opened so that it can't lead out
     users           a name in the image's /etc/passwd and its numbers
-    security        capabilities, and which locks there are
+    security        capabilities, and what gives them up
     seccomp         which syscalls the kernel still takes
-    settings        rlimits, sysctls, umask and the like
+    sysctls         the kernel's knobs that a namespace has for itself
     last_exec       the last program before the container's own
 """

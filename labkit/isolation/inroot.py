@@ -13,31 +13,12 @@ import os
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import BadValue, KernelError, from_oserror
 
-# ---- paths in the new root, by fd ----
-
-_unlocked = ()  # a child's own
-
-
-def leave_off(locks):
-    """Walk paths as plain text if `in_root` is among the locks left off: to teach what it holds.
-
-    Only in a child that is to become a container, which is why a global will do.
-    """
-    global _unlocked
-    _unlocked = locks
-
 
 def open_in_root(root, path, flags=os.O_PATH, follow=True):
     """Open `path` below the folder fd `root`; nothing in it can lead outside. See openat2(2).
 
     With follow=False a symlink anywhere on the way is refused (ELOOP).
     """
-    if "in_root" in _unlocked:  # as a path of text, which links lead wherever they like
-        text = os.readlink(f"/proc/self/fd/{root}") + "/" + str(path)
-        try:
-            return os.open(text, flags | os.O_CLOEXEC)
-        except OSError as error:
-            raise KernelError("open(2)", error.errno, text) from None
     resolve = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
     if not follow:
         resolve |= sc.RESOLVE_NO_SYMLINKS

@@ -13,9 +13,12 @@ never takes a lock off what is bound. A word that means nothing where it stands 
 refused. See mount(8), and "Mounts" in the runtime specification.
 """
 
+import operator
 import os
 import stat
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import BadValue, KernelError, Unsupported, from_oserror
@@ -24,29 +27,24 @@ from labkit.isolation import inroot, mounts
 # linux/mount.h; RELATIME is 0: the kernel's default
 _ATIME_MASK, _NOATIME, _STRICTATIME, _NODIRATIME, _NOSYMFOLLOW = 0x70, 0x10, 0x20, 0x80, 0x200000
 
-_SET = {
-    "ro": mounts.RDONLY, "nosuid": mounts.NOSUID, "nodev": mounts.NODEV, "noexec": mounts.NOEXEC,
-    "nodiratime": _NODIRATIME, "nosymfollow": _NOSYMFOLLOW,
-}  # fmt: skip
-_CLEAR = {
-    "rw": mounts.RDONLY, "suid": mounts.NOSUID, "dev": mounts.NODEV, "exec": mounts.NOEXEC,
-    "diratime": _NODIRATIME, "symfollow": _NOSYMFOLLOW,
-}  # fmt: skip
-_ATIME = {
-    "noatime": _NOATIME,
-    "strictatime": _STRICTATIME,
-    "relatime": 0,
-    "atime": 0,
-    "norelatime": 0,
-    "nostrictatime": 0,
-}
+_ATTRIBUTES = (  # the word, what takes it back, the bit
+    ("ro", "rw", mounts.RDONLY),
+    ("nosuid", "suid", mounts.NOSUID),
+    ("nodev", "dev", mounts.NODEV),
+    ("noexec", "exec", mounts.NOEXEC),
+    ("nodiratime", "diratime", _NODIRATIME),
+    ("nosymfollow", "symfollow", _NOSYMFOLLOW),
+)
+_ATIME = {"noatime": _NOATIME, "strictatime": _STRICTATIME} | dict.fromkeys(
+    ("relatime", "atime", "norelatime", "nostrictatime"), 0
+)
 _SPREAD = {"private": sc.MS_PRIVATE, "slave": sc.MS_SLAVE, "shared": sc.MS_SHARED, "unbindable": sc.MS_UNBINDABLE}
 _OF_FILESYSTEM = {"sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime"}
-_NOTHING = {"defaults", "loud", "silent"}  # they only say how much the kernel logs
 _NOT_HERE = {
     "remount": "a new mount has nothing to change",
     "idmap": "mounts with other ids",
     "ridmap": "mounts with other ids",
+    **{f"r{word}": f"access times of more than one mount at a time: use {word!r}" for word in _ATIME},
 }
 
 
@@ -57,55 +55,60 @@ class Options:
     attrs: int = 0
     below: int = 0  # attributes for every mount of the tree
     atime: int | None = None
-    spread: tuple | None = None  # (MS_…, whether the whole tree)
+    spread: tuple[int, bool] | None = None  # (MS_…, whether the whole tree)
     bind: bool = False
     recursive: bool = False
     copy_up: bool = False
-    data: tuple = field(default=())  # for the filesystem itself
+    data: tuple[str, ...] = ()  # for the filesystem itself
 
 
-def parse(words):
+Change = tuple[str, Callable[[Any, Any], Any], Any]  # the field, what makes its new value of the old one and of this
+
+
+def _put(_old: object, new: object) -> object:
+    return new
+
+
+def _table() -> dict[str, tuple[Change, ...]]:
+    """Return {word: what it changes}; an `r` in front means every mount of the tree."""
+    table: dict[str, tuple[Change, ...]] = {
+        "bind": (("bind", _put, True),),
+        "rbind": (("bind", _put, True), ("recursive", _put, True)),
+        "tmpcopyup": (("copy_up", _put, True),),
+        **dict.fromkeys(("defaults", "loud", "silent"), ()),  # the last two say how much the kernel logs
+        **{word: (("atime", _put, value),) for word, value in _ATIME.items()},
+    }
+    for front, name in (("", "attrs"), ("r", "below")):
+        for word, back, bit in _ATTRIBUTES:
+            table[front + word] = ((name, operator.or_, bit),)
+            table[front + back] = ((name, operator.and_, ~bit),)
+        for word, kind in _SPREAD.items():
+            table[front + word] = (("spread", _put, (kind, bool(front))),)
+    return table
+
+
+_WORDS = _table()
+
+
+def parse(words: Iterable[str]) -> Options:
     """Return the Options that a list of words means. Raises BadValue or Unsupported, and names the word."""
-    attrs = below = 0
-    atime = spread = None
-    seen, data = set(), []
+    values: dict[str, Any] = vars(Options()).copy()
     for word in words:
-        short = word[1:] if word.startswith("r") and word not in ("ro", "rw", "relatime") else None
         if word in _NOT_HERE:
             raise Unsupported(f"mount option {word!r}: labkit does not make {_NOT_HERE[word]}")
-        if word in _SET:
-            attrs |= _SET[word]
-        elif word in _CLEAR:
-            attrs &= ~_CLEAR[word]
-        elif short in _SET:
-            below |= _SET[short]
-        elif short in _CLEAR:
-            below &= ~_CLEAR[short]
-        elif word in _ATIME:
-            atime = _ATIME[word]
-        elif short in _ATIME:
-            raise Unsupported(
-                f"mount option {word!r}: labkit sets access times on one mount at a time", f"use {short!r}"
-            )
-        elif word in _SPREAD or short in _SPREAD:
-            spread = (_SPREAD[word if word in _SPREAD else short], short in _SPREAD)
-        elif word in ("bind", "rbind", "tmpcopyup", *_NOTHING):
-            seen.add(word)
-        else:
-            data.append(word)
-    bind = bool(seen & {"bind", "rbind"})
-    if bind and data:
+        for name, change, value in _WORDS.get(word, (("data", operator.add, (word,)),)):
+            values[name] = change(values[name], value)
+    if values["bind"] and values["data"]:
         raise BadValue(
-            f"mount option {data[0]!r} means nothing for a bind mount",
+            f"mount option {values['data'][0]!r} means nothing for a bind mount",
             "it is the filesystem's, and that is there already",
         )
-    return Options(attrs, below, atime, spread, bind, "rbind" in seen, "tmpcopyup" in seen, tuple(data))
+    return Options(**values)
 
 
-def words():
+def words() -> list[str]:
     """Return every word that a mount may have, the filesystem's own aside."""
-    plain = {*_SET, *_CLEAR, *_ATIME, *_SPREAD, *_OF_FILESYSTEM, *_NOTHING, "bind", "tmpcopyup"}
-    return sorted(plain | {f"r{word}" for word in (*_SET, *_CLEAR, *_SPREAD, "bind")})
+    return sorted({*_WORDS, *_OF_FILESYSTEM})
 
 
 def propagation(word):

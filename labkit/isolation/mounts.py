@@ -5,11 +5,12 @@ thing put in place: a frozen dataclass that can say itself (`describe`) and do
 itself (`execute`). A plan is made and checked in the parent; the child only
 walks it:
 
-    everything private      or our mounts would show up on the host
     the root                an overlay, or a folder bound onto itself
     the mounts in it        parents before children
     masks and read-only     after what they cover
-    pivot_root              the old root goes, and with it every way back
+
+Before it the namespace is made private, or our mounts would show up on the host;
+after it comes pivot_root: the old root goes, and with it every way back.
 
 No step ever hands the kernel a path inside the image: `inroot` opens the target as
 an fd that no link can lead out of the root, and the mount is attached to that fd by
@@ -23,10 +24,8 @@ import re
 import stat
 from dataclasses import dataclass, field, replace
 
-from labkit.ground import proc
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import BadValue, KernelError, from_oserror
-from labkit.isolation import inroot
 from labkit.isolation.inroot import make_in_root, open_in_root
 
 NOSUID, NODEV, NOEXEC = sc.MOUNT_ATTR_NOSUID, sc.MOUNT_ATTR_NODEV, sc.MOUNT_ATTR_NOEXEC
@@ -201,6 +200,9 @@ class HandedRoot:
         os.close(self.mount_fd)
 
 
+Root = Overlay | BindRoot | HandedRoot
+
+
 @dataclass(frozen=True)
 class Filesystem:
     """A new instance of a kernel filesystem: proc, tmpfs, devpts, mqueue, sysfs, cgroup …"""
@@ -346,10 +348,8 @@ def _open_if_there(root, path):
 class Plan:
     """A root step and the steps in it, in the order they will be done."""
 
-    root: object
+    root: Root
     steps: tuple = field(default=())
-    unlocked: tuple = ()  # names of security.LOCKS that are left off
-    spread: tuple | None = None  # (MS_…, whether the whole tree): how the new root passes mounts on
 
     def sorted(self):
         """Return the plan with mounts parents first, then what covers them."""
@@ -383,42 +383,17 @@ class Plan:
                 steps.append(step)
             yield replace(self, steps=tuple(steps))
 
-    def describe(self):
+    def describe(self) -> list[str]:
         """Return one line a step."""
-        return [
-            *([] if "private" in self.unlocked else ["make every mount private to this mount namespace"]),
-            self.root.describe(),
-            *(step.describe() for step in self.steps),
-            "chroot only: the old root stays mounted"
-            if "pivot_root" in self.unlocked
-            else "pivot_root: the root becomes /, the old root is unmounted",
-        ]
+        return [step.describe() for step in (self.root, *self.steps)]
 
-    def execute(self, before_pivot=None):
-        """Do it all, in the calling process, which must be alone in a new mount namespace.
-
-        `before_pivot` is called when the root is complete and the host's files are still there.
-        """
-        inroot.leave_off(self.unlocked)
-        if self.spread:
-            let_through(self.spread[0], self.root.target)
-        elif "private" not in self.unlocked:
-            make_private()
+    def execute(self) -> int:
+        """Do it all, in the calling process, which must be alone in a new mount namespace; return the root as an fd."""
         _do(self.root)
         root = os.open(self.root.target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for step in self.steps:
             _do(step, root)
-        if before_pivot:
-            before_pivot()
-        if "pivot_root" in self.unlocked:
-            os.fchdir(root)
-            os.chroot(".")
-        else:
-            pivot(root)
-        os.close(root)
-        if self.spread:
-            kind, whole = self.spread
-            sc.mount(None, "/", None, kind | (sc.MS_REC if whole else 0))
+        return root
 
 
 def _do(step, *arguments):
@@ -432,17 +407,6 @@ def _do(step, *arguments):
 def make_private():
     """Cut this mount namespace off from its parent's peer groups. See mount_namespaces(7)."""
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
-
-
-def let_through(kind, root):
-    """Leave mounts shared with, or slaves of, the parent's, so that a bind of one can be; but not those at `root`."""
-    if kind != sc.MS_SHARED:
-        sc.mount(
-            None, "/", None, sc.MS_REC | (sc.MS_PRIVATE if kind in (sc.MS_PRIVATE, sc.MS_UNBINDABLE) else sc.MS_SLAVE)
-        )
-    # pivot_root(2) refuses a shared parent, and what is mounted on one would show up on the host.
-    above = [mount.target for mount in proc.mounts() if (root + "/").startswith(mount.target.rstrip("/") + "/")]
-    sc.mount(None, max(above, key=len), None, sc.MS_PRIVATE)
 
 
 def pivot(root):

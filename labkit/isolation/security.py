@@ -34,37 +34,6 @@ CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP
 NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE
 """.split()
 
-# The locks that can be left off one by one, to see what each holds, and what it is
-# that holds. Only for a container of one's own, on a machine of one's own.
-LOCKS = {
-    "pivot_root": "the old root is unmounted, not only hidden behind a chroot",
-    "private": "no mount of the host follows into the container, and none of its own out",
-    "in_root": "a mount's target is walked inside the root, whatever the image's links say",
-    "nodev": "a device node opens no device, whoever made it",
-    "devices": "the cgroup opens no device but eleven harmless ones",
-    "masks": "files of /proc and /sys that tell too much are covered",
-    "read_only": "files of /proc that change the whole machine can't be written",
-    "cgroup_read_only": "a container can't write its own limits",
-    "cgroup_namespace": "a container sees no cgroup above its own",
-    "pid_namespace": "the host's processes have no number in the container",
-    "session": "a container is not in the session of a terminal of the host",
-    "keyring": "a container has a session keyring of its own",
-    "capabilities": "root inside has some fourteen of root's forty-one powers",
-    "no_new_privs": "no setuid program gives power back",
-    "seccomp": "some syscalls can't be made at all",
-    "close_fds": "no open file of the host is handed down",
-    "exe": "/proc/self/exe never leads to a program of the host",
-}
-
-
-def check_unlocked(names):
-    """Return the names of locks to leave off as a tuple; raise BadValue for one that isn't in LOCKS."""
-    names = (names,) if isinstance(names, str) else tuple(names)
-    for name in names:
-        if name not in LOCKS:
-            raise BadValue(f"there is no lock {name!r}", "the locks: " + ", ".join(LOCKS))
-    return names
-
 
 def mask(names):
     """Return the bit mask of some capability names; `CAP_` in front and small letters are fine."""

@@ -79,6 +79,11 @@ class Plug:
         """Return one line for each thing that is made."""
         return [f"ip {line}" for line in [*self.outside("CONTAINER"), *(f"(inside) {line}" for line in self.inside())]]
 
+    def execute(self, pid: int) -> None:
+        """Lay the cable into the net namespace of a process, which must be a waiting child of the caller."""
+        _ip(self.outside(pid))
+        _ip(self.inside(), pid)
+
 
 # ---- the file: who is on which network ----
 
@@ -280,12 +285,6 @@ def can_reach_the_world() -> bool:
 
 
 # ---- links ----
-
-
-def plug_in(plug: Plug, pid: int) -> None:
-    """Lay the cable into the net namespace of a process, which must be a waiting child of the caller."""
-    _ip(plug.outside(pid))
-    _ip(plug.inside(), pid)
 
 
 def _make_bridge(known: Record) -> None:

@@ -5,6 +5,10 @@ Read in this order:
     commands     create, start, state, kill, delete: the words that Docker says
     lifecycle    what each of them does
     bundle       config.json: the runtime specification
+    moments      the steps that only a runtime is asked for, and where they belong
+    gate         created but not started: a finished container that waits
+    hooks        programs of somebody else, at fixed moments
+    settings     rlimits, sysctls, umask and the like
     terms        the specification's words and the kernel's numbers
     resources    its limits and ours
     systemd      a cgroup that systemd makes for us

@@ -19,14 +19,21 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from labkit.container import hooks, launch, standard_mounts
+from labkit.cgroups.cgroup import Cgroup
+from labkit.container import joining, launch, standard_mounts
+from labkit.container.channel import Step
+from labkit.container.entry import Entry
+from labkit.container.launch import Job, ParentStep
+from labkit.container.steps import WriteSysctls
 from labkit.ground import proc
 from labkit.ground.errors import BadValue, NotFound, Unsupported, from_oserror
-from labkit.isolation import mount_options, mounts, namespaces, seccomp, security, settings
-from labkit.oci import resources
+from labkit.isolation import mount_options, mounts, namespaces, seccomp, security, sysctls
+from labkit.oci import hooks, moments, resources, settings
 
 # the specification's word: ours
 KINDS = {
@@ -189,7 +196,7 @@ def _strange(where, words):
 
 
 def process_words(process, kinds, filter_words=None):
-    """Return the words of a Job that a `process` object means, for the first process or a further one."""
+    """Return what a `process` object means, for the first process or a further one: the words of `moments.inside`."""
     user = process.get("user") or {}
     power = _power(process.get("capabilities"))
     size = process.get("consoleSize")
@@ -199,12 +206,11 @@ def process_words(process, kinds, filter_words=None):
         "cwd": process["cwd"],
         "ids": (user.get("uid", 0), user.get("gid", 0), tuple(user.get("additionalGids") or ())),
         "power": power,
-        "capabilities": power.bounding,
         "terminal": bool(process.get("terminal")),
         "console_size": (size["height"], size["width"]) if size and size.get("height") else None,
         "seccomp": _filter(filter_words, power.bounding),
         # To gain privilege by exec stays possible, as with docker, unless the config forbids it.
-        "unlocked": () if process.get("noNewPrivileges") else ("no_new_privs",),
+        "no_new_privs": bool(process.get("noNewPrivileges")),
         "settings": settings.Settings(
             rlimits=tuple(
                 settings.check_rlimit(one["type"], one["soft"], one["hard"]) for one in process.get("rlimits") or ()
@@ -249,15 +255,27 @@ def _filter(words, capabilities):
 # ---- the first process: its namespaces and its root ----
 
 
-def job(bundle, group, state, **more):
-    """Return the Job of a bundle's container in a cgroup; `state` is what hooks in it are told."""
-    linux, config = bundle.linux, bundle.config
+def job(
+    bundle: Bundle,
+    group: Cgroup,
+    entry: Entry,
+    parent: tuple[ParentStep, ...] = (),
+    *,
+    gate: str,
+    state: dict[str, Any],
+    at_hooks: Callable[[int], None],
+    **how: Any,
+) -> Job:
+    """Return the Job of a bundle's container in a cgroup.
+
+    `gate` is the folder of the one it waits at, `state` is what hooks in it are told,
+    `at_hooks` runs those on the host. `how` goes to `moments.inside`.
+    """
+    linux, config, found = bundle.linux, bundle.config, bundle.hooks()
     made, paths = _namespaces(linux.get("namespaces") or ())
     words = process_words(bundle.process, bundle.kinds(), linux.get("seccomp"))
     offsets = linux.get("timeOffsets") or {}
-    sysctls = tuple(
-        settings.check_sysctl(name, value, bundle.kinds()) for name, value in (linux.get("sysctl") or {}).items()
-    )
+    checked = tuple(sysctls.check(name, value, bundle.kinds()) for name, value in (linux.get("sysctl") or {}).items())
     for name in ("hostname", "domainname"):
         if not isinstance(config.get(name, ""), str):
             raise BadValue(f"{name} {config[name]!r} is no text")
@@ -265,22 +283,56 @@ def job(bundle, group, state, **more):
             raise BadValue(
                 f"{name} is set, and the container has no uts namespace of its own", "it would rename the host"
             )
-    words["settings"] = replace(words["settings"], sysctls=sysctls, domainname=config.get("domainname") or None)
-    return launch.Job(
-        **words,
-        namespaces=made,
-        paths=paths,
-        plan=_plan(bundle, group),
-        hostname=config.get("hostname") or None,
-        uid_map=_maps(linux, "uidMappings"),
-        gid_map=_maps(linux, "gidMappings"),
-        clock_offsets=tuple(_offset(offsets.get(clock)) for clock in ("monotonic", "boottime"))
-        if "time" in made
-        else None,
-        hooks=bundle.hooks(),
-        state=state,
-        **more,
+    at_root: tuple[Step, ...] = (
+        *([moments.HooksOnHost(at_hooks), moments.HooksInside(found, "createContainer", state)] if found else []),
+        *([WriteSysctls(checked)] if checked else []),
     )
+    at_gate: tuple[Step, ...] = (
+        moments.WaitAtGate(),
+        *([moments.HooksInside(found, "startContainer", {**state, "status": "created"})] if found else []),
+    )
+    map_ids = launch.MapIds(_maps(linux, "uidMappings"), _maps(linux, "gidMappings")) if "user" in made else None
+    first = moments.furnish(
+        _plan(bundle, group),
+        made,
+        paths=paths,
+        clocks=(_offset(offsets.get("monotonic")), _offset(offsets.get("boottime"))) if "time" in made else (0, 0),
+        names=(config.get("hostname") or None, config.get("domainname") or None),
+        map_ids=map_ids,
+        spread=mount_options.propagation(linux["rootfsPropagation"]) if linux.get("rootfsPropagation") else None,
+        at_root=at_root,
+    )
+    return Job(
+        (
+            moments.ComeToGate(gate),
+            *_host_proc(words),
+            *first,
+            *moments.inside(words, console=True, ready=at_gate, **how),
+        ),
+        () if paths else launch.at_birth(made),
+        entry,
+        (*parent, *moments.oom_score(words), *([map_ids] if map_ids and not paths else [])),
+        sources_first="user" in (*made, *dict(paths)),
+    )
+
+
+def further(process: dict[str, Any], pid: int, entry: Entry, filter_words: Any, **how: Any) -> Job:
+    """Return the Job of a further process in the container whose first one is `pid`. `how` goes to `moments.inside`."""
+    kinds = own_kinds(pid)
+    words = process_words(process, kinds, filter_words)
+    # Or no filter can be installed, where no_new_privs does not allow it to anyone.
+    more = ("SYS_ADMIN",) if words["seccomp"] and not words["no_new_privs"] else ()
+    steps = (
+        *_host_proc(words),
+        *joining.join(pid, kinds, (*words["power"].bounding, *more)),
+        *moments.inside(words, console=False, **how),
+    )
+    return Job(steps, entry=entry, parent=moments.oom_score(words))
+
+
+def _host_proc(words: dict[str, Any]) -> tuple[Step, ...]:
+    profile = words["settings"].apparmor
+    return (moments.OpenHostProc(profile),) if profile else ()
 
 
 def _namespaces(entries):
@@ -333,8 +385,7 @@ def _plan(bundle, group):
     steps += [mounts.ReadOnly(path) for path in _paths(linux, "readonlyPaths")]
     if bundle.config["root"].get("readonly"):
         steps.append(mounts.Seal("/"))
-    spread = mount_options.propagation(linux["rootfsPropagation"]) if linux.get("rootfsPropagation") else None
-    return mounts.Plan(mounts.BindRoot(bundle.rootfs, bundle.rootfs, 0), tuple(steps), spread=spread)
+    return mounts.Plan(mounts.BindRoot(bundle.rootfs, bundle.rootfs, 0), tuple(steps))
 
 
 def _mount(bundle, group, words, where):

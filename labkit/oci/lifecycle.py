@@ -25,11 +25,12 @@ import time
 from pathlib import Path
 
 from labkit.cgroups import cgroup
-from labkit.container import gate, hooks, launch, spawner
+from labkit.container import spawner
+from labkit.container.entry import Entry
 from labkit.ground import ledger, proc, state, syscalls
 from labkit.ground.errors import BadValue, InUse, LabError, NotFound, from_oserror
 from labkit.oci import bundle as bundles
-from labkit.oci import systemd
+from labkit.oci import gate, hooks, moments, systemd
 
 PROGRAM = state.REPO / "vagrant" / "labkit-runtime"
 
@@ -127,32 +128,32 @@ class Box:
         unit = systemd.unit(place, self.id) if systemd_cgroup else None
         path = unit.path if unit else place or f"{state.label()}/{self.id}"
         group = cgroup.Cgroup.at(path, found=lambda paths: self._write(cgroup=paths))
-        enter = None
         if unit:
             self._write(unit=unit.name)
             # A scope is born with a process in it: it is made when there is one.
             group.remove()
-
-            def enter(pid):
-                unit.start(pid)
-                resources.apply(cgroup.Cgroup.of_paths(self.record()["cgroup"]))
         else:
             resources.apply(group)
+
+        def enter(pid):
+            unit.start(pid)
+            resources.apply(cgroup.Cgroup.of_paths(self.record()["cgroup"]))
+
         with bundles.shaped():
             job = bundles.job(
                 bundle,
                 group,
-                self.state(status="creating"),
+                Entry() if unit else _entry(group),
+                (moments.Call(f"make the scope {unit.name}", enter),) if unit else (),
                 gate=str(self.folder),
-                survives=survives,
+                state=self.state(status="creating"),
+                at_hooks=lambda pid: hooks.run(bundle.hooks(), hooks.ON_CREATE, self.state(status="creating", pid=pid)),
                 keep_fds=keep_fds,
-                **({} if unit else _into(group)),
+                survives=survives,
+                new_keyring=new_keyring,
             )
-        if not new_keyring:
-            job = _unlock(job, "keyring")
         _give_stdio_to(bundle.owner())
-        at_hooks = lambda pid: hooks.run(job.hooks, hooks.ON_CREATE, self.state(status="creating", pid=pid))  # noqa: E731
-        spawned = spawner.spawn(job, (0, 1, 2), at_hooks, enter)
+        spawned = spawner.spawn(job, (0, 1, 2))
         try:
             if console:
                 send_terminal(console, spawned.terminal)
@@ -191,20 +192,18 @@ class Box:
             raise InUse(f"cannot exec in a paused container {self.id}", "resume it first")
         if status not in ("running", "created", "paused"):
             raise NotFound(f"cannot exec in a container that is not running: {self.id} is {status}")
-        kinds = bundles.own_kinds(record["pid"])
         config = self.config()
         with bundles.shaped("the process"):
             self.warnings = tuple(bundles.check_process(process))
             _check_console(process, console, survives)
-            words = bundles.process_words(process, kinds, (config.get("linux") or {}).get("seccomp"))
-        job = launch.Job(
-            **words,
-            namespaces=kinds,
-            join=record["pid"],
-            survives=survives,
-            keep_fds=keep_fds,
-            **_into(self.cgroup(record)),
-        )
+            job = bundles.further(
+                process,
+                record["pid"],
+                _entry(self.cgroup(record)),
+                (config.get("linux") or {}).get("seccomp"),
+                keep_fds=keep_fds,
+                survives=survives,
+            )
         box = bundles.Bundle(record["bundle"], config, (), process)
         _give_stdio_to(box.owner())
         spawned = spawner.spawn(job, (0, 1, 2))
@@ -228,12 +227,8 @@ class Box:
             return
         if self.status(record) not in ("running", "created", "paused"):
             raise NotFound(f"container not running: {self.id}", "it has ended, and can be deleted")
-        pidfd = os.pidfd_open(record["pid"])
-        try:
-            if proc.start_ticks(record["pid"]) == record["start_ticks"]:
-                syscalls.pidfd_send_signal(pidfd, number)
-        finally:
-            os.close(pidfd)
+        with contextlib.suppress(NotFound), proc.pinned(record["pid"], record["start_ticks"]) as pidfd:
+            syscalls.pidfd_send_signal(pidfd, number)
 
     def delete(self, force=False):
         """Take away all of it. Raise InUse if it runs, unless `force`. Return the LabErrors of hooks."""
@@ -300,18 +295,8 @@ def boxes(root):
     )
 
 
-def _into(group):
-    into = next((str(folder.path) for folder in group.folders if folder.version == 2), None)
-    return {
-        "cgroup_into": into,
-        "cgroup_tasks": tuple(str(folder.path / "tasks") for folder in group.folders if folder.version == 1),
-    }
-
-
-def _unlock(job, lock):
-    import dataclasses
-
-    return dataclasses.replace(job, unlocked=(*job.unlocked, lock))
+def _entry(group):
+    return Entry.into((folder.version, folder.path) for folder in group.folders)
 
 
 def _check_console(process, console, detached):

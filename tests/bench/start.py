@@ -8,8 +8,7 @@ import peers
 from contestants import notebook, ratio, shell
 from report import Report
 
-from labkit.container import spawner, standard_mounts
-from labkit.container.launch import Job
+from labkit.container import launch, spawner, standard_mounts
 from labkit.container.life import Container
 from labkit.ground.errors import LabError
 from labkit.isolation import mounts, security
@@ -48,12 +47,14 @@ def namespaces_only(scene):
             for one in standard_mounts.kernel_filesystems()
             if getattr(one, "target", "").startswith(("/proc", "/dev"))
         ]
-        job = Job(
-            argv=("true",),
-            env=("PATH=/bin:/usr/bin",),
-            namespaces=("mnt", "uts", "ipc", "pid", "net", "cgroup"),
-            plan=mounts.Plan(mounts.BindRoot(scene["rootfs"], scene["rootfs"]), tuple(steps)).sorted(),
-            capabilities=security.choose(),
+        kinds = ("mnt", "uts", "ipc", "pid", "net", "cgroup")
+        plan = mounts.Plan(mounts.BindRoot(scene["rootfs"], scene["rootfs"]), tuple(steps)).sorted()
+        job = launch.Job(
+            (
+                *launch.furnish(plan, kinds),
+                *launch.inside(("true",), ("PATH=/bin:/usr/bin",), capabilities=security.choose()),
+            ),
+            launch.at_birth(kinds),
         )
         keeper = spawner.current()
 

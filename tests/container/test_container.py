@@ -11,8 +11,10 @@ from pathlib import Path
 
 import hosts
 import pytest
+from timing import until
 
-from labkit.container import joining, life, spawner
+from labkit.container import life, spawner
+from labkit.container.channel import Child
 from labkit.container.life import Container, run
 from labkit.container.spec import Spec
 from labkit.ground import ledger, proc, state
@@ -25,8 +27,7 @@ pytestmark = pytest.mark.usefixtures("needs_root")
 
 def test_sh_is_one_inside_and_another_number_outside():
     with Container("busybox", ["sh", "-c", "echo $$; sleep 60; true"]).start() as box:
-        while not box.logs():
-            time.sleep(0.01)
+        until(box.logs, 30, "its first words")
         assert box.logs() == "1\n"
         first = min(box.top(), key=lambda process: process.nspid[-1])
         assert first.nspid == (box.pid, 1) and first.name == "sh"
@@ -165,8 +166,7 @@ def test_a_pipe_in_the_place_of_etc_passwd_holds_nobody_up(tmp_path):
 
 def test_what_it_writes_goes_with_it_and_the_image_stays_clean():
     with Container("busybox", ["sh", "-c", "echo x > /etc/new; rm /etc/passwd; sleep 60"]).start() as box:
-        while {"/etc/new", "/etc/passwd"} - {change.path for change in box.changes()}:
-            time.sleep(0.01)
+        until(lambda: {"/etc/new", "/etc/passwd"} <= {change.path for change in box.changes()}, 30, "the two changes")
         kinds = {change.path: change.kind for change in box.changes()}
         assert (kinds["/etc/new"], kinds["/etc/passwd"]) == ("A", "D")
         upperdir = box.rootfs.upperdir
@@ -219,15 +219,15 @@ def test_exec_is_in_all_its_namespaces_and_in_its_cgroup():
 
 
 def test_a_command_that_fails_at_once_is_waited_for_although_its_parent_is_slow(monkeypatch):
-    def slowly(channel, kind, *words):
+    def slowly(child, kind, *words):
         time.sleep(0.3)
-        say(channel, kind, *words)
+        say(child, kind, *words)
 
     monkeypatch.setattr(spawner, "current", spawner.Here)
     # Who is not waited for stays a zombie in the container, and its PID 1 can't end before all others.
     with Container("busybox", "sleep 60").start() as box:
-        say = joining.say
-        monkeypatch.setattr(joining, "say", slowly)
+        say = Child.say
+        monkeypatch.setattr(Child, "say", slowly)
         with pytest.raises(CommandError):
             box.exec("no-such-command")
         box.kill()
@@ -243,8 +243,7 @@ def test_exec_gets_the_environment_and_the_powers_of_the_container():
 def test_stop_asks_first_and_kills_after_its_time():
     polite = ["sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done"]
     with Container("busybox", polite).start() as box:
-        while not box.logs():
-            time.sleep(0.01)
+        until(box.logs, 30, "its first words")
         assert box.stop(timeout=10) == 3
     # sleep as PID 1 has no handler for SIGTERM, so the kernel does not deliver it.
     with Container("busybox", "sleep 60").start() as box:
@@ -287,12 +286,12 @@ def test_a_container_started_from_a_thread_outlives_the_thread():
 def test_the_same_job_ends_alike_in_the_helper_and_here():
     helper, here = spawner.Helper(), spawner.Here()
     try:
-        from labkit.container.launch import Job
+        from labkit.container.launch import Job, inside
 
         for keeper in (helper, here):
             read_end, write_end = os.pipe2(os.O_CLOEXEC)
             spawned = keeper.spawn(
-                Job(argv=("sh", "-c", "echo $$ >&2; exit 7"), env=("PATH=/bin:/usr/bin",)), (0, 1, write_end)
+                Job(inside(("sh", "-c", "echo $$ >&2; exit 7"), ("PATH=/bin:/usr/bin",))), (0, 1, write_end)
             )
             os.close(write_end)
             with os.fdopen(read_end) as pipe:
@@ -347,7 +346,7 @@ def test_no_fd_of_ours_is_open_inside():
 def test_the_plan_that_is_printed_is_the_plan_that_is_done():
     box = Container("busybox", "true", memory="32m")
     lines = box.describe()
-    assert lines[-1] == "exec true in /" and lines[0].startswith("new cgroup, memory at most 33554432 bytes")
+    assert lines[-1] == "exec true" and lines[0].startswith("new cgroup, memory at most 33554432 bytes")
     with Container("busybox", "sleep 60").start() as box:
         seen = {mount.target for mount in proc.mounts(box.pid)}
         said = {line.split()[3] for line in lines if line.startswith("mount ") and " on /" in line}

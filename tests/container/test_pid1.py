@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+from timing import until
 
 from labkit.app.cli import main
 from labkit.container.life import Container, run
@@ -18,17 +19,13 @@ TWO = ["sh", "-c", "sleep 60 & sleep 60 & wait"]
 
 
 def _settle(box, count):
-    deadline = time.monotonic() + 30
-    while [process.name for process in box.top()].count("sleep") < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: [process.name for process in box.top()].count("sleep") >= count, 30, f"{count} that sleep")
 
 
 def test_init_is_one_and_leaves_no_zombie_among_a_thousand_orphans():
     script = "for n in $(seq 1000); do (true &); done; echo done; exec sleep 60"
     with Container("busybox", ["sh", "-c", script], init=True).start() as box:
-        while not box.logs():
-            time.sleep(0.02)
+        until(box.logs, 30, "its first words")
         time.sleep(0.1)
         numbers = [process.nspid[-1] for process in box.top()]
         assert numbers == [1, 2] and check.zombies(box.pid) == []
@@ -44,8 +41,7 @@ def test_without_init_orphans_stay_zombies():
 def test_init_hands_signals_on_and_passes_the_exit_status():
     script = "trap 'exit 7' TERM; echo ready; while true; do sleep 0.05; done"
     with Container("busybox", ["sh", "-c", script], init=True).start() as box:
-        while not box.logs():
-            time.sleep(0.01)
+        until(box.logs, 30, "its first words")
         begin = time.monotonic()
         assert box.stop(timeout=5) == 7
         assert time.monotonic() - begin < 2
@@ -71,9 +67,14 @@ def test_from_outside_only_kill_ends_a_pid_1_without_a_handler():
 
 
 def test_when_pid_1_ends_all_in_its_namespace_are_killed():
-    with Container("busybox", ["sh", "-c", "setsid sleep 60 & sleep 60 & read line"]).start(None) as box:
+    # A pipe that nobody writes to holds it: its stdin is empty, and ends at once.
+    script = "mkfifo /pipe; setsid sleep 60 & sleep 60 & read line </pipe; exit 5"
+    with Container("busybox", ["sh", "-c", script]).start() as box:
+        _settle(box, 2)
         pids = [process.pid for process in box.top()]
-        box.wait(timeout=30)
+        assert len(pids) == 3 and box.wait(timeout=0.1) is None
+        box.exec(["sh", "-c", "echo go >/pipe"])
+        assert box.wait(timeout=30) == 5
         for pid in pids:
             with contextlib.suppress(NotFound):
                 assert proc.process(pid).state[0] in "ZX"

@@ -15,7 +15,7 @@ import worlds
 
 from labkit import in_child
 from labkit.cgroups import cgroup, devices
-from labkit.container import launch, spawner
+from labkit.container import spawner, steps
 from labkit.container.life import Container, all_containers, find, run
 from labkit.ground import ledger, proc, state
 from labkit.ground import syscalls as sc
@@ -56,7 +56,8 @@ def _plan_length():
     from labkit.images import catalog
 
     job = Spec.make("busybox", "true").job(catalog.get("busybox").config, mounts.BindRoot("/", "/"), "x")
-    return 1 + len(job.plan.steps)  # the root, then the rest
+    (plan,) = (step.plan for step in job.steps if isinstance(step, steps.MakeMounts))
+    return 1 + len(plan.steps)  # the root, then the rest
 
 
 @pytest.mark.slow
@@ -100,12 +101,12 @@ PARTS = [
     (security, "no_new_privs"),
     (mounts, "make_private"),
     (mounts, "pivot"),
-    (launch, "loopback_up"),
-    (launch, "find_user"),
-    (launch, "_go_to"),
-    (launch, "_reset_signals"),
-    (launch, "_exec"),
-    (spawner, "_prepare"),
+    (steps.LoopbackUp, "execute"),
+    (steps, "find_user"),
+    (steps.GoTo, "execute"),
+    (steps.ResetSignals, "execute"),
+    (steps.Exec, "execute"),
+    (spawner, "let_go"),
     (sc, "clone3"),
     (sc, "sethostname"),
     (sc, "unshare"),
@@ -176,9 +177,9 @@ def test_a_process_whose_parent_is_killed_before_its_go_ends():
     code = (
         "import os, signal, sys\n"
         "from labkit.container import spawner\n"
-        "from labkit.container.launch import Job\n"
-        "spawner._prepare = lambda job, pid: (print(pid, flush=True), signal.pause())\n"
-        "spawner.spawn(Job(argv=('true',)), (0, 1, 2))\n"
+        "from labkit.container.launch import Job, inside\n"
+        "spawner.let_go = lambda job, channel, pid: (print(pid, flush=True), signal.pause())\n"
+        "spawner.spawn(Job(inside(('true',))), (0, 1, 2))\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         pid = int(parent.stdout.readline())

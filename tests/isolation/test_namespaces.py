@@ -16,6 +16,7 @@ from labkit.ground import syscalls as sc
 from labkit.ground.child import in_child
 from labkit.ground.errors import BadValue, LabError, NotFound, Unsupported
 from labkit.isolation import namespaces
+from labkit.lessons.watch import lsns
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -32,7 +33,7 @@ def _lsns():
 def _survey():
     return {
         (one.kind, one.inode): (one.processes, one.pid or 0, one.parent or 0, one.owner or 0)
-        for one in namespaces.survey()
+        for one in lsns.survey()
         if one.processes
     }
 
@@ -88,7 +89,7 @@ def test_survey_sees_who_owns_what_and_finds_one_that_only_its_child_holds():
     try:
         os.close(say)
         middle, inner = map(int, os.read(read, 100).split())
-        found = {(one.kind, one.inode): one for one in namespaces.survey()}
+        found = {(one.kind, one.inode): one for one in lsns.survey()}
         assert found["uts", proc.namespace(pid, "uts")].owner == inner
         assert found["user", inner].parent == found["user", inner].owner == middle
         assert found["user", middle].processes == 0
@@ -112,9 +113,9 @@ def _pinned_and_found(kind):
     with hosts.unchanged(ignore=("^(?!mount .*/pins/)",)):
         with Container("busybox", "sleep 60").start() as box:
             inode = proc.namespace(box.pid, kind)
-            with namespaces.pin(box.pid, kind) as path:
+            with lsns.pin(box.pid, kind) as path:
                 box.delete()
-                found = [one for one in namespaces.survey() if (one.kind, one.inode) == (kind, inode)]
+                found = [one for one in lsns.survey() if (one.kind, one.inode) == (kind, inode)]
                 assert [(one.processes, one.command) for one in found] == [(0, str(path))]
 
                 def arrive(path=path):
@@ -125,14 +126,14 @@ def _pinned_and_found(kind):
                 if kind == "pid" or kind != "mnt":  # its PID 1 is gone for good: nothing can be born in it again
                     assert str(inode) in in_child(arrive)
         # The kernel may have given the inode's number to somebody else by now.
-        assert not [one for one in namespaces.survey() if one.command == str(path)]
+        assert not [one for one in lsns.survey() if one.command == str(path)]
 
 
 def test_pin_and_join_refuse_what_is_not_there(tmp_path):
     with hosts.unchanged(ignore=("^(?!mount .*/pins/)",)):
-        with pytest.raises(BadValue), namespaces.pin(os.getpid(), "planet"):
+        with pytest.raises(BadValue), lsns.pin(os.getpid(), "planet"):
             pass
-        with pytest.raises(NotFound), namespaces.pin(2**22 + 1, "net"):
+        with pytest.raises(NotFound), lsns.pin(2**22 + 1, "net"):
             pass
         with pytest.raises(LabError):
             namespaces.join(tmp_path / "none", "net")

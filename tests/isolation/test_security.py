@@ -21,6 +21,7 @@ from labkit.isolation import last_exec, seccomp, security
 from labkit.lessons.beside import engine
 from labkit.lessons.checks import locks as check
 from labkit.lessons.scenes import inspection
+from labkit.lessons.scenes.unlocked import Unlocked
 
 
 @pytest.fixture(autouse=True)
@@ -327,22 +328,20 @@ def test_the_children_words_are_read_as_a_strangers():
 
     import socket
 
-    from labkit.container.launch import Job
+    from labkit.container import joining, launch
 
     pidfd = os.pidfd_open(os.getpid())
+    job = launch.Job((*joining.join(1, (), ()), *launch.inside(("true",))))
     # The number of a process that is none of our children: taken for the container, it would be killed with it.
-    for message, job in (
-        (b'["pid", 1]', Job(argv=("true",), join=1)),
-        (b'["pid", "1"]', Job(argv=("true",), join=1)),
-    ):
+    for message in (b'["pid", 1]', b'["pid", "1"]'):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             theirs.send(message)
             theirs.close()
             with pytest.raises(LabError, match="can't be read"):
-                spawner._until_exec(ours, spawner.Spawned(os.getpid(), pidfd), job)
+                spawner.follow(job, ours, spawner.Spawned(os.getpid(), pidfd))
     os.close(pidfd)
-    job = Job(argv=("true",))
+    job = launch.Job(launch.inside(("true",)))
     for message in (b"not json", b"[" * 100000, b'["pid", 1]', b'["terminal", null]', b'["error", {"kind": "__import__"}]',
                     b'["error", {"kind": "KernelError", "attributes": {"message": 7}}]', b'{"a": 1}', b"\xff\xfe"):  # fmt: skip
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -350,7 +349,7 @@ def test_the_children_words_are_read_as_a_strangers():
             theirs.send(message)
             theirs.close()
             with pytest.raises(LabError):
-                spawner._until_exec(ours, spawner.Spawned(os.getpid(), -1), job)
+                spawner.follow(job, ours, spawner.Spawned(os.getpid(), -1))
 
 
 def test_an_error_comes_back_over_the_channel_as_the_same_kind():
@@ -361,17 +360,17 @@ def test_an_error_comes_back_over_the_channel_as_the_same_kind():
 
 def test_the_process_that_joins_has_no_more_power_than_the_container(monkeypatch):
     """With CAP_SYS_PTRACE a container could take over what enters it: full power must stay outside."""
-    from labkit.container import launch
+    from labkit.container import steps
 
     read_end, write_end = os.pipe()
-    real = launch.find_user
+    real = steps.find_user
 
     def look(user):
         os.write(write_end, str(sc.capget()[1]).encode())
         return real(user)
 
     with Container("busybox", "sleep 30", cap_drop=["ALL"]).start() as box, os.fdopen(read_end, "rb") as pipe:
-        monkeypatch.setattr(launch, "find_user", look)
+        monkeypatch.setattr(steps, "find_user", look)
         monkeypatch.setattr(spawner, "_current", (os.getpid(), spawner.Here()))
         assert box.exec("true").code == 0
         os.close(write_end)
@@ -444,7 +443,7 @@ FOUR = ("no_new_privs", "seccomp", "capabilities", "pid_namespace")
 
 @pytest.mark.parametrize("off", FOUR)
 def test_the_lock_that_is_off_is_the_only_right_answer(off):
-    with Container("busybox", "sleep 60", unlocked=(off,)).start() as box:
+    with Unlocked("busybox", "sleep 60", unlocked=(off,)).start() as box:
         assert [answer for answer in (*FOUR, "door", None) if check.lock_left_off(box, answer)] == [off]
 
 

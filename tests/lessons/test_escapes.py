@@ -6,11 +6,10 @@ import sys
 import pytest
 
 from labkit.container.life import Container
-from labkit.container.spec import Spec
 from labkit.ground import ledger
 from labkit.ground.errors import BadValue
-from labkit.isolation import security
 from labkit.lessons.scenes import museum
+from labkit.lessons.scenes.unlocked import LOCKS, Unlocked
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +44,13 @@ def test_where_there_are_two_locks_one_is_enough(name, off):
 
 def test_every_lock_is_in_the_museum_or_the_chapter_shows_it():
     shown = {lock for exhibit in museum.ALL.values() for lock in exhibit.locks}
-    assert set(security.LOCKS) - shown == {"masks"}
+    assert set(LOCKS) - shown == {"masks"}
 
 
 def test_a_masked_file_is_empty_and_without_the_lock_it_speaks():
 
     def sizes(**words):
-        with Container("busybox", ["sh", "-c", "wc -c < /proc/interrupts"], **words).start() as box:
+        with Unlocked("busybox", ["sh", "-c", "wc -c < /proc/interrupts"], **words).start() as box:
             box.wait(30)
             return int(box.logs())
 
@@ -61,7 +60,7 @@ def test_a_masked_file_is_empty_and_without_the_lock_it_speaks():
 
 def test_an_unknown_lock_is_refused_by_name():
     with pytest.raises(BadValue, match="no lock 'door'"):
-        Spec.make("busybox", "true", unlocked=("door",))
+        Unlocked("busybox", "true", unlocked=("door",))
 
 
 def test_the_command_line_leaves_no_lock_off():
@@ -72,7 +71,7 @@ def test_the_command_line_leaves_no_lock_off():
 
 
 def test_what_was_left_off_is_said():
-    lines = Container("busybox", "true", unlocked=("pivot_root", "no_new_privs")).describe()
+    lines = Unlocked("busybox", "true", unlocked=("pivot_root", "no_new_privs")).describe()
     assert "chroot only: the old root stays mounted" in lines
     assert any(line.startswith("LEFT OFF: no_new_privs") for line in lines)
     assert not any(line.startswith("LEFT OFF") for line in Container("busybox", "true").describe())

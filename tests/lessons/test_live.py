@@ -15,10 +15,9 @@ from labkit.cgroups.cgroup import Cgroup
 from labkit.container.life import Container
 from labkit.ground import ledger, proc
 from labkit.ground.errors import BadValue, Unsupported
-from labkit.isolation import namespaces
 from labkit.lessons import panels
 from labkit.lessons.panels import layers, trees
-from labkit.lessons.watch import workloads
+from labkit.lessons.watch import lsns, workloads
 from labkit.storage import roots
 
 
@@ -131,7 +130,7 @@ def test_another_kind_can_be_chosen_and_one_that_is_none_is_refused(needs_root):
 
 def test_the_words_without_a_browser_are_those_of_the_survey(needs_root):
     text = trees.namespaces("uts").text()
-    for one in namespaces.survey()[:200]:
+    for one in lsns.survey()[:200]:
         if one.kind == "uts" and one.inode == proc.namespace("self", "uts"):
             assert f"uts {one.inode} · " in text
 

@@ -20,6 +20,7 @@ from labkit.ground import ledger, state
 from labkit.ground.errors import BadValue, InUse, LabError, Unsupported
 from labkit.lessons.checks import network as check
 from labkit.lessons.scenes import netrooms
+from labkit.lessons.scenes.unlocked import Unlocked
 from labkit.network import beside_docker, bridge, firewall
 
 pytestmark = [pytest.mark.usefixtures("needs_root"), pytest.mark.requires("bridge", "veth", "nftables NAT")]
@@ -244,7 +245,7 @@ def test_a_container_does_not_reach_the_hosts_loopback():
     def work(world):
         # A real attacker writes such packets himself, for which CAP_NET_RAW is enough; here the container's kernel does.
         power = {"cap_add": ["NET_ADMIN"], "unlocked": ("read_only",)}
-        with Container("busybox", "sleep 30", network="bridge", publish=["8080:80"], **power).start() as box:
+        with Unlocked("busybox", "sleep 30", network="bridge", publish=["8080:80"], **power).start() as box:
             gateway = box.exec("ip route").output.split()[2]
             box.exec(["sh", "-c", f"ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.1/32 via {gateway}"])
             box.exec(["sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet"])

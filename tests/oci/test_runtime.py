@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from labkit.cgroups import cgroup, limits
-from labkit.container import hooks
 from labkit.ground import errors, ledger, proc, state
-from labkit.isolation import mount_options, settings
-from labkit.oci import bundle, lifecycle, resources, systemd
+from labkit.isolation import mount_options, sysctls
+from labkit.oci import bundle, hooks, lifecycle, resources, systemd
 from tests.bundles import RUNTIME, Bundle, make_rootfs
 
 pytestmark = pytest.mark.usefixtures("needs_root")
@@ -978,4 +977,4 @@ def test_options_of_a_mount_are_parsed_once_and_completely():
     found = mount_options.parse(["rbind", "ro", "nosuid", "suid", "rslave"])
     assert (found.attrs, found.bind, found.recursive) == (1, True, True)
     assert mount_options.parse(["size=1m", "sync"]).data == ("size=1m", "sync")
-    assert settings.check_sysctl("net.core.somaxconn", 5, ("net",)) == ("net.core.somaxconn", "5")
+    assert sysctls.check("net.core.somaxconn", 5, ("net",)) == ("net.core.somaxconn", "5")

@@ -70,5 +70,5 @@ def owner_of(pid: int, kind: str, answer: object) -> Requirements:
         answer == inode,
         f"it is the user namespace that owns this {kind} namespace",
         "the ioctl NS_GET_USERNS returns a new fd: whose inode is asked for",
-        "os.fstat(fcntl.ioctl(fd, labkit.ground.syscalls.NS_GET_USERNS)).st_ino, or namespaces.survey()",
+        "os.fstat(fcntl.ioctl(fd, labkit.ground.syscalls.NS_GET_USERNS)).st_ino, or lsns.survey()",
     )

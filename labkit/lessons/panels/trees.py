@@ -18,13 +18,14 @@ from labkit.isolation import namespaces as spaces
 from labkit.lessons import figures
 from labkit.lessons.figures.storage import size
 from labkit.lessons.panels.live import Live, Part
+from labkit.lessons.watch import lsns
 
 if TYPE_CHECKING:
     import ipywidgets
 
 
 Key = tuple[str, int]  # a kind and an inode number
-Below = dict[Key | None, list[spaces.Namespace]]
+Below = dict[Key | None, list[lsns.Namespace]]
 MOST = 40  # rows; a machine may have hundreds of namespaces
 _COLOURS = {"user": figures.ORANGE, "pid": figures.SKY}
 
@@ -58,7 +59,7 @@ class Namespaces(Tree):
 
     def parts(self) -> list[Part]:
         """Return the namespaces as the kernel tells, the outermost first."""
-        kind, found = self.choice.value, spaces.survey()
+        kind, found = self.choice.value, lsns.survey()
         self._found = {(one.kind, one.inode): one for one in found}
         nested = kind in ("user", "pid")
         shown = [one for one in found if one.kind == kind or (one.kind == "user" and not nested)]
@@ -88,7 +89,7 @@ class Namespaces(Tree):
             yield Part(key, self._words(one), depth, colour=_COLOURS.get(one.kind, figures.PALE))
             yield from self._walk(below, key, depth + 1)
 
-    def _words(self, one: spaces.Namespace) -> str:
+    def _words(self, one: lsns.Namespace) -> str:
         who = f"{one.command[:34]} ({one.pid})" if one.pid else one.command[-40:] or "held by another"
         here = ", and this notebook" if one.inode == proc.namespace("self", one.kind) else ""
         return f"{one.kind} {one.inode} · {_many(one.processes)} · {who}{here}"

@@ -3,6 +3,7 @@
 museum       each escape, lock off and lock on
 exhibits     the escapes
 attempts     what they are made of: bait, and the attacker's tools
+unlocked     a container with some of its locks left off
 inspection   what a process inside finds out about its locks
 workbench    a half-built container to look into
 netrooms     network namespaces joined by hand

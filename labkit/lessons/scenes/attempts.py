@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from labkit.container import spawner
-from labkit.container.life import Container
 from labkit.ground import ledger, state
 from labkit.ground.child import in_child
+from labkit.lessons.scenes.unlocked import Unlocked
 
 Locks = tuple[str, ...]  # the names of those that are left off
 Attempt = Callable[[Locks], str]  # returns what the attacker got, "" for nothing
@@ -67,7 +67,7 @@ def python(code: str, unlocked: Locks, *arguments: object, volumes: Iterable[str
 
 def printed(command: list[str], unlocked: Locks, **words: Any) -> str:
     """Run a command in one; return what it printed."""
-    with Container("busybox", command, unlocked=unlocked, **words).start() as box:
+    with Unlocked("busybox", command, unlocked=unlocked, **words).start() as box:
         box.wait(30)
         return box.logs()
 

@@ -2,7 +2,7 @@
 
 It takes the names of the locks to leave off, tries, and returns what the attacker
 got, as words; "" means that he got nothing. Its docstring is the label on the wall.
-See museum, and security.LOCKS for what each lock is.
+See museum, and unlocked for what each lock is.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ from labkit.lessons.scenes.attempts import (
     python,
     sh,
 )
+from labkit.lessons.scenes.unlocked import Unlocked
 
 
 @exhibit("double chroot", "pivot_root")
@@ -144,7 +145,7 @@ def _in_shared_namespace(unlocked: Locks) -> str:
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_SHARED)
     before = {mount.id for mount in proc.mounts()}
-    with Container("busybox", ["sleep", "30"], unlocked=unlocked).start():
+    with Unlocked("busybox", ["sleep", "30"], unlocked=unlocked).start():
         leaked = [mount.target for mount in proc.mounts() if mount.id not in before]
         for target in reversed(leaked):
             sc.umount2(target, sc.MNT_DETACH)
@@ -171,7 +172,7 @@ def _on_a_terminal(unlocked: Locks) -> str:
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     code = "import fcntl, termios\nfor c in b'echo owned\\n': fcntl.ioctl(0, termios.TIOCSTI, bytes([c]))"
-    with Container("busybox", [*PYTHON, code], volumes=LENT, unlocked=unlocked).start((slave, slave, slave)) as box:
+    with Unlocked("busybox", [*PYTHON, code], volumes=LENT, unlocked=unlocked).start((slave, slave, slave)) as box:
         box.wait(30)
     typed = select.select([slave], [], [], 0)[0] and os.read(slave, 100)
     os.close(master)
@@ -208,8 +209,9 @@ def _exe(unlocked: Locks) -> str:
             "unlocked": tuple(unlocked),
         }
         # The accomplice lives on when the program has ended: only then can its file be written to (ETXTBSY).
-        with Container("busybox", [*PYTHON, _WRITE], **words).start():
-            _as_program(program, base, f"run('busybox', '/attack', env={{'PYTHONHOME': {base!r}}}, **{words!r})")
+        with Unlocked("busybox", [*PYTHON, _WRITE], **words).start():
+            box = f"Unlocked('busybox', '/attack', env={{'PYTHONHOME': {base!r}}}, **{words!r})"
+            _as_program(program, base, f"with {box}.start() as box: box.wait(30)")
             deadline = time.monotonic() + (3 if unlocked else 0.5)
             while (owned := program.read_bytes()[:5] == b"owned") is False and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -240,7 +242,7 @@ while True:
 
 def _as_program(program: Path, base: str, code: str) -> None:
     environment = os.environ | {"PYTHONHOME": base, "PYTHONPATH": str(state.REPO)}
-    command = [str(program), "-c", f"from labkit.container.life import run; {code}"]
+    command = [str(program), "-c", f"from labkit.lessons.scenes.unlocked import Unlocked\n{code}"]
     subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
 
 

@@ -1,7 +1,7 @@
 """A museum of escapes: each one is tried for real, with its lock off and with its lock on.
 
 Everything here got somebody out of a container once. An exhibit starts a container
-of its own with one lock left off (`unlocked=`, see security.LOCKS), does what the
+of its own with one lock left off (see `unlocked`), does what the
 attacker did, and looks whether it worked; then it does the same with all locks on.
 
     museum.visit("double chroot")      one exhibit, both ways
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from labkit.ground.errors import NotFound
 from labkit.lessons.scenes import exhibits  # noqa: F401 - they hang themselves up in ALL
 from labkit.lessons.scenes.attempts import ALL, Exhibit, closed_by_the_kernel  # noqa: F401 - chapters and tests
+from labkit.lessons.scenes.unlocked import Unlocked  # noqa: F401 - the same
 
 
 @dataclass(frozen=True)

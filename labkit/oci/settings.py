@@ -1,16 +1,12 @@
-"""What is set on a process, or in its namespaces, by a number in a file or a small syscall.
+"""What is set on a process by a number in a file or a small syscall.
 
 None of these is a wall; together they are what an administrator would have set
 before he started the program by hand:
 
     rlimits          how much of something one process may use: setrlimit(2)
     oom_score_adj    who goes first when memory is short: proc(5)
-    sysctls          knobs of the kernel: those that a namespace has for itself
     umask            which permissions its new files do not get: umask(2)
     apparmor         the profile that the next exec takes on
-
-A sysctl is only allowed here if the container has the namespace that the kernel
-keeps it in; any other would change the whole machine.
 """
 
 import os
@@ -24,9 +20,6 @@ from labkit.ground.errors import BadValue, KernelError, NotFound, Unsupported, f
 RLIMITS = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 INFINITE = (1 << 64) - 1
 
-# ipc(7): the knobs that an ipc namespace has for itself
-_IPC = {f"kernel.{name}" for name in "msgmax msgmnb msgmni sem shmall shmmax shmmni shm_rmid_forced".split()}
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -34,10 +27,8 @@ class Settings:
 
     rlimits: tuple = ()  # (name, soft, hard)
     oom_score_adj: int | None = None
-    sysctls: tuple = ()  # (name, value)
     umask: int = 0o022
     apparmor: str | None = None
-    domainname: str | None = None
 
 
 def check_rlimit(name, soft, hard):
@@ -47,31 +38,6 @@ def check_rlimit(name, soft, hard):
     if not all(isinstance(number, int) and 0 <= number <= INFINITE for number in (soft, hard)) or soft > hard:
         raise BadValue(f"{name}: soft {soft!r} and hard {hard!r} can't be meant", "0 ≤ soft ≤ hard")
     return name, soft, hard
-
-
-def check_sysctl(name, value, kinds):
-    """Return the pair; raise BadValue unless one of the container's own namespaces, `kinds`, holds it."""
-    home = "net" if name.startswith("net.") else "ipc" if name in _IPC or name.startswith("fs.mqueue.") else None
-    if name == "kernel.domainname":
-        home = "uts"
-    if home is None or ".." in name or "/" in name:
-        raise BadValue(
-            f"sysctl {name!r} is not the container's own", "no namespace holds it: it would change the whole machine"
-        )
-    if home not in kinds:
-        raise BadValue(f"sysctl {name!r} would change the host's: the container has no {home} namespace of its own")
-    return name, str(value)
-
-
-def write_sysctls(sysctls):
-    """Write sysctls, as the namespaces of the calling process have them."""
-    for name, value in sysctls:
-        path = "/proc/sys/" + name.replace(".", "/")
-        try:
-            with open(path, "w") as file:
-                file.write(value)
-        except OSError as error:
-            raise KernelError(f"writing {value!r}", error.errno, path) from None
 
 
 def set_rlimits(pid, rlimits):

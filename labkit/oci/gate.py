@@ -15,11 +15,10 @@ See fifo(7).
 """
 
 import errno
-import json
 import os
 import select
-import sys
 
+from labkit.container.channel import read
 from labkit.ground.errors import CommandError, InUse, LabError, NotFound, from_plain
 
 _WAIT, _RESULT = "exec.fifo", "exec.result"
@@ -82,9 +81,5 @@ def _await_exec(result, argv, seconds):
             continue
         if not message:
             return
-        if len(message) == 4:  # the last step's errno, see last_exec
-            raise CommandError(argv[0], int.from_bytes(message, sys.byteorder))
-        try:
-            raise from_plain(json.loads(message))
-        except ValueError:
-            raise LabError(f"a message that can't be read: {message[:200]!r}") from None
+        kind, value = read(message)
+        raise CommandError(argv[0], value) if kind == "errno" and isinstance(value, int) else from_plain(value)

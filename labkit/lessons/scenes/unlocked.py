@@ -1,0 +1,211 @@
+"""A container with some of its locks left off, to see what each of them holds.
+
+A lock is a step of `launch`, or the way in which one is done. So a container without
+it is made by another list of steps: here they are taken out, or weaker ones put in
+their place. labkit itself has no switch for it, and neither has the `lab` command.
+Only for a container of one's own, on a machine of one's own.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from labkit.container.channel import Child, Step
+from labkit.container.joining import LeavePowerOutside
+from labkit.container.launch import Job, before, instead
+from labkit.container.life import Container
+from labkit.container.steps import (
+    CloseFds,
+    Exec,
+    InstallFilter,
+    LimitBoundingSet,
+    MakeMounts,
+    MakePrivate,
+    NewKeyring,
+    NewSession,
+    NoNewPrivs,
+    PivotRoot,
+    SealProgram,
+)
+from labkit.ground import syscalls as sc
+from labkit.ground.errors import BadValue
+from labkit.isolation import mounts
+
+# Each lock, and what it is that holds while it is on.
+LOCKS = {
+    "pivot_root": "the old root is unmounted, not only hidden behind a chroot",
+    "private": "no mount of the host follows into the container, and none of its own out",
+    "in_root": "a mount's target is walked inside the root, whatever the image's links say",
+    "nodev": "a device node opens no device, whoever made it",
+    "devices": "the cgroup opens no device but eleven harmless ones",
+    "masks": "files of /proc and /sys that tell too much are covered",
+    "read_only": "files of /proc that change the whole machine can't be written",
+    "cgroup_read_only": "a container can't write its own limits",
+    "cgroup_namespace": "a container sees no cgroup above its own",
+    "pid_namespace": "the host's processes have no number in the container",
+    "session": "a container is not in the session of a terminal of the host",
+    "keyring": "a container has a session keyring of its own",
+    "capabilities": "root inside has some fourteen of root's forty-one powers",
+    "no_new_privs": "no setuid program gives power back",
+    "seccomp": "some syscalls can't be made at all",
+    "close_fds": "no open file of the host is handed down",
+    "exe": "/proc/self/exe never leads to a program of the host",
+}
+
+
+class Unlocked(Container):
+    """A Container without the locks that are named by `unlocked`. Raises BadValue for one that is not in LOCKS."""
+
+    def __init__(
+        self, image: str = "busybox", command: Iterable[Any] = (), *, unlocked: Iterable[str] = (), **words: Any
+    ) -> None:
+        self.unlocked = (unlocked,) if isinstance(unlocked, str) else tuple(unlocked)
+        for name in self.unlocked:
+            if name not in LOCKS:
+                raise BadValue(f"there is no lock {name!r}", "the locks: " + ", ".join(LOCKS))
+        if "capabilities" in self.unlocked:
+            words["cap_add"] = (*words.get("cap_add", ()), "ALL")
+        if "seccomp" in self.unlocked:
+            words["security_opt"] = ("seccomp=unconfined",)
+        super().__init__(image, command, **words)
+        kinds = tuple(kind for kind in self.spec.namespaces if f"{kind}_namespace" not in self.unlocked)
+        self.spec = replace(self.spec, namespaces=kinds)
+
+    def altered(self, job: Job) -> Job:
+        """Return the job with other steps in the place of its locks."""
+        steps = job.steps
+        for name in self.unlocked:
+            steps = OTHERWISE.get(name, lambda same: same)(steps)
+        return replace(job, steps=(*steps[:-1], *map(LeftOff, self.unlocked), steps[-1]))
+
+    def _shut_devices(self) -> None:
+        if "devices" not in self.unlocked:
+            super()._shut_devices()
+
+
+# ---- steps that hold less ----
+
+
+@dataclass(frozen=True)
+class LeftOff(Step):
+    """Nothing is done; it is said."""
+
+    lock: str
+
+    def describe(self) -> str:
+        return f"LEFT OFF: {self.lock}, so it is not true that {LOCKS[self.lock]}"
+
+    def execute(self, child: Child) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Chroot(Step):
+    """In the place of pivot_root."""
+
+    def describe(self) -> str:
+        return "chroot only: the old root stays mounted"
+
+    def execute(self, child: Child) -> None:
+        os.fchdir(child.root)
+        os.chroot(".")
+        os.close(child.root)
+
+
+@dataclass(frozen=True)
+class BindByPath:
+    """A bind whose target is a path of text, which links lead wherever they like."""
+
+    source: str
+    target: str
+
+    def describe(self) -> str:
+        return f"bind {self.source} to {self.target}, wherever that leads"
+
+    def execute(self, root: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{root}") + self.target
+        with contextlib.suppress(FileExistsError):
+            os.makedirs(path) if os.path.isdir(self.source) else open(path, "x").close()
+        sc.mount(self.source, path, None, sc.MS_BIND | sc.MS_REC)
+
+
+@dataclass(frozen=True)
+class PlainExec(Exec):
+    """The host's own program executes the container's: /proc/self/exe leads to it until then."""
+
+    def execute(self, child: Child) -> None:
+        self.replace_process(child.path, list(self.argv), child)
+
+
+# ---- lock: the list of steps without it ----
+
+
+def _filter_early(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Without no_new_privs only CAP_SYS_ADMIN may install a filter: while it is there."""
+    filters = tuple(step for step in steps if isinstance(step, InstallFilter))
+    steps = instead(instead(steps, NoNewPrivs), InstallFilter)
+    steps = tuple(
+        replace(step, needed=(*step.needed, "SYS_ADMIN")) if filters and isinstance(step, LeavePowerOutside) else step
+        for step in steps
+    )
+    return before(steps, LimitBoundingSet, *filters)
+
+
+def _plain_exec(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    last = steps[-1]
+    assert isinstance(last, Exec)
+    return (*instead(steps[:-1], SealProgram), PlainExec(last.argv, last.env))
+
+
+def _without(kind: type[Step], *new: Step) -> Callable[[tuple[Step, ...]], tuple[Step, ...]]:
+    return lambda steps: instead(steps, kind, *new)
+
+
+def _mounts(change: Callable[[Any], Any]) -> Callable[[tuple[Step, ...]], tuple[Step, ...]]:
+    """Return what changes each mount step, the root among them; a step that is None then is left out."""
+
+    def altered(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        return tuple(MakeMounts(_plan(step.plan)) if isinstance(step, MakeMounts) else step for step in steps)
+
+    def _plan(plan: mounts.Plan) -> mounts.Plan:
+        found = tuple(new for step in plan.steps if (new := change(step)) is not None)
+        return replace(plan, root=change(plan.root), steps=found)
+
+    return altered
+
+
+def _no_kind(kind: type) -> Callable[[Any], Any]:
+    return lambda step: None if isinstance(step, kind) else step
+
+
+def _devices_open(step: Any) -> Any:
+    root = isinstance(step, mounts.Overlay | mounts.BindRoot)
+    return replace(step, attrs=step.attrs & ~mounts.NODEV) if root else step
+
+
+def _cgroups_writable(step: Any) -> Any:
+    cgroup = isinstance(step, mounts.Filesystem) and step.kind.startswith("cgroup")
+    return replace(step, attrs=step.attrs & ~mounts.RDONLY) if cgroup else step
+
+
+def _by_path(step: Any) -> Any:
+    return BindByPath(step.source, step.target) if isinstance(step, mounts.Bind) else step
+
+
+OTHERWISE: dict[str, Callable[[tuple[Step, ...]], tuple[Step, ...]]] = {
+    "pivot_root": _without(PivotRoot, Chroot()),
+    "private": _without(MakePrivate),
+    "in_root": _mounts(_by_path),
+    "nodev": _mounts(_devices_open),
+    "masks": _mounts(_no_kind(mounts.Mask)),
+    "read_only": _mounts(_no_kind(mounts.ReadOnly)),
+    "cgroup_read_only": _mounts(_cgroups_writable),
+    "session": _without(NewSession),
+    "keyring": _without(NewKeyring),
+    "capabilities": _without(LeavePowerOutside),
+    "no_new_privs": _filter_early,
+    "close_fds": _without(CloseFds),
+    "exe": _plain_exec,
+}
