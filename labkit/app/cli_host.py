@@ -45,6 +45,8 @@ def _networks(argv: list[str]) -> None:
     rows = []
     for name in bridge.all_networks():
         known = bridge.record(name)
+        if known is None:  # the last container on it has ended meanwhile
+            continue
         who = ", ".join(
             (user["names"] or [number])[0] + " " + user["address"] for number, user in known["users"].items()
         )
@@ -66,8 +68,8 @@ def _clean(argv: list[str]) -> int:
     for entry in undone:
         print(f"gave back: {entry}")
     reclaimed = garbage.reclaim()
-    for path in reclaimed:
-        print(f"gave back: {path}, left by an earlier boot")
+    for folder in reclaimed:
+        print(f"gave back: {folder}, left by an earlier boot")
     if kept:
         groups = sorted({entry.group or str(entry) for entry in kept})
         print(

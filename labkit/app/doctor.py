@@ -53,7 +53,7 @@ def find(name: str) -> Finding:
     except LabError as error:
         found, detail = False, error.message
     except OSError as error:
-        found, detail = False, f"{error.filename or 'it'}: {errno_name(error.errno)}"
+        found, detail = False, f"{error.filename or 'it'}: {errno_name(error.errno or 0)}"
     return Finding(name, probe.kind, found, str(detail), probe.lost, probe.vital)
 
 
