@@ -1,5 +1,8 @@
 """Checks of chapter 11: what a container may do, asked of the kernel and not of its maker."""
 
+import contextlib
+import os
+import time
 from pathlib import Path
 
 from labkit.container.life import Container
@@ -11,34 +14,35 @@ from labkit.lessons.checks import Requirements, exercise
 
 @exercise
 def least_power(box: Container) -> Requirements:
-    """Start a web server on port 80 that has NET_BIND_SERVICE and nothing else."""
+    """Start a program that gives a file to user 33, with CHOWN and nothing else."""
     yield (
         box.status == "running",
         "it runs",
         "`.start()`; and look at box.logs()",
-        "without the power it needs httpd ends at once",
+        "without the power it needs it ends at once",
     )
     process = proc.process(box.pid)
-    wanted = security.mask(["NET_BIND_SERVICE"])
+    wanted = security.mask(["CHOWN"])
     extra = security.names(process.cap_bnd & ~wanted)
     yield (
         not extra, "nothing else is in its bounding set", f"it still has {len(extra)} others: {', '.join(extra[:3])} …",
         "take all away first: cap_drop=['ALL']",
     )  # fmt: skip
     yield (
-        process.cap_eff == wanted, "NET_BIND_SERVICE is in force", "it has nothing at all now",
-        "cap_drop=['ALL'] and cap_add=['NET_BIND_SERVICE']",
+        process.cap_eff == wanted, "CHOWN is in force", "it has nothing at all now",
+        "cap_drop=['ALL'] and cap_add=['CHOWN']",
     )  # fmt: skip
-    yield _listens(box.pid, 80), "it listens on port 80", "is httpd told `-p 80`?", "httpd -f -p 80"
+    yield _given_away(box.pid), "/mine belongs to user 33", "is it the program of the exercise?", "chown 33 /mine"
 
 
-def _listens(pid: int, port: int) -> bool:
-    listening = "0A"  # include/net/tcp_states.h: TCP_LISTEN
-    for file in ("tcp", "tcp6"):
-        for line in proc.read(f"/proc/{pid}/net/{file}").splitlines()[1:]:
-            words = line.split()
-            if words[3] == listening and int(words[1].rpartition(":")[2], 16) == port:
+def _given_away(pid: int, seconds: float = 5) -> bool:
+    """Tell whether the container's /mine is user 33's; its program may be just about to."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if os.lstat(f"/proc/{pid}/root/mine").st_uid == 33:
                 return True
+        time.sleep(0.02)
     return False
 
 
