@@ -19,13 +19,13 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 
+from labkit.cgroups import quantities
 from labkit.container import attach, spawner
-from labkit.ground import named_file, state
+from labkit.ground import named_file, signals, state
 from labkit.ground.errors import BadValue, CommandError, LabError, NotFound, Unsupported, from_oserror
 from labkit.oci import bundle, lifecycle, resources, terms
 
@@ -201,16 +201,9 @@ def _state(options):
 
 
 def _kill(options):
-    _box(options).kill(_signal(options.signal), options.all)
-
-
-def _signal(text):
-    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
-    if text.isdigit() and 0 < int(text) < signal.NSIG:
-        return int(text)
-    if name in signal.Signals.__members__:
-        return signal.Signals[name]
-    raise BadValue(f"there is no signal {text!r}", "`kill -l` lists them")
+    # 0 sends nothing, and fails where there is nobody to send it to: kill(2).
+    number = 0 if options.signal == "0" else signals.number(options.signal)
+    _box(options).kill(number, options.all)
 
 
 def _delete(options):
@@ -260,9 +253,9 @@ def _update(options):
     if options.resources:
         words = json.load(sys.stdin) if options.resources == "-" else bundle.read_json(options.resources)
     for part, name, value in (
-        ("memory", "limit", options.memory),
-        ("memory", "swap", options.memory_swap),
-        ("memory", "reservation", options.memory_reservation),
+        ("memory", "limit", _bytes("--memory", options.memory)),
+        ("memory", "swap", _bytes("--memory-swap", options.memory_swap)),
+        ("memory", "reservation", _bytes("--memory-reservation", options.memory_reservation)),
         ("cpu", "quota", options.cpu_quota),
         ("cpu", "period", options.cpu_period),
         ("cpu", "shares", options.cpu_share),
@@ -276,6 +269,11 @@ def _update(options):
     group = _box(options).cgroup()
     v1 = group.version("cpu") == 1 if any("cpu" in folder.controllers for folder in group.folders) else False
     resources.read(words, v1).apply(group, rules=False)
+
+
+def _bytes(flag, text):
+    """Return the number of bytes that runc's `50M` means; -1 for no limit, None if the flag was not given."""
+    return None if text is None else quantities.parse_size(flag, text)
 
 
 def _features(_):
@@ -364,8 +362,8 @@ def _parser(argv):
     command("resume", _resume, help="let it go on")
     number = {"type": int}
     command(
-        "update", _update, (("--resources", "-r"), {}), (("--memory",), number), (("--memory-swap",), number),
-        (("--memory-reservation",), number), (("--cpu-quota",), number), (("--cpu-period",), number),
+        "update", _update, (("--resources", "-r"), {}), (("--memory",), {}), (("--memory-swap",), {}),
+        (("--memory-reservation",), {}), (("--cpu-quota",), number), (("--cpu-period",), number),
         (("--cpu-share",), number), (("--cpuset-cpus",), {}), (("--cpuset-mems",), {}), (("--pids-limit",), number),
         (("--blkio-weight",), number), help="change its limits",
     )  # fmt: skip

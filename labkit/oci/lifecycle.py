@@ -18,6 +18,7 @@ See runtime.md of the specification, PR_SET_CHILD_SUBREAPER in prctl(2).
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -35,11 +36,18 @@ from labkit.oci import gate, hooks, moments, systemd
 PROGRAM = state.REPO / "vagrant" / "labkit-runtime"
 
 
+def check_id(number):
+    """Return a container's id if it can be a folder's name, as runc takes them. Raises BadValue."""
+    if not re.fullmatch(r"[\w+.-]{1,255}", number, re.ASCII) or number in (".", ".."):
+        raise BadValue(f"container id {number!r} can't be used", "letters, digits, `_`, `+`, `.` and `-`")
+    return number
+
+
 class Box:
     """One container below the folder `root`."""
 
     def __init__(self, root, number):
-        self.id = state.check_name(number, "container id")
+        self.id = check_id(number)
         self.root = Path(root)
         self.folder = self.root / number
 

@@ -14,6 +14,7 @@ import pytest
 
 from labkit.cgroups import cgroup, limits
 from labkit.ground import errors, ledger, proc, state
+from labkit.ground.errors import BadValue
 from labkit.isolation import mount_options, sysctls
 from labkit.oci import bundle, hooks, lifecycle, resources, systemd
 from tests.bundles import RUNTIME, Bundle, make_rootfs
@@ -902,6 +903,28 @@ def test_resources_are_what_the_cgroup_says(box):
     assert box.state()["pid"] in group.procs()
     assert box("update", "--pids-limit", "88", box.id).returncode == 0
     assert group.read("pids.max").strip() == "88"
+    assert box("update", "--memory", "50M", box.id).returncode == 0
+    assert int(group.read("memory.max")) == 50 << 20
+    assert "--memory" in box("update", "--memory", "50X", box.id).stderr
+
+
+def test_kill_0_sends_nothing_and_tells_whether_it_lives(running):
+    assert running("kill", running.id, "0").returncode == 0
+    assert running.state()["status"] == "running"
+    assert running("kill", running.id, "KILL").returncode == 0
+    wait_for(lambda: running.state()["status"] == "stopped")
+    assert running("kill", running.id, "0").returncode == 1
+
+
+@pytest.mark.parametrize(
+    "number, good", [("a+b_c.d-e", True), ("_x", True), ("..", False), ("a/b", False), ("", False)]
+)
+def test_an_id_is_what_runc_takes(number, good):
+    if good:
+        assert lifecycle.check_id(number) == number
+        return
+    with pytest.raises(BadValue, match="container id"):
+        lifecycle.check_id(number)
 
 
 def test_cgroups_path_is_where_the_processes_are_and_goes_with_the_container(box):
