@@ -179,7 +179,7 @@ class Layers:
     # The cache
 
     def _cached(self, key: str) -> tuple[Layer | None] | None:
-        """Return (layer or None,) if the cache has this key and the store the layer, else None."""
+        """Return (layer or None,) if the cache has this key and the store the whole layer, else None."""
         if not self.cache:
             return None
         note = None
@@ -190,7 +190,7 @@ class Layers:
         layer = note["layer"]
         if layer is None:
             return (None,)
-        return (tuple(layer),) if self.store.has(layer[1]) else None
+        return (tuple(layer),) if self.store.has(layer[1], layer[2]) else None
 
     def _remember(self, key: str, layer: Layer | None) -> None:
         state.write_json(state.lib_dir("build-cache") / f"{key}.json", {"layer": layer})

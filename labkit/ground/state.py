@@ -164,7 +164,7 @@ def read(path: str | os.PathLike[str], kind: Kind) -> Any:
     """Return what is in a file of state, None if there is none. Raises Damaged if it is not one of its kind."""
     if kind.json:
         return read_json(path, kind.shape)
-    data = read_plain(path)
+    data = read_plain(path, -1 if kind.shape else 0)
     if data is None or kind.shape is None:
         return data
     text = data.decode(errors="replace")

@@ -235,12 +235,13 @@ class _Archive:
         parts = manifest.get("layers")
         for part in [manifest.get("config"), *(parts if isinstance(parts, list) else [None])]:
             part = part if isinstance(part, dict) else {}
-            self._take(store, digests.check_archived(part.get("digest")), part.get("urls"))
-        self._take(store, digest)
+            self._take(store, part)
+        self._take(store, {"digest": digest, "size": os.path.getsize(self.file(_blob(digest)))})
         return digest
 
-    def _take(self, store: Layout, digest: str, urls: object = None) -> None:
-        if not store.has(digest):
+    def _take(self, store: Layout, part: dict[str, Any]) -> None:
+        digest, size, urls = digests.check_archived(part.get("digest")), part.get("size"), part.get("urls")
+        if not store.has(digest, size if isinstance(size, int) else None):
             if urls and not self.has(_blob(digest)):
                 raise Unsupported(f"the layer {digest} is not in {self.path}", f"it is kept at {str(urls)[:200]} only")
             with open(self.file(_blob(digest)), "rb") as blob:

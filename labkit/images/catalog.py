@@ -221,7 +221,11 @@ def unpacked(layout: Layout, digest: str, diff_id: str) -> str:
             if not layout.has(digest):
                 raise NotFound(f"the store has no blob {digest}", "an image names it: pull or load that again")
             folder.parent.mkdir(mode=0o700, exist_ok=True)
-            layers.apply(layout.path(digest), folder, digest=digest, diff_id=diff_id, devices=True, sync=True)
+            try:
+                layers.apply(layout.path(digest), folder, digest=digest, diff_id=diff_id, devices=True, sync=True)
+            except BadArchive:
+                layout.set_aside_if_damaged(digest)
+                raise
     return str(folder)
 
 

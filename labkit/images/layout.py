@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from labkit.ground import ledger, state, synced
-from labkit.ground.errors import BadArchive, BadValue, NotFound, Unsupported, from_oserror
+from labkit.ground.errors import BadArchive, BadValue, Damaged, NotFound, Unsupported, from_oserror
 from labkit.images import digests
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -32,6 +32,7 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"  # then nothing, +gzip or +zstd
+BLOB = state.kind("lib/images/blobs/sha256/*", None, json=False)
 INDEX_FILE = state.kind("lib/images/index.json", {"manifests": [{"digest": re.compile(r"sha256:[0-9a-f]{64}")}]})
 _MAX_JSON = 8 << 20  # bytes of a manifest or config; real ones have some kilobytes
 
@@ -73,14 +74,15 @@ class Layout:
         """Return where the blob of this digest is, or would be."""
         return self.folder / "blobs/sha256" / digests.hex_of(digest)
 
-    def has(self, digest: str) -> bool:
-        """Tell whether the blob is here."""
-        return self.path(digest).exists()
+    def has(self, digest: str, size: int | None = None) -> bool:
+        """Tell whether the blob is here, an ordinary file, and of this size in bytes if it is known."""
+        path = self.path(digest)
+        return path.is_file() and size in (None, path.stat().st_size)
 
     def add(self, data: bytes) -> str:
-        """Store some bytes; return their digest."""
+        """Store some bytes; return their digest. A damaged blob of that name is replaced."""
         digest = digests.digest(data)
-        if not self.has(digest):
+        if not self.has(digest, len(data)) or self.path(digest).read_bytes() != data:
             state.write_atomic(self.path(digest), data, 0o644)
         return digest
 
@@ -121,6 +123,13 @@ class Layout:
                 )
             keep(hashed.digest)
         return hashed.digest, hashed.size
+
+    def set_aside_if_damaged(self, digest: str) -> None:
+        """Put a blob whose contents are not those of its name where nobody reads it: it can be fetched again."""
+        path = self.path(digest)
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != path.name:
+                state.set_aside(Damaged(path, "it has other contents than its name says"))
 
     def read(self, digest: str) -> bytes:
         """Return a small blob's bytes, checked against its digest."""

@@ -15,7 +15,7 @@ from labkit.build.ignore import Ignored
 from labkit.container.life import Container
 from labkit.ground import ledger, state
 from labkit.ground.errors import BadValue, LabError, NotFound
-from labkit.images import catalog
+from labkit.images import catalog, digests
 from labkit.storage import garbage, roots
 
 pytestmark = pytest.mark.usefixtures("needs_root", "own_root")
@@ -409,6 +409,21 @@ def test_cache_of_layers_that_are_gone_is_no_hit(make):
     garbage.remove("made:1")
     image, said = make(TEXT)
     assert hits(said) <= 1 and os.path.exists(image.layers[-1])
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-1], lambda data: b"\0" * len(data)])
+def test_every_blob_that_a_build_finds_damaged_is_made_anew(make, damage):
+    whole, _ = make(TEXT, files={"f": "1"})
+    store = catalog.store()
+    layers = [layer["digest"] for layer in catalog.read(store, whole.digest)[0]["layers"]]
+    for path in sorted((store.folder / "blobs/sha256").iterdir()):
+        if f"sha256:{path.name}" not in layers or damage(b"12") != b"\0\0":  # a layer's length is looked at, no more
+            path.write_bytes(damage(path.read_bytes()))
+    garbage.drop_broken_names()
+    image, _ = make(TEXT)
+    assert catalog.get("made:1").diff_ids == image.diff_ids
+    for layer in catalog.read(store, image.digest)[0]["layers"]:
+        assert digests.digest(store.path(layer["digest"]).read_bytes()) == layer["digest"]
 
 
 # Failing

@@ -264,9 +264,13 @@ def test_damaged_store_is_noticed_and_nothing_is_kept_of_it(own_root):
     with pytest.raises(BadArchive, match="promised"):
         catalog.get("d")
     assert not any(path.name == "diff" for path in state.lib_dir("layers").rglob("*"))
+    add_image(store, "d", ONE)  # which replaces it
+    assert catalog.get("d").layers
     damage_blob(store, digest)
     with pytest.raises(BadArchive, match="other contents"):
         catalog.get("d")
+    add_image(store, "d", ONE)
+    assert catalog.get("d").layers
 
 
 @pytest.mark.parametrize(
