@@ -10,6 +10,7 @@ The commands themselves are in `cli` (containers), `cli_images` and `cli_host`.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
@@ -59,7 +60,8 @@ def each(name: str, words: Iterable[str], action: Callable[[str], object]) -> in
 
 def complain(name: str, error: object) -> None:
     """Print a failure as `lab` does, on stderr."""
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # that stdout is full may be what there is to complain of
+        sys.stdout.flush()
     print(visible(f"lab {name}: {error}", keep="\n"), file=sys.stderr)
 
 
