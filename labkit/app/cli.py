@@ -57,10 +57,11 @@ def main(argv: list[str]) -> int:
         hint = "that is a mistake in labkit; LAB_TRACEBACK=1 shows where"
         return _failed(name, LabError(f"labkit itself failed: {error!r}", hint), LabError.exit_status)
     finally:
-        try:
-            sys.stdout.flush()
-        except OSError:  # what could not be written now can't be at the end either
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        for fd, stream in ((1, sys.stdout), (2, sys.stderr)):
+            try:
+                stream.flush()
+            except OSError:  # what could not be written now can't be at the end either
+                os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
 
 def _open_what_is_closed() -> None:
