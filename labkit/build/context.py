@@ -57,13 +57,15 @@ def find_owner(image: Image | None, text: str) -> Owner:
     A number alone is the group's too; a name alone has the group that its passwd says. Raises NotFound, BadValue.
     """
     user, _, group = text.partition(":")
-    ids = [user, group or user]
-    if not all(re.fullmatch("[0-9]{1,10}", number) for number in ids):
+    names = [user, group or user]
+    if all(re.fullmatch("[0-9]{1,10}", name) for name in names):
+        uid, gid = map(int, names)
+    else:
         with scratch("names") as merged, roots.mounted(image.layers if image else [], None, None, merged):
-            ids = child.in_child(_find_owner, merged, user, group)
-    if not all(int(number) < 2**32 - 1 for number in ids):  # the last one tells chown(2): leave it
-        raise BadValue(f"{':'.join(map(str, ids))} is no owner", "0 to 4294967294")
-    return int(ids[0]), int(ids[1])
+            uid, gid = child.in_child(_find_owner, merged, user, group)
+    if not all(number < 2**32 - 1 for number in (uid, gid)):  # the last one tells chown(2): leave it
+        raise BadValue(f"{uid}:{gid} is no owner", "0 to 4294967294")
+    return uid, gid
 
 
 def _find_owner(root: Path, user: str, group: str) -> Owner:

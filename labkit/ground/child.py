@@ -16,21 +16,25 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar, cast
 
 from labkit.ground import syscalls
 from labkit.ground.errors import LabError, from_oserror
+
+T = TypeVar("T")
 
 
 class ChildDied(LabError):
     """The child ended without an answer: killed, or it called exec or exit itself."""
 
-    def __init__(self, code):
+    def __init__(self, code: int) -> None:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         super().__init__(f"the child {how} before it could answer")
         self.code = code
 
 
-def in_child(function, *arguments, timeout=60):
+def in_child(function: Callable[..., T], *arguments: Any, timeout: float = 60) -> T:
     """Call `function(*arguments)` in a forked child; print what it prints, return what it returns.
 
     An exception in the child is raised here. What is returned must be picklable.
@@ -60,11 +64,11 @@ def in_child(function, *arguments, timeout=60):
         raise ChildDied(code)
     succeeded, value = pickle.loads(pickled)
     if succeeded:
-        return value
+        return cast(T, value)
     raise value
 
 
-def _listen(pidfd, answer, output, deadline):
+def _listen(pidfd: int, answer: int, output: int, deadline: float) -> bytearray:
     """Print the child's output as it comes; return its whole answer.
 
     Ends when the child does, not when the pipes do: a grandchild that outlives it
@@ -86,7 +90,7 @@ def _listen(pidfd, answer, output, deadline):
     return received[answer]
 
 
-def _drain(fd, into):
+def _drain(fd: int, into: bytearray) -> bool:
     """Read what is there; return True at the end of the pipe."""
     try:
         while block := os.read(fd, 65536):
@@ -96,7 +100,7 @@ def _drain(fd, into):
     return True
 
 
-def _be_the_child(function, arguments, answer, output):
+def _be_the_child(function: Callable[..., object], arguments: tuple[Any, ...], answer: int, output: int) -> NoReturn:
     """Run the function with fds 1 and 2 on a pipe, answer, and never return."""
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -114,7 +118,8 @@ def _be_the_child(function, arguments, answer, output):
         os._exit(0)
 
 
-def _reply(function, arguments):
+def _reply(function: Callable[..., object], arguments: tuple[Any, ...]) -> bytes:
+    reply: tuple[bool, object]
     try:
         reply = (True, function(*arguments))
     except LabError as error:

@@ -19,6 +19,7 @@ import errno
 import os
 import socket
 from dataclasses import replace
+from typing import NoReturn
 
 from labkit.ground import proc
 from labkit.ground import syscalls as sc
@@ -29,16 +30,16 @@ from labkit.isolation import mounts
 FIRST, COUNT = 524288, 65536
 
 
-def parse(text):
+def parse(text: str | bool | None) -> tuple[int, int] | None:
     """Return (first, count) of `remap`, `FIRST` or `FIRST:COUNT`: the outer ids of the container's. Raises BadValue."""
     if text in (None, False, "", "host"):
         return None
     if text in (True, "remap"):
         return FIRST, COUNT
-    first, _, count = str(text).partition(":")
-    if not first.isdigit() or not (count or "1").isdigit():
+    start, _, length = str(text).partition(":")
+    if not start.isdigit() or not (length or "1").isdigit():
         raise BadValue(f"--userns {text!r} can't be read", "remap, FIRST or FIRST:COUNT, as in 100000:65536")
-    first, count = int(first), int(count or COUNT)
+    first, count = int(start), int(length or COUNT)
     if first < 1000 or not 1 <= count <= 2**31 or first + count > 2**32 - 2:
         raise BadValue(
             f"--userns {text!r}: ids {first} to {first + count - 1} can't be given away", "from 1000 to 4294967293"
@@ -46,7 +47,7 @@ def parse(text):
     return first, count
 
 
-def root(step, pid):
+def root(step: mounts.Root, pid: int) -> int:
     """Return the root that `step` describes as a mount held by an fd, its files under the ids of process `pid`.
 
     Raises Unsupported where this kernel or filesystem has no idmapped mounts. The
@@ -73,7 +74,7 @@ def root(step, pid):
     raise KernelError("making the idmapped root", number, step.target)
 
 
-def _make(step, pid, channel):
+def _make(step: mounts.Root, pid: int, channel: socket.socket) -> NoReturn:
     """Mount the root in a mount namespace that ends with this process, send it, and end."""
     try:
         sc.unshare(sc.CLONE_NEWNS)
@@ -86,9 +87,10 @@ def _make(step, pid, channel):
         os._exit(0)
 
 
-def _tree(step, users, uid_map):
+def _tree(step: mounts.Root, users: int, uid_map: list[tuple[int, ...]]) -> int:
     if isinstance(step, mounts.BindRoot):
         return _translated(step.source, users, step.attrs)
+    assert isinstance(step, mounts.Overlay)  # the one other kind that a driver makes
     step = step.resolved()
     _give_away(step.upperdir, uid_map)
     sc.mount("idmap", step.target, "tmpfs", 0)
@@ -106,13 +108,13 @@ def _tree(step, users, uid_map):
     return mounts.clone_tree(merged, attrs=step.attrs, recursive=False)
 
 
-def _translated(folder, users, attrs=0):
+def _translated(folder: str, users: int, attrs: int = 0) -> int:
     tree = mounts.clone_tree(folder, attrs=attrs, recursive=False)
     sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH, attr_set=sc.MOUNT_ATTR_IDMAP, userns_fd=users)
     return tree
 
 
-def _give_away(folder, uid_map):
+def _give_away(folder: str, uid_map: list[tuple[int, ...]]) -> None:
     """Make a folder of user 0 the container's root's: its own / is the upperdir."""
     if os.stat(folder).st_uid == 0:
         first = next(outside for inside, outside, _ in uid_map if inside == 0)

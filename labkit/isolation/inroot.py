@@ -9,12 +9,13 @@ that the fd `root` stands for. What comes back is an fd, and an fd can't be swap
 
 import errno
 import os
+from pathlib import Path
 
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import BadValue, KernelError, from_oserror
 
 
-def open_in_root(root, path, flags=os.O_PATH, follow=True):
+def open_in_root(root: int, path: str | Path, flags: int = os.O_PATH, follow: bool = True) -> int:
     """Open `path` below the folder fd `root`; nothing in it can lead outside. See openat2(2).
 
     With follow=False a symlink anywhere on the way is refused (ELOOP).
@@ -25,7 +26,7 @@ def open_in_root(root, path, flags=os.O_PATH, follow=True):
     return sc.openat2(root, str(path).lstrip("/") or ".", flags, 0, resolve)
 
 
-def make_in_root(root, path, folder=True, follow=True):
+def make_in_root(root: int, path: str | Path, folder: bool = True, follow: bool = True) -> int:
     """Open `path` below `root` as an fd, making what is missing: folders, and a file at the end if asked.
 
     Each part is made relative to the fd of the part before it, so a link that
@@ -37,7 +38,7 @@ def make_in_root(root, path, folder=True, follow=True):
     return _make("/" + "/".join(parts), root, folder, follow)
 
 
-def _make(path, root, folder, follow):
+def _make(path: str, root: int, folder: bool, follow: bool) -> int:
     try:
         return open_in_root(root, path, follow=follow)
     except KernelError as error:

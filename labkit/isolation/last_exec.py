@@ -24,6 +24,7 @@ See memfd_create(2), F_ADD_SEALS in fcntl(2), execveat(2), elf(5).
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 
 from labkit.ground.errors import Unsupported
 
@@ -44,20 +45,20 @@ _CODE = {
 }
 
 # The instruction that names the channel, twice in there: `mov edi, 3`, `mov x0, #3`.
-_MOVE = {
+_MOVE: dict[str, Callable[[int], bytes]] = {
     "x86_64": lambda fd: struct.pack("<BI", 0xBF, fd),
     "aarch64": lambda fd: struct.pack("<I", 0xD2800000 | fd << 5),
 }
 
 
-def elf(machine=None, channel=CHANNEL):
+def elf(machine: str | None = None, channel: int = CHANNEL) -> bytes:
     """Return the little program as an ELF file: a header, one segment, the code."""
     machine = machine or os.uname().machine
     if machine not in _CODE:
         raise Unsupported(f"labkit has no last step for {machine}", "the lab runs on x86-64 and arm64")
-    number, code = _CODE[machine]
+    number, digits = _CODE[machine]
     move = _MOVE[machine]
-    code = bytes.fromhex(code).replace(move(CHANNEL), move(channel))
+    code = bytes.fromhex(digits).replace(move(CHANNEL), move(channel))
     address, headers = 0x400000, 64 + 56
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     header = struct.pack("<HHIQQQIHHHHHH", 2, number, 1, address + headers, 64, 0, 0, 64, 56, 1, 0, 0, 0)
@@ -69,7 +70,7 @@ def elf(machine=None, channel=CHANNEL):
 MFD_EXEC = 0x10  # linux/memfd.h
 
 
-def program(channel=CHANNEL):
+def program(channel: int = CHANNEL) -> int:
     """Return an fd of a new sealed program.
 
     New each time: who holds one open for writing can't write, but keeps the kernel

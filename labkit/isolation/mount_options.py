@@ -111,7 +111,7 @@ def words() -> list[str]:
     return sorted({*_WORDS, *_OF_FILESYSTEM})
 
 
-def propagation(word):
+def propagation(word: str) -> tuple[int, bool]:
     """Return the (MS_…, whether the whole tree) of a word like `rslave`. Raises BadValue."""
     options = parse([word])
     if options.spread is None:
@@ -129,14 +129,14 @@ class Mount:
     source: str
     target: str
     options: Options = Options()
-    words: tuple = ()
+    words: tuple[str, ...] = ()
     tree: int | None = None  # a bind's source as an fd, if it was taken before
 
-    def describe(self):
+    def describe(self) -> str:
         what = f"bind {self.source}" if self.options.bind else f"mount {self.kind}"
         return f"{what} on {self.target} ({','.join(self.words) or 'defaults'})"
 
-    def execute(self, root):
+    def execute(self, root: int) -> None:
         options = self.options
         tree = self.tree
         if tree is None:
@@ -166,29 +166,29 @@ class Mount:
             os.close(target)
             os.close(tree)
 
-    def gathered(self):
+    def gathered(self) -> "Mount":
         """Return the step with its source already taken, if it has one."""
         return replace(self, tree=self._bound()) if self.options.bind else self
 
-    def _bound(self):
+    def _bound(self) -> int:
         whole = sc.AT_RECURSIVE if self.options.recursive else 0
         tree = sc.open_tree(sc.AT_FDCWD, self.source, sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | whole)
         if not self.options.spread:
             sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | whole, propagation=sc.MS_PRIVATE)
         return tree
 
-    def _new(self):
+    def _new(self) -> int:
         return mounts.new_filesystem(self.kind, self.source or self.kind, self.options.data, 0)
 
 
-def _set(tree, attrs, atime, whole):
+def _set(tree: int, attrs: int, atime: int | None, whole: int) -> None:
     if atime is not None:
         sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | whole, attr_set=attrs | atime, attr_clr=_ATIME_MASK)
     elif attrs:
         sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | whole, attr_set=attrs)
 
 
-def _is_there(root, path):
+def _is_there(root: int, path: str) -> bool:
     try:
         os.close(inroot.open_in_root(root, path))
     except KernelError:
@@ -196,7 +196,7 @@ def _is_there(root, path):
     return True
 
 
-def _copy_up(target, tree):
+def _copy_up(target: int, tree: int) -> None:
     """Copy what the image has at the target into the new, still unattached filesystem."""
     import shutil
 
@@ -226,10 +226,10 @@ class Device:
     uid: int = 0
     gid: int = 0
 
-    def describe(self):
+    def describe(self) -> str:
         return f"mknod {self.target} {self.kind} {self.major}:{self.minor}"
 
-    def execute(self, root):
+    def execute(self, root: int) -> None:
         kinds = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
         folder, name = os.path.split(self.target)
         parent = inroot.make_in_root(root, folder)

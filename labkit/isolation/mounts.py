@@ -22,7 +22,10 @@ import errno
 import os
 import re
 import stat
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import BadValue, KernelError, from_oserror
@@ -33,7 +36,7 @@ RDONLY = sc.MOUNT_ATTR_RDONLY
 _ATTR_NAMES = {RDONLY: "ro", NOSUID: "nosuid", NODEV: "nodev", NOEXEC: "noexec"}
 
 
-def _options(attrs):
+def _options(attrs: int) -> str:
     names = [name for bit, name in _ATTR_NAMES.items() if attrs & bit]
     return f" ({','.join(names)})" if names else ""
 
@@ -41,12 +44,12 @@ def _options(attrs):
 # ---- mounts that are nowhere yet ----
 
 
-def attach(mount_fd, target_fd):
+def attach(mount_fd: int, target_fd: int) -> None:
     """Attach a mount that is nowhere yet to the folder or file behind an fd. See move_mount(2)."""
     sc.move_mount(mount_fd, "", target_fd, "", sc.MOVE_MOUNT_F_EMPTY_PATH | sc.MOVE_MOUNT_T_EMPTY_PATH)
 
 
-def new_filesystem(kind, source=None, options=(), attrs=0):
+def new_filesystem(kind: str, source: str | None = None, options: Iterable[str] = (), attrs: int = 0) -> int:
     """Make a filesystem; return its mount as an fd, attached nowhere. See fsopen(2), fsmount(2)."""
     context = sc.fsopen(kind)
     try:
@@ -65,7 +68,7 @@ def new_filesystem(kind, source=None, options=(), attrs=0):
         os.close(context)
 
 
-def _kernel_log(context):
+def _kernel_log(context: int) -> str:
     """Return what the filesystem itself says went wrong; fsopen(2) fds hold such a log."""
     try:
         return ": " + os.read(context, 4096).decode(errors="replace").strip().partition(" ")[2]
@@ -73,7 +76,7 @@ def _kernel_log(context):
         return ""
 
 
-def clone_tree(path, dirfd=sc.AT_FDCWD, attrs=0, recursive=True):
+def clone_tree(path: str | Path, dirfd: int = sc.AT_FDCWD, attrs: int = 0, recursive: bool = True) -> int:
     """Return a private copy of the mount at `path` as an fd: a bind mount not yet placed. See open_tree(2)."""
     flags = sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | (sc.AT_RECURSIVE if recursive else 0)
     flags |= 0 if path else sc.AT_EMPTY_PATH
@@ -87,7 +90,7 @@ def clone_tree(path, dirfd=sc.AT_FDCWD, attrs=0, recursive=True):
     return tree
 
 
-def _place(mount_fd, root, target, folder=True, follow=False):
+def _place(mount_fd: int, root: int, target: str, folder: bool = True, follow: bool = False) -> None:
     try:
         target_fd = make_in_root(root, target, folder, follow)
         try:
@@ -105,39 +108,40 @@ def _place(mount_fd, root, target, folder=True, follow=False):
 class Overlay:
     """The root: read-only lowerdirs (the topmost first) under one writable upperdir."""
 
-    lowerdirs: tuple
+    lowerdirs: tuple[str, ...]
     upperdir: str
     workdir: str
     target: str
-    options: tuple = ()
+    options: tuple[str, ...] = ()
     # nodev: a container may have CAP_MKNOD, but a disk it makes a node for stays shut.
     attrs: int = NODEV
 
-    def describe(self):
+    def describe(self) -> str:
         layers = f"{len(self.lowerdirs)} lowerdir(s) and a writable upperdir"
         return f"mount overlay of {layers} as the root{_options(self.attrs)}"
 
-    def resolved(self):
+    def resolved(self) -> "Overlay":
         """Return the same with the folders' own paths."""
         return self
 
-    def execute(self):
+    def execute(self) -> None:
         """Mount it at the host path `target`, in this mount namespace only. See overlayfs(5)."""
         if not takes_lowerdirs_one_by_one():
-            return self._by_option_string()
+            self._by_option_string()
+            return
         tree = self._by_fsconfig()
         try:
             sc.move_mount(tree, "", sc.AT_FDCWD, self.target, sc.MOVE_MOUNT_F_EMPTY_PATH)
         finally:
             os.close(tree)
 
-    def _by_fsconfig(self):
+    def _by_fsconfig(self) -> int:
         options = [f"lowerdir+={lower}" for lower in self.lowerdirs]
         if self.upperdir:
             options += [f"upperdir={self.upperdir}", f"workdir={self.workdir}"]
         return new_filesystem("overlay", "overlay", (*options, *self.options), self.attrs)
 
-    def _by_option_string(self):
+    def _by_option_string(self) -> None:
         data = "lowerdir=" + ":".join(_escape(lower, ":,\\") for lower in self.lowerdirs)
         if self.upperdir:
             data += f",upperdir={_escape(self.upperdir, ',')},workdir={_escape(self.workdir, ',')}"
@@ -155,12 +159,13 @@ class Overlay:
         sc.mount("overlay", self.target, "overlay", flags, data)
 
 
-def takes_lowerdirs_one_by_one():
+def takes_lowerdirs_one_by_one() -> bool:
     """Tell whether overlayfs knows `lowerdir+`. Not found out by trying: a refusal is a line in the kernel's log."""
-    return tuple(int(part) for part in re.match(r"(\d+)\.(\d+)", os.uname().release).groups()) >= (6, 8)
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int(re.sub(r"\D.*", "", minor) or 0)) >= (6, 8)
 
 
-def _escape(text, special):
+def _escape(text: str, special: str) -> str:
     return "".join("\\" + letter if letter in special else letter for letter in str(text))
 
 
@@ -172,10 +177,10 @@ class BindRoot:
     target: str
     attrs: int = NODEV
 
-    def describe(self):
+    def describe(self) -> str:
         return f"bind {self.source} as the root{_options(self.attrs)}"
 
-    def execute(self):
+    def execute(self) -> None:
         """Bind `source` to the host path `target`, in this mount namespace only."""
         tree = clone_tree(self.source, attrs=self.attrs)
         try:
@@ -191,10 +196,10 @@ class HandedRoot:
     mount_fd: int
     target: str = "/tmp"  # some folder that everybody can reach; pivot_root leaves it behind
 
-    def describe(self):
+    def describe(self) -> str:
         return "attach the root that was handed over"
 
-    def execute(self):
+    def execute(self) -> None:
         """Attach it, in this mount namespace only."""
         sc.move_mount(self.mount_fd, "", sc.AT_FDCWD, self.target, sc.MOVE_MOUNT_F_EMPTY_PATH)
         os.close(self.mount_fd)
@@ -209,14 +214,14 @@ class Filesystem:
 
     kind: str
     target: str
-    options: tuple = ()
+    options: tuple[str, ...] = ()
     attrs: int = NOSUID | NODEV | NOEXEC
 
-    def describe(self):
+    def describe(self) -> str:
         extra = f" with {','.join(self.options)}" if self.options else ""
         return f"mount {self.kind} on {self.target}{extra}{_options(self.attrs)}"
 
-    def execute(self, root):
+    def execute(self, root: int) -> None:
         _place(new_filesystem(self.kind, self.kind, self.options, self.attrs), root, self.target)
 
 
@@ -231,15 +236,15 @@ class Bind:
     follow: bool = False  # a volume's target may go through the image's links, inside the root
     tree: int | None = None  # the source as an fd, if it was taken before
 
-    def describe(self):
+    def describe(self) -> str:
         return f"bind {self.source} to {self.target}{_options(self.attrs)}"
 
-    def execute(self, root):
+    def execute(self, root: int) -> None:
         tree = clone_tree(self.source, attrs=self.attrs, recursive=self.recursive) if self.tree is None else self.tree
         folder = stat.S_ISDIR(os.fstat(tree).st_mode)
         _place(tree, root, self.target, folder, self.follow)
 
-    def gathered(self):
+    def gathered(self) -> "Bind":
         """Return the step with its source already taken."""
         return replace(self, tree=clone_tree(self.source, attrs=self.attrs, recursive=self.recursive))
 
@@ -251,10 +256,10 @@ class Symlink:
     text: str
     target: str
 
-    def describe(self):
+    def describe(self) -> str:
         return f"link {self.target} to {self.text}"
 
-    def execute(self, root):
+    def execute(self, root: int) -> None:
         parent = open_in_root(root, os.path.dirname(self.target), follow=False)
         try:
             os.symlink(self.text, os.path.basename(self.target), dir_fd=parent)
@@ -272,10 +277,10 @@ class Mask:
 
     target: str
 
-    def describe(self):
+    def describe(self) -> str:
         return f"mask {self.target}"
 
-    def execute(self, root):
+    def execute(self, root: int) -> None:
         target = _open_if_there(root, self.target)
         if target is None:
             return
@@ -298,10 +303,10 @@ class ReadOnly:
 
     target: str
 
-    def describe(self):
+    def describe(self) -> str:
         return f"make {self.target} read-only"
 
-    def execute(self, root):
+    def execute(self, root: int) -> None:
         target = _open_if_there(root, self.target)
         if target is None:
             return
@@ -321,10 +326,10 @@ class Seal:
 
     target: str = "/"
 
-    def describe(self):
+    def describe(self) -> str:
         return f"make the mount at {self.target} read-only"
 
-    def execute(self, root):
+    def execute(self, root: int) -> None:
         mount_fd = open_in_root(root, self.target, follow=False)
         try:
             sc.mount_setattr(mount_fd, "", sc.AT_EMPTY_PATH, attr_set=RDONLY)
@@ -332,7 +337,7 @@ class Seal:
             os.close(mount_fd)
 
 
-def _open_if_there(root, path):
+def _open_if_there(root: int, path: str) -> int | None:
     try:
         return open_in_root(root, path, follow=False)
     except KernelError as error:
@@ -349,9 +354,9 @@ class Plan:
     """A root step and the steps in it, in the order they will be done."""
 
     root: Root
-    steps: tuple = field(default=())
+    steps: tuple[Any, ...] = ()
 
-    def sorted(self):
+    def sorted(self) -> "Plan":
         """Return the plan with mounts parents first, then what covers them."""
         rank = {Mask: 1, ReadOnly: 1, Seal: 2}
         return replace(
@@ -368,7 +373,7 @@ class Plan:
         )
 
     @contextlib.contextmanager
-    def gathered(self):
+    def gathered(self) -> Iterator["Plan"]:
         """Yield the plan with the sources of its binds taken, by the power that the caller has.
 
         A process in a user namespace of its own has none over the folders that lead to them.
@@ -396,7 +401,7 @@ class Plan:
         return root
 
 
-def _do(step, *arguments):
+def _do(step: Any, *arguments: int) -> None:
     try:
         step.execute(*arguments)
     except KernelError as error:
@@ -404,12 +409,12 @@ def _do(step, *arguments):
         raise
 
 
-def make_private():
+def make_private() -> None:
     """Cut this mount namespace off from its parent's peer groups. See mount_namespaces(7)."""
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
 
 
-def pivot(root):
+def pivot(root: int) -> None:
     """Make the mount behind the fd `root` this namespace's root and drop the old one.
 
     pivot_root(".", ".") puts the old root on top of the new one, at the same place;

@@ -26,8 +26,10 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from labkit.ground import state
 from labkit.ground import syscalls as sc
@@ -83,7 +85,7 @@ _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "arm64": 0xC00000B7}
 _DOCKER_ARCH = {"x86_64": {"amd64"}, "aarch64": {"arm64"}, "arm64": {"arm64"}}
 
 
-def refuse(number):
+def refuse(number: int) -> int:
     """Return the action that makes a syscall fail with an errno."""
     return ACTIONS["SCMP_ACT_ERRNO"] | number
 
@@ -92,21 +94,21 @@ def refuse(number):
 class Rule:
     """What happens to some syscalls, if all of `when` hold: (argument, comparison, value, mask's value)."""
 
-    names: tuple
+    names: tuple[str, ...]
     action: int = ALLOW
-    when: tuple = ()
+    when: tuple[tuple[int, str, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Profile:
     """Rules, and what happens to every syscall that none of them names."""
 
-    rules: tuple
+    rules: tuple[Rule, ...]
     otherwise: int = refuse(errno.EPERM)
-    also: tuple = ()  # further processors whose programs this kernel runs: x86, x32, arm
+    also: tuple[str, ...] = ()  # further processors whose programs this kernel runs: x86, x32, arm
 
 
-def forbidden(capabilities=()):
+def forbidden(capabilities: Iterable[str] = ()) -> dict[str, str]:
     """Return {syscall: why} of the default profile for a container with these capabilities."""
     have = set(capabilities)
     return {
@@ -114,7 +116,7 @@ def forbidden(capabilities=()):
     }
 
 
-def default(capabilities=()):
+def default(capabilities: Collection[str] = ()) -> Profile:
     """Return the default Profile for a container with these capabilities."""
     no = forbidden(capabilities)
     namespaces = 0x7E020000  # sched.h: all CLONE_NEW… that clone(2) takes
@@ -132,7 +134,7 @@ def default(capabilities=()):
     return Profile((Rule(free), *special))
 
 
-def read(path, capabilities=()):
+def read(path: str | Path, capabilities: Collection[str] = ()) -> Profile:
     """Return the Profile in a file of docker's JSON. Raises NotFound or BadValue; the file changes nothing.
 
     `includes` and `excludes` by caps, arches and minKernel count; names that libseccomp
@@ -151,7 +153,7 @@ def read(path, capabilities=()):
     return parse(words, capabilities, f"the seccomp profile {path}")
 
 
-def parse(words, capabilities=(), what="the seccomp profile"):
+def parse(words: Any, capabilities: Collection[str] = (), what: str = "the seccomp profile") -> Profile:
     """Return the Profile that docker's JSON, or the runtime specification's, means. Raises BadValue.
 
     Processors other than this one that it names (`architectures`) get the same rules.
@@ -165,7 +167,7 @@ def parse(words, capabilities=(), what="the seccomp profile"):
     return Profile(rules, otherwise, also)
 
 
-def _action(name, number=None):
+def _action(name: str, number: Any = None) -> int:
     action = ACTIONS[name]
     number = errno.EPERM if number is None else number
     if not isinstance(number, int) or not 0 <= number < 4096:
@@ -173,7 +175,7 @@ def _action(name, number=None):
     return action | number if name in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE") else action
 
 
-def _rule(words):
+def _rule(words: Any) -> Rule:
     names = words["names"] if "names" in words else [words["name"]]
     if not all(isinstance(name, str) for name in names):
         raise ValueError("a syscall's name must be a text")
@@ -186,7 +188,7 @@ def _rule(words):
     return Rule(tuple(names), _action(words["action"], words.get("errnoRet")), tuple(when))
 
 
-def _applies(words, capabilities):
+def _applies(words: Any, capabilities: Iterable[str]) -> bool:
     have = {f"CAP_{name}" for name in capabilities}
     yes, no = words.get("includes") or {}, words.get("excludes") or {}
     here = _DOCKER_ARCH.get(os.uname().machine, set())
@@ -199,7 +201,7 @@ def _applies(words, capabilities):
     )
 
 
-def _version(text):
+def _version(text: str) -> tuple[int, ...]:
     return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in text.split("-")[0].split(".")[:2])
 
 
@@ -211,7 +213,7 @@ class _arg_cmp(ctypes.Structure):
     _fields_ = [("arg", ctypes.c_uint), ("op", ctypes.c_int), ("a", ctypes.c_uint64), ("b", ctypes.c_uint64)]
 
 
-def _library():
+def _library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError:
@@ -236,7 +238,7 @@ def _library():
     return library
 
 
-def known():
+def known() -> dict[str, int]:
     """Return {name: number} of the syscalls that libseccomp knows on this processor."""
     library, free = _library(), ctypes.CDLL(None).free
     free.argtypes = [ctypes.c_void_p]
@@ -248,13 +250,13 @@ def known():
     return found
 
 
-def _arch():
+def _arch() -> int:
     if os.uname().machine not in _AUDIT_ARCH:
         raise Unsupported(f"labkit has no seccomp filter for {os.uname().machine}", "it runs on x86-64 and arm64")
     return _AUDIT_ARCH[os.uname().machine]
 
 
-def compile_profile(profile):
+def compile_profile(profile: Profile) -> bytes:
     """Return the BPF program of a Profile, as bytes. See seccomp_rule_add(3), seccomp_export_bpf(3)."""
     SCMP_FLTATR_ACT_BADARCH, SCMP_FLTATR_CTL_OPTIMIZE = 2, 8
     library = _library()
@@ -279,7 +281,7 @@ def compile_profile(profile):
         library.seccomp_release(context)
 
 
-def _add(library, context, rule, others=False):
+def _add(library: ctypes.CDLL, context: int, rule: Rule, others: bool = False) -> None:
     tests = (_arg_cmp * len(rule.when))(*(_arg_cmp(i, OPERATORS[op], a, b) for i, op, a, b in rule.when))
     for name in rule.names:
         number = library.seccomp_syscall_resolve_name(name.encode(errors="replace"))
@@ -290,7 +292,7 @@ def _add(library, context, rule, others=False):
             raise BadValue(f"the seccomp rule for {name} can't be used: {os.strerror(-failure)}")
 
 
-def _newer_is_enosys(profile):
+def _newer_is_enosys(profile: Profile) -> bytes:
     """Return BPF to put in front: for a syscall newer than the newest known one, ENOSYS."""
     if profile.otherwise >> 16 != refuse(0) >> 16:
         return b""
@@ -306,7 +308,7 @@ def _newer_is_enosys(profile):
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 
-def program(word="default", capabilities=()):
+def program(word: str | Path = "default", capabilities: Collection[str] = ()) -> bytes:
     """Return the BPF program for `default`, a profile's path or `unconfined` (then b"").
 
     Compiling takes some milliseconds, so the result is kept in /run/labkit/seccomp.
@@ -316,7 +318,7 @@ def program(word="default", capabilities=()):
     return kept(None if word == "default" else read(word, capabilities), capabilities)
 
 
-def kept(profile=None, capabilities=()):
+def kept(profile: Profile | None = None, capabilities: Collection[str] = ()) -> bytes:
     """Return the BPF program of a Profile, the default one if None, compiled now or once before."""
     what = repr((profile or FORBIDDEN, sorted(capabilities), os.uname().release, os.uname().machine))
     # The code is part of the name: a changed labkit must not use what an older one compiled.
@@ -333,7 +335,7 @@ def kept(profile=None, capabilities=()):
     return compiled
 
 
-def install(program):
+def install(program: bytes) -> None:
     """Put this process and all its children under the filter, for good. Needs no_new_privs. See seccomp(2)."""
     if program:
         sc.seccomp(sc.SECCOMP_SET_MODE_FILTER, 0, program)

@@ -12,6 +12,7 @@ See capabilities(7), PR_SET_NO_NEW_PRIVS in prctl(2).
 """
 
 import errno
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from labkit.ground import syscalls as sc
@@ -35,7 +36,7 @@ NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE
 """.split()
 
 
-def mask(names):
+def mask(names: Iterable[str]) -> int:
     """Return the bit mask of some capability names; `CAP_` in front and small letters are fine."""
     bits = 0
     for name in names:
@@ -46,12 +47,12 @@ def mask(names):
     return bits
 
 
-def names(bits):
+def names(bits: int) -> list[str]:
     """Return the capability names in a mask, in the kernel's order."""
     return [name for place, name in enumerate(CAPABILITIES) if bits >> place & 1]
 
 
-def choose(add=(), drop=()):
+def choose(add: Collection[str] = (), drop: Collection[str] = ()) -> tuple[str, ...]:
     """Return the capability names of a container: Docker's default, plus `add`, minus `drop`; `ALL` is every one.
 
     What this machine itself does not have can't be given: asked for by name it is
@@ -78,24 +79,24 @@ def choose(add=(), drop=()):
 class Sets:
     """The five capability sets of a process, as names. See capabilities(7)."""
 
-    bounding: tuple = ()
-    effective: tuple = ()
-    permitted: tuple = ()
-    inheritable: tuple = ()
-    ambient: tuple = ()
+    bounding: tuple[str, ...] = ()
+    effective: tuple[str, ...] = ()
+    permitted: tuple[str, ...] = ()
+    inheritable: tuple[str, ...] = ()
+    ambient: tuple[str, ...] = ()
 
     @classmethod
-    def root(cls, keep, bounding=None):
+    def root(cls, keep: Iterable[str], bounding: Iterable[str] | None = None) -> "Sets":
         """Return the sets of a process that has `keep` and may win no more than `bounding`."""
         return cls(tuple(keep if bounding is None else bounding), tuple(keep), tuple(keep))
 
 
-def last_capability():
+def last_capability() -> int:
     """Return the number of the newest capability this kernel knows."""
     return int(read("/proc/sys/kernel/cap_last_cap"))
 
 
-def limit_bounding_set(keep):
+def limit_bounding_set(keep: Iterable[str]) -> None:
     """Drop every capability not in `keep` from the bounding set, for good. See PR_CAPBSET_DROP in prctl(2)."""
     kept = mask(keep)
     for place in range(64):
@@ -110,12 +111,12 @@ def limit_bounding_set(keep):
                 raise
 
 
-def set_capabilities(keep):
+def set_capabilities(keep: Collection[str]) -> None:
     """Keep only `keep` as effective and permitted; none is inheritable or ambient. See capset(2)."""
     set_sets(Sets.root(keep))
 
 
-def set_sets(sets):
+def set_sets(sets: Sets) -> None:
     """Take on all sets but the bounding one. Ambient ones must be permitted and inheritable too. See capset(2)."""
     sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_CLEAR_ALL)
     sc.capset(mask(sets.effective), mask(sets.permitted), mask(sets.inheritable))
@@ -123,6 +124,6 @@ def set_sets(sets):
         sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_RAISE, mask([name]).bit_length() - 1)
 
 
-def no_new_privs():
+def no_new_privs() -> None:
     """Give up, for this process and all its children, ever to gain privilege by exec."""
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)

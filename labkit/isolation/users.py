@@ -14,13 +14,13 @@ from labkit.ground.errors import NotFound
 _MOST = 1 << 18  # bytes that are read of a file
 
 
-def home_of(uid):
+def home_of(uid: int) -> str:
     """Return the home folder of a number, `/` if it has none."""
     homes = [entry[5] for entry in _colon_file("/etc/passwd", 7) if entry[2] == str(uid)]
     return homes[0] if homes and homes[0] else "/"
 
 
-def find_user(text):
+def find_user(text: str) -> tuple[int, int, tuple[int, ...], str]:
     """Return (uid, gid, groups, home) of a user as the /etc/passwd and group of this root have it."""
     name, _, group = str(text).partition(":")
     name = name or "0"  # `:1000` is root in another group
@@ -39,7 +39,7 @@ def find_user(text):
     return uid, gid, tuple(sorted({gid, *groups})), home
 
 
-def _colon_file(path, width):
+def _colon_file(path: str, width: int) -> list[list[str]]:
     try:
         # Whoever's image it is may have put a pipe there, and wait that somebody reads it.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -57,11 +57,11 @@ def _colon_file(path, width):
     return [row for row in rows if len(row) >= width and _is_id(row[2]) and (width == 4 or _is_id(row[3]))]
 
 
-def _is_id(text):
+def _is_id(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 11 and int(text) < 2**32 - 1
 
 
-def _number(text, what, where):
+def _number(text: str, what: str, where: str) -> int:
     if _is_id(text) and int(text) < 2**31:
         return int(text)
     raise NotFound(f"no {what} {text!r} in the image's {where}", "a number is always possible: `--user 1000`")
