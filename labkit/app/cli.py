@@ -200,7 +200,7 @@ def _attached(box: "Container") -> int:
         log = stack.enter_context(contextlib.closing(box.log()))
         keep = [log.keep(1), log.keep(2)]
         lost = attach.foreground(box.spawned, pipes, keep, box.spec.interactive, box.kill, signals)
-        return _ended("run", box.wait(), lost, log.error)
+        return _ended("run", int(box.wait() or 0), lost, log.error)
 
 
 def _ended(name: str, status: int, lost: OSError | None, log: OSError | None = None) -> int:

@@ -30,7 +30,7 @@ class Child:
     """The process between its clone and its exec, and what its steps leave to those after them."""
 
     channel: socket.socket
-    stdio: tuple[int, ...]
+    stdio: Sequence[int]
     report_to: int  # the fd that is told what went wrong
     handed: list[int] = field(default_factory=list)  # fds that came with the parent's `go`
     root: int = -1  # the new root, until it is /

@@ -22,7 +22,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import UnionType
 from typing import NoReturn, Protocol
@@ -223,7 +223,7 @@ class HandOverRoot:
 # ---- done ----
 
 
-def become(job: Job, channel: socket.socket, stdio: tuple[int, ...]) -> NoReturn:
+def become(job: Job, channel: socket.socket, stdio: Sequence[int]) -> NoReturn:
     """Turn the calling process, fresh from clone3, into the job's program. Never returns."""
     child = Child(channel, stdio, channel.fileno())
     try:

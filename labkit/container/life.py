@@ -19,7 +19,10 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
 
 from labkit.cgroups import cgroup, cgroupfs, devices
 from labkit.container import joining, launch, networking, output, records, rootless, spawner
@@ -41,7 +44,7 @@ class Finished:
     output: str = ""
     oom_killed: bool = False
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         killed = ", killed because its memory limit was reached" if self.oom_killed else ""
         return f"<exit status {self.code}{killed}>"
 
@@ -49,42 +52,43 @@ class Finished:
 class Container:
     """One container. Takes the words of `Spec.make`; a context manager that leaves nothing behind."""
 
-    def __init__(self, image="busybox", command=(), **words):
+    def __init__(self, image: str = "busybox", command: Iterable[Any] = (), **words: Any) -> None:
         self._adopt(Spec.make(image, command, **words), state.new_id())
 
     @classmethod
-    def of(cls, spec, number=None):
+    def of(cls, spec: Spec, number: str | None = None) -> Self:
         """Return the Container of a Spec, a new one or the one with that id."""
         return cls.__new__(cls)._adopt(spec, number or state.new_id())
 
-    def _adopt(self, spec, number):
+    def _adopt(self, spec: Spec, number: str) -> Self:
         self.spec = spec
         self.id = number
-        self.spawned = None
-        self.cgroup = None
-        self.rootfs = None
-        self._status = None
-        self._written = None  # what is on disk about it, if this process is its keeper
-        self._size = None  # its terminal's first rows and columns
+        # None before `start`, then: a Spawned while it runs, a Cgroup or what stands for it, a Rootfs.
+        self.spawned: Any = None
+        self.cgroup: Any = None
+        self.rootfs: Any = None
+        self._status: int | None = None
+        self._written: dict[str, Any] = {}  # what is on disk about it, if this process is its keeper
+        self._size: tuple[int, int] | None = None  # its terminal's first rows and columns
         return self
 
     @property
-    def name(self):
+    def name(self) -> str:
         """Its name, or its id if it was given none."""
         return self.spec.name or self.id
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<container {self.name} of {self.spec.image}, {self.status}>"
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.delete()
 
     # ---- created, running ----
 
-    def describe(self):
+    def describe(self) -> list[str]:
         """Return what `start` will do, one line a step. Nothing is made."""
         image = catalog.get(self.spec.image)
         root = roots.Rootfs(self.spec.storage, self.id, image.layers, "UPPERDIR", "WORKDIR", "MERGED")
@@ -101,10 +105,10 @@ class Container:
         """Return what is done in place of `job`: that very job, unless a kind of container has other steps."""
         return job
 
-    def _hostname(self):
+    def _hostname(self) -> str:
         return self.spec.hostname or (os.uname().nodename if self.spec.network == "host" else self.id)
 
-    def start(self, stdio=None, console_size=None):
+    def start(self, stdio: Sequence[int] | None = None, console_size: tuple[int, int] | None = None) -> Self:
         """Make everything and start the command; return self.
 
         `stdio` are three fds; without it stdin is empty and the rest goes to the log.
@@ -143,7 +147,7 @@ class Container:
         self._write(status="running", pid=self.pid, start_ticks=proc.start_ticks(self.pid))
         return self
 
-    def _fill_volumes(self):
+    def _fill_volumes(self) -> None:
         """Give new named volumes what the image has at their place, as docker does: a mount would hide it."""
         named = [(one.source, one.target) for one in self.spec.volumes if one.copy and not one.source.startswith("/")]
         # With mapped ids the files would come out under others; without root there is no mount to read from.
@@ -152,24 +156,24 @@ class Container:
 
             volumes.fill_from(self.rootfs.step(), named)
 
-    def _govern(self):
+    def _govern(self) -> Any:
         if not rootless.active():
             return cgroup.Cgroup.create(self.id, self.spec.limits)
         rootless.check(self.spec)
         return rootless.Ungoverned(self)
 
-    def _shut_devices(self):
+    def _shut_devices(self) -> None:
         if self.cgroup.folders:
             # Where no cgroup can do it, nodev on every mount still does.
             with contextlib.suppress(Unsupported):
                 devices.allow_only(self.cgroup)
 
     @functools.cached_property
-    def folder(self):
+    def folder(self) -> Path:
         """Its folder in /run."""
         return records.folder(self.id)
 
-    def _spawn(self, config, stdio):
+    def _spawn(self, config: catalog.ImageConfig, stdio: Sequence[int] | None) -> None:
         hostname = self._hostname()
         files = self._files(hostname)
         news, plug = self._network().join(self.id, (self.spec.name, hostname, self.id))
@@ -182,10 +186,10 @@ class Container:
             self.spawner = spawner.current()
             self.spawned = self.spawner.spawn(self.altered(job), stdio)
 
-    def _network(self):
+    def _network(self) -> networking.Unplugged:
         return networking.of(self.spec, alone=rootless.active())
 
-    def _files(self, hostname):
+    def _files(self, hostname: str) -> list[tuple[Path, str]]:
         """Write the three files that tell a container names, its own first; return where they go."""
         texts = {
             "hostname": f"{hostname}\n",
@@ -198,39 +202,39 @@ class Container:
                 os.fchmod(file.fileno(), 0o644)
         return self._named()
 
-    def _named(self):
+    def _named(self) -> list[tuple[Path, str]]:
         return [(self.folder / name, f"/etc/{name}") for name in ("hostname", "hosts", "resolv.conf")]
 
-    def _entry(self):
+    def _entry(self) -> Entry:
         return Entry.into((folder.version, folder.path) for folder in self.cgroup.folders)
 
-    def log(self):
+    def log(self) -> output.Log:
         """Return its Log, for who stands between it and what it prints."""
         return output.Log(self.folder)
 
-    def open_log(self, stack):
+    def open_log(self, stack: contextlib.ExitStack) -> int:
         """Open its log for adding; `stack` closes it."""
         return _opened(stack, self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     # ---- what it is now ----
 
-    def _write(self, **news):
+    def _write(self, **news: Any) -> None:
         record = (self._written or self.record()) | news
         records.write(self.id, record)
         if self._written:
             self._written = record
 
-    def record(self):
+    def record(self) -> dict[str, Any]:
         """Return what is on disk about it. Raise NotFound if it is gone."""
         return records.read(self.id)
 
     @property
-    def pid(self):
+    def pid(self) -> Any:
         """The host's number of its first process, which is 1 inside."""
         return self.spawned.pid if self.spawned else self.record().get("pid")
 
     @property
-    def status(self):
+    def status(self) -> str:
         """One of created, running, paused, exited, dead (its keeper was killed), gone."""
         with contextlib.suppress(NotFound):
             record = self.record()
@@ -245,12 +249,13 @@ class Container:
             return "exited" if boot == proc.boot_id() and proc.is_running(pid, ticks) else "dead"
         return "gone"
 
-    def config(self):
+    def config(self) -> catalog.ImageConfig:
         """Return the ImageConfig that it was started with, whatever its image's name means by now."""
-        words = (self._written or self.record())["config"]
-        return catalog.ImageConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in words.items()})
+        words: dict[str, Any] = (self._written or self.record())["config"]
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in words.items()}
+        return catalog.ImageConfig(**values)
 
-    def top(self):
+    def top(self) -> list[proc.Process]:
         """Return its processes as the host numbers them, with the number inside last in `nspid`."""
         found = []
         for pid in self._cgroup().procs():
@@ -258,31 +263,42 @@ class Container:
                 found.append(proc.process(pid))
         return found
 
-    def stats(self):
-        """Return what its cgroup has counted so far. See `cgroups.Stats`."""
-        return self._cgroup().stats()
+    def stats(self) -> cgroup.Stats:
+        """Return what its cgroup has counted so far."""
+        stats: cgroup.Stats = self._cgroup().stats()
+        return stats
 
-    def _cgroup(self):
+    def _cgroup(self) -> Any:
         if self.cgroup is None:
             self.record()
             self.cgroup = rootless.Ungoverned(self) if rootless.active() else cgroup.Cgroup.open(self.id)
         return self.cgroup
 
-    def logs(self):
+    def logs(self) -> str:
         """Return what it has printed so far."""
         try:
             return (self.folder / "log").read_text(errors="replace")
         except FileNotFoundError:
             return ""
 
-    def changes(self):
+    def changes(self) -> list[Any]:
         """Return what it has changed in its root: its upperdir, read. See overlayfs(5)."""
         rootfs = self.rootfs or roots.driver(self.spec.storage).get(self.id)
         return rootfs.changes()
 
     # ---- done to it ----
 
-    def exec(self, command, *, env=(), workdir=None, user=None, tty=False, stdio=None, console_size=None):
+    def exec(
+        self,
+        command: Iterable[Any],
+        *,
+        env: Any = (),
+        workdir: str | None = None,
+        user: str | None = None,
+        tty: bool = False,
+        stdio: Sequence[int] | None = None,
+        console_size: tuple[int, int] | None = None,
+    ) -> Any:
         """Run a further command in it and wait; return Finished. See setns(2).
 
         With `stdio` the output goes there and the Spawned is returned at once.
@@ -320,12 +336,12 @@ class Container:
             os.close(spawned.pidfd)
         return Finished(code, text.decode(errors="replace"))
 
-    def must_be(self, *wanted):
+    def must_be(self, *wanted: str) -> None:
         """Raise NotFound unless its status is one of these."""
         if (status := self.status) not in wanted:
             raise NotFound(f"{self.name} is not {' or '.join(wanted)}: {status}", "`lab ps -a` shows all containers")
 
-    def kill(self, number=signal.SIGKILL):
+    def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to its first process; SIGKILL goes to all of it at once, frozen or not."""
         if number == signal.SIGKILL:
             self._cgroup().kill()
@@ -335,7 +351,7 @@ class Container:
             syscalls.pidfd_send_signal(pidfd, number)
 
     @contextlib.contextmanager
-    def pidfd(self):
+    def pidfd(self) -> Iterator[int]:
         """Open a pidfd of its first process and make sure that it is that one."""
         if self.spawned:
             yield self.spawned.pidfd
@@ -346,18 +362,18 @@ class Container:
         with proc.pinned(record["pid"], record["start_ticks"]) as pidfd:
             yield pidfd
 
-    def pause(self):
+    def pause(self) -> None:
         """Stop all its processes where they are. See "freezer" in cgroups(7)."""
         self.must_be("running")
         self._cgroup().freeze()
         self._write(paused=True)
 
-    def unpause(self):
+    def unpause(self) -> None:
         """Let its processes go on."""
         self._cgroup().thaw()
         self._write(paused=False)
 
-    def stop(self, timeout=10):
+    def stop(self, timeout: float | None = 10) -> int | None:
         """Ask it to end, with its image's stop signal; after `timeout` seconds kill it, with None never. Wait."""
         with self._ending() as ending:
             if self.status == "paused":
@@ -371,17 +387,17 @@ class Container:
                         self.kill()
             return self._wait(ending, None)
 
-    def wait(self, timeout=None):
+    def wait(self, timeout: float | None = None) -> int | None:
         """Wait until it ends; return its exit status, or None after `timeout` seconds."""
         with self._ending() as ending:
             return self._wait(ending, timeout)
 
-    def _ending(self):
+    def _ending(self) -> contextlib.AbstractContextManager[Any]:
         """Open what tells how it ended, before it is waited for: with --rm it is gone in the next moment."""
         own = self.spawned or self._status is not None
         return contextlib.nullcontext() if own else records.ending(self.id)
 
-    def _wait(self, ending, timeout):
+    def _wait(self, ending: Any, timeout: float | None) -> int | None:
         if self._status is None and self.spawned:
             if not select.select([self.spawned.pidfd], [], [], timeout)[0]:
                 return None
@@ -393,7 +409,7 @@ class Container:
                 return None
         return self._status_from_keeper(ending)
 
-    def _status_from_keeper(self, ending, seconds=5):
+    def _status_from_keeper(self, ending: Callable[[], int | None], seconds: float = 5) -> int:
         """Wait for the keeper to write down the exit status of a process that has ended, and for --rm to be done."""
         deadline = time.monotonic() + seconds
         while (code := ending()) is None or (self.spec.rm and self.folder.exists()):
@@ -404,12 +420,12 @@ class Container:
             raise LabError(f"nobody knows how {self.name} ended: its keeper is gone", "`lab clean` removes it")
         return code
 
-    def _has_keeper(self):
+    def _has_keeper(self) -> bool:
         with contextlib.suppress(NotFound):
             return proc.is_running(*self.record()["keeper"][:2])
         return False
 
-    def _finish(self):
+    def _finish(self) -> None:
         """Write down how it ended and give back its cgroup; its files stay until `delete`."""
         try:
             self._status = self.spawner.status(self.spawned)
@@ -429,15 +445,15 @@ class Container:
                 print(f"{self.name} ended with {self._status}, but {error}", file=sys.stderr)
         records.tell_end(self.id, self._status)
 
-    def _leave_network(self):
+    def _leave_network(self) -> None:
         networking.leave(self._written.get("network"), self.id)
 
-    def _leave_cgroup(self):
+    def _leave_cgroup(self) -> None:
         if not self.cgroup.remove_if_empty():
             self.cgroup.kill()  # what `exec` started without a pid namespace's end to kill it
             self.cgroup.remove()
 
-    def delete(self):
+    def delete(self) -> None:
         """Kill it if it runs, and take away everything of it."""
         if self.spawned:
             self.cgroup.kill()
@@ -445,26 +461,27 @@ class Container:
         ledger.undo_group(self.id)
 
 
-def run(image, *command, show=True, **words):
+def run(image: str, *command: Any, show: bool = True, **words: Any) -> Finished:
     """Run a command in a new container until it ends; print its output, return Finished.
 
     Takes the words of `Spec.make`. The container is gone afterwards.
     """
-    command = command[0] if len(command) == 1 and isinstance(command[0], list | tuple | str) else command
-    with Container(image, command, **words).start() as box:
-        box.wait()
+    argv = command[0] if len(command) == 1 and isinstance(command[0], list | tuple | str) else command
+    with Container(image, argv, **words).start() as box:
+        code = box.wait()
+        assert code is not None  # that is after a timeout only
         output = box.logs()
         if show:
             print(output, end="")
-        return Finished(box.wait(), output, box.oom_killed)
+        return Finished(code, output, box.oom_killed)
 
 
-def find(reference):
+def find(reference: str) -> Container:
     """Return the container of a name, an id or the beginning of one. Raise NotFound."""
     return _load(records.find(reference))
 
 
-def all_containers(damaged=None):
+def all_containers(damaged: list[LabError] | None = None) -> list[Container]:
     """Return every container that there is, the newest first; `damaged` gets what hides one, see `state`."""
     found = []
     for number in records.ids():
@@ -478,27 +495,27 @@ def all_containers(damaged=None):
     return [box for _, _, box in sorted(found, reverse=True)]
 
 
-def _load(number):
+def _load(number: str) -> Container:
     record = records.read(number)
     # JSON has no tuples; and limits and volumes are in force already, nobody makes them from this again.
     known = ((one.name, record["spec"][one.name]) for one in fields(Spec))
-    words = {key: tuple(value) if isinstance(value, list) else value for key, value in known}
+    words: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in known}
     words |= {"limits": cgroup.Limits(), "volumes": ()}
     return Container.of(Spec(**words), number)
 
 
-def begin(chapter):
+def begin(chapter: str) -> None:
     """Begin a chapter: give back what an earlier run of it left, and mark what it makes as its own."""
     ledger.begin(chapter)
 
 
-def _opened(stack, path, flags):
+def _opened(stack: contextlib.ExitStack, path: str | Path, flags: int) -> int:
     fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, fd)
     return fd
 
 
-def _read_until_end(pidfd, fd):
+def _read_until_end(pidfd: int, fd: int) -> bytes:
     """Read a pipe until the process ends and what it wrote is read; others may hold the pipe open."""
     os.set_blocking(fd, False)
     text = bytearray()

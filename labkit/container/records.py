@@ -14,20 +14,21 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from types import UnionType
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from labkit.container.spec import Spec
 from labkit.ground import ledger, proc, state
 from labkit.ground.errors import InUse, NotFound
 
 
-def _spec_as_json():
+def _spec_as_json() -> dict[str, Any]:
     """Return the shape of a Spec in JSON, which has lists for tuples and objects for dataclasses."""
-    shape = {}
+    shape: dict[str, Any] = {}
     for one in fields(Spec):
-        kinds = get_args(one.type) if isinstance(one.type, UnionType) else (one.type,)
-        kinds = [get_origin(kind) or kind for kind in kinds]
+        several = get_args(one.type) if isinstance(one.type, UnionType) else (one.type,)
+        kinds = [get_origin(kind) or kind for kind in several]
         shape[one.name] = tuple(list if kind is tuple else dict if is_dataclass(kind) else kind for kind in kinds)
     return shape | {name: [str] for name in ("command", "env", "namespaces", "capabilities")}
 
@@ -47,12 +48,12 @@ CONTAINER = state.kind(
 NAME = state.kind("run/names/*", re.compile("[0-9a-f]{12}"), json=False)
 
 
-def folder(number):
+def folder(number: str) -> Path:
     """Return the folder of the container with that id; it may not be there."""
     return state.run_dir("containers") / number
 
 
-def claim_id(number):
+def claim_id(number: str) -> None:
     """Make a container's folder, in the ledger first. Raise InUse for all but the first who tries."""
     path = folder(number)
     entry = ledger.write("folder", path=str(path))
@@ -65,7 +66,7 @@ def claim_id(number):
     state.write_atomic(path / "exit", _EXIT % b"", sync=False)
 
 
-def claim_name(name, number):
+def claim_name(name: str, number: str) -> None:
     """Give a name to a container, in the ledger first. Raise InUse if it is taken."""
     path = state.run_dir("names") / name
     with state.lock("names"):
@@ -78,7 +79,7 @@ def claim_name(name, number):
         state.write_atomic(path, number, sync=False)
 
 
-def _half_made(number):
+def _half_made(number: str) -> bool:
     """Tell whether a container's keeper was killed in the middle of its start: nobody will miss it."""
     with contextlib.suppress(NotFound):
         record = read(number)
@@ -88,9 +89,9 @@ def _half_made(number):
     return bool(owners) and not any(owners)
 
 
-def read(number):
+def read(number: str) -> dict[str, Any]:
     """Return what is written about a container. Raise NotFound if it is gone, or not quite there yet."""
-    record = state.read(folder(number) / "state.json", CONTAINER)
+    record: dict[str, Any] | None = state.read(folder(number) / "state.json", CONTAINER)
     if record is None:
         raise NotFound(f"the container {number} is gone")
     if record["status"] == "running":
@@ -100,7 +101,7 @@ def read(number):
     return record
 
 
-def write(number, record):
+def write(number: str, record: dict[str, Any]) -> None:
     """Write down what is known of a container, whole or not at all."""
     state.write_json(folder(number) / "state.json", record, sync=False)
 
@@ -137,12 +138,12 @@ def ending(number: str) -> Iterator[Callable[[], int | None]]:
         os.close(fd)
 
 
-def ids():
+def ids() -> list[str]:
     """Return the id of every container that there is."""
     return sorted(os.listdir(state.run_dir("containers")))
 
 
-def find(reference):
+def find(reference: str) -> str:
     """Return the id that a name, an id or the beginning of one means. Raise NotFound."""
     reference = state.check_name(reference, "container")
     named = state.read(state.run_dir("names") / reference, NAME)

@@ -22,18 +22,24 @@ have no power over it. See user_namespaces(7), "userxattr" in overlayfs(5).
 import contextlib
 import os
 import signal
+from typing import TYPE_CHECKING, Any
 
 from labkit.ground import proc, state, syscalls
 from labkit.ground.errors import KernelError, LabError, NotFound, Unsupported
 from labkit.isolation import namespaces
 
+if TYPE_CHECKING:
+    from labkit.cgroups.cgroup import Stats
+    from labkit.container.life import Container
+    from labkit.container.spec import Spec
 
-def active():
+
+def active() -> bool:
     """Tell whether this process is root only in a user namespace that `enter` made."""
     return state.ROOTLESS in os.environ
 
 
-def enter():
+def enter() -> None:
     """Become root in a user namespace: that of one's running containers, else a new one.
 
     The caller is an ordinary user's process with one thread. Raises Unsupported where
@@ -59,7 +65,7 @@ def enter():
         ) from None
 
 
-def _held():
+def _held() -> int | None:
     """Return an fd of the user namespace that one of our running containers is in, or None."""
     for path in sorted(state.run_dir("containers").glob("*/state.json")):
         with contextlib.suppress(LabError, OSError):
@@ -69,7 +75,7 @@ def _held():
     return None
 
 
-def check(spec):
+def check(spec: "Spec") -> None:
     """Raise Unsupported for what a container without root can't be given, by name."""
     if wanted := spec.limits.describe():
         raise Unsupported(
@@ -85,12 +91,12 @@ def check(spec):
 class Ungoverned:
     """What stands where a Cgroup would: the processes of a container, found by their PID namespace."""
 
-    folders = ()
+    folders: tuple[Any, ...] = ()
 
-    def __init__(self, box):
+    def __init__(self, box: "Container") -> None:
         self.box = box
 
-    def procs(self):
+    def procs(self) -> list[int]:
         """Return the ids of its processes."""
         try:
             home = proc.namespace(self.box.pid, "pid")
@@ -98,35 +104,35 @@ class Ungoverned:
             return []
         return [pid for pid in proc.pids() if _in(pid, home)]
 
-    def kill(self):
+    def kill(self) -> None:
         """Kill its first process; the kernel kills the rest of the namespace."""
         with contextlib.suppress(NotFound, KernelError), self.box.pidfd() as pidfd:
             syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
 
-    def stats(self):
+    def stats(self) -> "Stats":
         """Return counters, all unknown: nobody counts."""
         from labkit.cgroups.cgroup import Stats
 
         return Stats()
 
-    def freeze(self, timeout=5):
+    def freeze(self, timeout: float = 5) -> None:
         """Raise Unsupported."""
         raise Unsupported("without root there is no cgroup, and only a cgroup can be frozen", "sudo lab run")
 
     thaw = freeze
 
-    def oom_kills(self):
+    def oom_kills(self) -> int | None:
         """Return None: nobody counts."""
 
-    def remove(self, timeout=5):
+    def remove(self, timeout: float = 5) -> None:
         """Nothing was made, nothing is to be removed."""
 
-    def remove_if_empty(self):
+    def remove_if_empty(self) -> bool:
         """Tell that nothing is left: with the first process all others have gone."""
         return True
 
 
-def _in(pid, home):
+def _in(pid: int, home: int | None) -> bool:
     try:
         return proc.namespace(pid, "pid") == home
     except LabError:

@@ -24,6 +24,8 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from labkit.container.channel import Spawned, read
 from labkit.container.launch import Job, become
@@ -32,7 +34,7 @@ from labkit.ground import syscalls as sc
 from labkit.ground.errors import KernelError, LabError, NotFound, from_oserror, from_plain
 
 
-def spawn(job: Job, stdio: tuple[int, ...]) -> Spawned:
+def spawn(job: Job, stdio: Sequence[int]) -> Spawned:
     """Clone a process for `job` with `stdio` as its fds 0, 1 and 2; return when its program runs.
 
     Or when a step has spoken that is its parent's last. Raises what stopped it,
@@ -43,7 +45,7 @@ def spawn(job: Job, stdio: tuple[int, ...]) -> Spawned:
         return _spawn(ready, stdio)
 
 
-def _spawn(job: Job, stdio: tuple[int, ...]) -> Spawned:
+def _spawn(job: Job, stdio: Sequence[int]) -> Spawned:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     spawned = None
     try:
@@ -113,7 +115,7 @@ def _next(channel: socket.socket, spawned: Spawned, joining: bool) -> tuple[str,
     return (*read(message), fds) if message else None
 
 
-def _abandon(spawned):
+def _abandon(spawned: Spawned | None) -> None:
     if spawned is None:
         return
     with contextlib.suppress(KernelError):
@@ -125,9 +127,10 @@ def _abandon(spawned):
         os.close(spawned.terminal)
 
 
-def reap(pidfd):
+def reap(pidfd: int) -> int:
     """Wait for a child; return its exit status as a shell has it: 128+n for signal n."""
     result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | WALL)
+    assert result is not None  # that is with WNOHANG only
     return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
 
 
@@ -138,19 +141,19 @@ WALL = 0x40000000
 class Here:
     """Clone from this process itself."""
 
-    def spawn(self, job, stdio):
+    def spawn(self, job: Job, stdio: Sequence[int]) -> Spawned:
         """See `spawn`."""
         return spawn(job, stdio)
 
-    def status(self, spawned):
+    def status(self, spawned: Spawned) -> int:
         """Return the exit status of an ended process, once."""
         return reap(spawned.pidfd)
 
-    def lives(self):
+    def lives(self) -> bool:
         """Tell whether it can be asked."""
         return True
 
-    def owner(self):
+    def owner(self) -> int:
         """Return the process that is the parent of what is cloned."""
         return os.getpid()
 
@@ -158,7 +161,7 @@ class Here:
 class Helper:
     """A spawner process of one's own, started at the first job."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         code = f"import sys; sys.path.insert(0, {str(state.REPO)!r}); from labkit.container import spawner; "
         code += f"spawner.serve({theirs.fileno()})"
@@ -174,11 +177,11 @@ class Helper:
         self.channel = ours
         self.mutex = threading.Lock()
 
-    def lives(self):
+    def lives(self) -> bool:
         """Tell whether it can be asked: it may have been killed."""
         return self.process.poll() is None
 
-    def _ask(self, request, fds=()):
+    def _ask(self, request: tuple[str, Any], fds: Iterable[int] = ()) -> tuple[Any, list[int]]:
         with self.mutex:
             try:
                 # In a file: a message on a socket has an end, and a command may have 60,000 words.
@@ -196,50 +199,53 @@ class Helper:
             raise value
         return value, fds
 
-    def spawn(self, job, stdio):
+    def spawn(self, job: Job, stdio: Sequence[int]) -> Spawned:
         """See `spawn`; done in the helper."""
         pid, fds = self._ask(("spawn", job), stdio)
         return Spawned(pid, *fds)
 
-    def status(self, spawned):
+    def status(self, spawned: Spawned) -> int:
         """Wait for a process; return its exit status, once."""
         select.select([spawned.pidfd], [], [])
-        return self._ask(("status", spawned.pid))[0]
+        return int(self._ask(("status", spawned.pid))[0])
 
-    def owner(self):
+    def owner(self) -> int:
         """Return the process that is the parent of what is cloned."""
         return self.process.pid
 
-    def close(self):
+    def close(self) -> None:
         """End the helper, and with it every process that it is the parent of."""
         self.channel.close()
         self.process.wait()
 
 
-def serve(fd):
+def serve(fd: int) -> None:
     """Be the spawner: answer requests on the socket `fd` until its other end closes."""
     channel = socket.socket(fileno=fd)
     channel.set_inheritable(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()  # a child that collects garbage would look at all that is here, and so copy it
-    running, ended = {}, {}
+    running: dict[int, int] = {}  # pidfd: pid
+    ended: dict[int, int] = {}  # pid: exit status
     while True:
-        ready, _, _ = select.select([channel, *running], [], [])
+        ready, _, _ = select.select([channel.fileno(), *running], [], [])
         for pidfd in set(ready) & set(running):
             ended[running.pop(pidfd)] = reap(pidfd)
             os.close(pidfd)
-        if channel in ready:
+        if channel.fileno() in ready:
             message, fds, _, _ = socket.recv_fds(channel, 64, 4)
             if not message:
                 break
+            reply: tuple[bool, int | LabError]
+            give: list[int] = []
             try:
                 with open(fds.pop(0), "rb") as body:
                     body.seek(0)
-                    request = pickle.load(body)
-                answer, give = _answer(*request, fds, running, ended)
+                    kind, value = pickle.load(body)
+                answer, give = _answer(kind, value, fds, running, ended)
                 reply = (True, answer)
             except LabError as error:
-                reply, give = (False, error), []
+                reply = (False, error)
             for stdio in fds:
                 os.close(stdio)
             socket.send_fds(channel, [pickle.dumps(reply)], give)
@@ -252,7 +258,9 @@ def serve(fd):
         reap(pidfd)
 
 
-def _answer(kind, value, stdio, running, ended):
+def _answer(
+    kind: str, value: Any, stdio: list[int], running: dict[int, int], ended: dict[int, int]
+) -> tuple[int, list[int]]:
     if kind == "spawn":
         spawned = spawn(value, stdio)
         running[spawned.pidfd] = spawned.pid
@@ -267,10 +275,10 @@ def _answer(kind, value, stdio, running, ended):
     return ended.pop(value), []
 
 
-_current = None
+_current: tuple[int, Helper] | None = None  # (the process that it is of, it)
 
 
-def close():
+def close() -> None:
     """End this process's helper, if it has one."""
     global _current
     if _current is not None and _current[0] == os.getpid():
@@ -278,7 +286,7 @@ def close():
     _current = None
 
 
-def current():
+def current() -> Here | Helper:
     """Return who clones for this process: itself if it has one thread and is no notebook, else a Helper."""
     global _current
     if _current is not None and _current[0] == os.getpid() and _current[1].lives():

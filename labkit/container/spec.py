@@ -62,7 +62,7 @@ class Volume:
             state.check_name(source, "volume name")
         return cls(source, target, "ro" in options, "nocopy" not in options)
 
-    def step(self):
+    def step(self) -> mounts.Bind:
         """Return the mount step that puts it in place."""
         source = self.source
         if not source.startswith("/"):
@@ -83,25 +83,25 @@ class Spec:
     """All that decides what a container is. Made by `Spec.make`."""
 
     image: str = "busybox"
-    command: tuple = ()
+    command: tuple[str, ...] = ()
     name: str | None = None
     hostname: str | None = None
     limits: Limits = field(default_factory=Limits)
-    env: tuple = ()
+    env: tuple[str, ...] = ()
     workdir: str | None = None
     user: str | None = None
-    volumes: tuple = ()
+    volumes: tuple[Volume, ...] = ()
     read_only: bool = False
     tty: bool = False
     interactive: bool = False
     rm: bool = False
     init: bool = False
     network: str = "none"  # none, host, bridge, another bridge's name, or auto: a bridge if there can be one
-    ports: tuple = ()  # network.Port
-    namespaces: tuple = ALWAYS
-    userns: tuple | None = None  # the outer ids of the container's: first, how many
-    clock_offsets: tuple | None = None
-    capabilities: tuple = ()
+    ports: tuple[Any, ...] = ()  # network.Port
+    namespaces: tuple[str, ...] = ALWAYS
+    userns: tuple[int, int] | None = None  # the outer ids of the container's: first, how many
+    clock_offsets: tuple[int, int] | None = None
+    capabilities: tuple[str, ...] = ()
     seccomp: str = "default"  # or a profile's path, or unconfined
     storage: str = "overlay"
 
@@ -126,7 +126,7 @@ class Spec:
             **{word: own[word] for word in _AS_THEY_ARE if word in own},
         )
 
-    def argv(self, config):
+    def argv(self, config: ImageConfig) -> tuple[str, ...]:
         """Return what will be executed: the image's entrypoint, then the command given or the image's own."""
         argv = (*(config.entrypoint or ()), *(self.command or config.cmd or ()))
         if not argv:
@@ -184,10 +184,12 @@ class Spec:
         program = seccomp.program(self.seccomp, self.capabilities)
         return (InstallFilter(program, self.seccomp),) if program else ()
 
-    def environment(self, config, terminal, first=(), last=()):
+    def environment(
+        self, config: ImageConfig, terminal: bool, first: Iterable[str] = (), last: Iterable[str] = ()
+    ) -> tuple[str, ...]:
         """Return the "NAME=value" of a process in it; of two values the later wins: the participant's."""
         words = (PATH, *first, *(("TERM=xterm",) if terminal else ()), *config.env, *self.env, *last)
-        values = {}
+        values: dict[str, str] = {}
         for word in words:
             name, equals, value = word.partition("=")
             if equals:
@@ -196,13 +198,13 @@ class Spec:
                 values.pop(name, None)
         return tuple(f"{name}={value}" for name, value in values.items())
 
-    def _sysctls(self):
+    def _sysctls(self) -> tuple[tuple[str, str], ...]:
         if "net" not in self.namespaces:
             return ()
         # With mapped ids most of that range of groups does not exist.
         return _SYSCTLS[:1] if self.userns or rootless.active() else _SYSCTLS
 
-    def _has_id(self, number):
+    def _has_id(self, number: int) -> bool:
         """Tell whether a user number exists in the container's user namespace."""
         return not rootless.active() and (not self.userns or number < self.userns[1])
 
@@ -295,7 +297,7 @@ def _seccomp(words: dict[str, Any]) -> str:
     return word
 
 
-def _env(pair):
+def _env(pair: Any) -> str:
     name, equals, value = pair if isinstance(pair, tuple) and len(pair) == 3 else _split(pair)
     if not name or "\0" in name + value:
         raise BadValue(f"environment variable {pair!r} can't be read", "write NAME=value")
@@ -304,7 +306,7 @@ def _env(pair):
     return f"{name}={value}"
 
 
-def _split(pair):
+def _split(pair: Any) -> tuple[str, str, str]:
     if isinstance(pair, tuple):
         return str(pair[0]), "=", str(pair[1])
     return str(pair).partition("=")

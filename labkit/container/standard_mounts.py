@@ -8,7 +8,7 @@ part is masked and part read-only.
 
 import os
 
-from labkit.cgroups import cgroupfs, hierarchies
+from labkit.cgroups import cgroup, cgroupfs, hierarchies
 from labkit.ground import proc
 from labkit.ground.errors import Unsupported
 from labkit.isolation.mounts import (
@@ -19,6 +19,7 @@ from labkit.isolation.mounts import (
     Bind,
     Filesystem,
     Mask,
+    MountStep,
     ReadOnly,
     Seal,
     Symlink,
@@ -51,7 +52,7 @@ READ_ONLY = (
 )
 
 
-def kernel_filesystems(devpts_gid=True):
+def kernel_filesystems(devpts_gid: bool = True) -> tuple[MountStep, ...]:
     """Return the steps for /proc, /dev and /sys. With devpts_gid=False terminals stay in group 0."""
     devpts = ("newinstance", "ptmxmode=0666", "mode=0620", *(("gid=5",) if devpts_gid else ()))
     return (
@@ -68,7 +69,7 @@ def kernel_filesystems(devpts_gid=True):
     )
 
 
-def device_links():
+def device_links() -> tuple[MountStep, ...]:
     """Return the steps for the links in /dev that programs expect."""
     return (
         Symlink("pts/ptmx", "/dev/ptmx"),
@@ -80,8 +81,11 @@ def device_links():
 
 
 def cgroup_filesystems(
-    target="/sys/fs/cgroup", group=None, own_namespace=True, sealed=RDONLY | NOSUID | NODEV | NOEXEC
-):
+    target: str = "/sys/fs/cgroup",
+    group: cgroup.Cgroup | None = None,
+    own_namespace: bool = True,
+    sealed: int = RDONLY | NOSUID | NODEV | NOEXEC,
+) -> tuple[MountStep, ...]:
     """Return the steps for /sys/fs/cgroup, read-only, as this kernel has it: v2, v1, or both.
 
     In a new cgroup namespace such a mount begins at the container's own cgroup. Without
@@ -92,7 +96,7 @@ def cgroup_filesystems(
     host = [mount for mount in proc.mounts() if mount.type in ("cgroup", "cgroup2")]
     if any(mount.target == "/sys/fs/cgroup" and mount.type == "cgroup2" for mount in host):
         return (Filesystem("cgroup2", target, (), sealed),)
-    steps = [Filesystem("tmpfs", target, ("mode=755",), NOSUID | NODEV | NOEXEC)]
+    steps: list[MountStep] = [Filesystem("tmpfs", target, ("mode=755",), NOSUID | NODEV | NOEXEC)]
     ours = {str(tree.mount) for tree in cgroupfs.trees()}
     for mount in host:
         if mount.target not in ours:  # no folder of the container's in there: it would see the host's
@@ -107,12 +111,13 @@ def cgroup_filesystems(
     return (*steps, Seal(target)) if sealed & RDONLY else tuple(steps)
 
 
-def _bound_cgroups(target, group, sealed):
+def _bound_cgroups(target: str, group: cgroup.Cgroup | None, sealed: int) -> tuple[MountStep, ...]:
+    assert group is not None  # who has no cgroup namespace has a cgroup
     trees = {str(tree.mount): tree for tree in hierarchies.hierarchies()}
     folders = {str(cgroupfs.tree_at(folder.path).mount): str(folder.path) for folder in group.folders}
     if "/sys/fs/cgroup" in trees:
         return (Bind(folders["/sys/fs/cgroup"], target, sealed, recursive=False),)
-    steps = [Filesystem("tmpfs", target, ("mode=755",), NOSUID | NODEV | NOEXEC)]
+    steps: list[MountStep] = [Filesystem("tmpfs", target, ("mode=755",), NOSUID | NODEV | NOEXEC)]
     for mount, folder in folders.items():
         name = os.path.basename(mount)
         steps.append(Bind(folder, f"{target}/{name}", sealed, recursive=False))
@@ -127,7 +132,7 @@ _INIT = ("/usr/bin/tini-static", "/usr/bin/docker-init")
 INIT = "/dev/init"
 
 
-def init():
+def init() -> MountStep:
     """Return the step that brings a small init in, read-only, at INIT. Raises Unsupported without one."""
     for path in _INIT:
         if os.path.exists(path):
@@ -135,6 +140,6 @@ def init():
     raise Unsupported("this machine has no tini-static for --init", "apt-get install tini (`lab up` does)")
 
 
-def locks():
+def locks() -> tuple[MountStep, ...]:
     """Return the steps that cover what is not the container's business in /proc and /sys."""
     return (*map(Mask, MASKED), *map(ReadOnly, READ_ONLY))

@@ -25,7 +25,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import BadValue, KernelError, from_oserror
@@ -102,6 +102,14 @@ def _place(mount_fd: int, root: int, target: str, folder: bool = True, follow: b
 
 
 # ---- the steps ----
+
+
+class MountStep(Protocol):
+    """One thing put in place below the root that the fd `root` stands for."""
+
+    def describe(self) -> str: ...  # noqa: D102
+
+    def execute(self, root: int) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -354,7 +362,7 @@ class Plan:
     """A root step and the steps in it, in the order they will be done."""
 
     root: Root
-    steps: tuple[Any, ...] = ()
+    steps: tuple[MountStep, ...] = ()
 
     def sorted(self) -> "Plan":
         """Return the plan with mounts parents first, then what covers them."""

@@ -50,7 +50,7 @@ def _given_away(pid: int, seconds: float = 5) -> bool:
 def forbids_only_mkdir(path: str | Path) -> Requirements:
     """Write a seccomp profile under which mkdir fails and everything else works."""
 
-    def under(script: str) -> tuple[int, str]:
+    def under(script: str) -> tuple[int | None, str]:
         with Container("busybox", ["sh", "-c", script], security_opt=[f"seccomp={path}"]).start() as box:
             return box.wait(20), box.logs()
 
