@@ -74,8 +74,8 @@ def files():
     for path in sorted(root.rglob("*")):
         place = path.relative_to(root)
         if path.is_file() and not {"diff", "upper", "damaged"} & set(place.parts) and path.stat().st_size < 1 << 19:
-            alike = path.parent.name if path.parent.name in ("ledger", "locks", "seccomp", "build-cache") else place
-            found.setdefault(alike, path)
+            alike = path.parent.name in ("ledger", "locks", "seccomp", "build-cache", "sha256")
+            found.setdefault(_place(path) if alike else place, path)
     return list(found.values())
 
 
@@ -122,6 +122,9 @@ def _place(path):
     known = {file.read_text(): file.name for file in names if file.is_file()}
     if path.parent.name in ("ledger", "locks", "seccomp", "build-cache"):
         return path.parent.name
+    if path.parent.name == "sha256":  # a build makes new ones for ever: one of each kind
+        data = path.read_bytes()
+        return "layer" if data[:1] != b"{" else "config" if b"rootfs" in data else "manifest"
     return "/".join(known.get(part, part) for part in place.parts)
 
 
