@@ -89,7 +89,7 @@ def engine_for_seats(folder, **options):
     runtime = folder / "runtime"
     runtime.write_text(RUNTIME.replace("LACKING", repr([f"CAP_{name.removeprefix('CAP_')}" for name in lacking])))
     runtime.chmod(0o755)
-    with engine.private(images=(), runtimes={"here": runtime}, default="here", network=True, **options) as docker:
+    with engine.private(images=(), runtimes={"here": runtime}, default="here", **options) as docker:
         yield docker
         if left := docker("ps", "-aq").split():
             docker("rm", "-fv", *left)
