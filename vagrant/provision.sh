@@ -16,7 +16,7 @@ fail() {
 # shellcheck disable=SC1091
 . /etc/os-release
 command -v apt-get >/dev/null || fail \
-    "this box is $PRETTY_NAME, and the lab is made for Debian 12 and Ubuntu 24.04 or newer" \
+    "this box is $PRETTY_NAME, and the lab is made for Debian 13, Debian 12 and Ubuntu 24.04 or newer" \
     "leave LAB_BOX unset, vagrant destroy, vagrant up"
 case $(uname -r) in [1-4].* | 5.[0-9].* | 5.1[0-3].*) fail \
     "this box's kernel is Linux $(uname -r), and the chapters need 5.14 or newer" \

@@ -24,7 +24,8 @@ class Lab
     end
   end
 
-  PROVIDERS = %i[virtualbox libvirt vmware_desktop parallels].freeze
+  MACHINES = %i[virtualbox libvirt vmware_desktop parallels].freeze
+  IMAGE = "docker-deep-dive".freeze
   # Vagrant reads its Vagrantfile many times in one run, and brings up seats side by side.
   LOCK = Mutex.new
   TOKENS = Hash.new { |all, name| all[name] = SecureRandom.hex(24) }
@@ -63,12 +64,14 @@ class Lab
 
   # ---- the box ----
 
-  # LAB_BOX, or the file that `lab box` made if it lies here, or `name` from the registry.
+  # LAB_BOX, a file or an address or a name, or the file that `lab box` made if it lies here, or `name` from the registry.
   def use_box(override, provider, name = nil)
     override.vm.box = name if name
     asked = @env["LAB_BOX"].to_s
     file = asked.empty? ? box_file(provider) : File.expand_path(asked, Dir.pwd)
-    if file && File.file?(file)
+    if asked.start_with?("http://", "https://")
+      override.vm.box, override.vm.box_url = File.basename(asked, ".box"), asked
+    elsif file && File.file?(file)
       use_file(override, file)
     elsif asked.end_with?(".box")
       raise Wrong.new("LAB_BOX: there is no file #{file}", "`vagrant/lab box` makes it, on a Linux machine")
@@ -94,6 +97,17 @@ class Lab
     override.vm.box_download_checksum = sum
   end
 
+  # Docker's own words go to the screen: Vagrant looks in them for an image's number, and not every Docker says it.
+  def build_image(vm)
+    LOCK.synchronize do
+      next if @built
+
+      vm.ui.info "building the image #{IMAGE}: some minutes the first time"
+      @built = system("docker", "build", "-t", IMAGE, "-f", File.join(@root, "vagrant/seat/Dockerfile"), @root)
+      @built or raise Wrong.new("Docker could not build #{IMAGE}", "its words are above; `docker info` says whether it runs")
+    end
+  end
+
   def share_options(excluded)
     case @share
     when "virtiofs" then {}
@@ -111,20 +125,21 @@ class Lab
     return unless argv.first == "up"
 
     asked = argv.join(" ")[/--provider[ =]([\w-]+)/, 1] || @env["VAGRANT_DEFAULT_PROVIDER"].to_s
-    unknown = asked.empty? && File.exist?(File.join(@root, "Vagrantfile.local"))
+    # A file of one's own may have named one, and a seat that is there has one.
+    unknown = asked.empty? && (File.exist?(File.join(@root, "Vagrantfile.local")) || Dir.glob("#{state}/../machines/*/*/id").any?)
     check_memory unless unknown || !(asked.empty? || here?(asked))
     return if unknown || !asked.empty?
 
     all = Vagrant.plugin("2").manager.providers
-    return if PROVIDERS.any? { |name| all[name] && all[name][0].usable?(false) }
+    return if MACHINES.any? { |name| all[name] && all[name][0].usable?(false) }
 
     raise Wrong.new("Vagrant finds nothing here that runs virtual machines",
-                    "install VirtualBox; or, on Linux, libvirt and `vagrant plugin install vagrant-libvirt`; " \
-                    "or VMware or Parallels with their Vagrant plugins")
+                    "vagrant up --provider=docker, where Docker is; or install VirtualBox; or, on Linux, libvirt and " \
+                    "`vagrant plugin install vagrant-libvirt`; or VMware or Parallels with their Vagrant plugins")
   end
 
   def check_host(provider)
-    check_virtualisation(provider) if here?(provider) && !emulated?
+    check_virtualisation(provider) if MACHINES.include?(provider.to_sym) && !emulated?
   end
 
   def check_virtualisation(provider)
@@ -168,9 +183,9 @@ class Lab
                     "fewer seats, or LAB_MEMORY=#{[768, (has * 3 / 4) / seats.size].max}")
   end
 
-  # Whether a provider's machines run on this computer, and not in a cloud.
+  # Whether a provider's seats run on this computer, and not in a cloud.
   def here?(provider)
-    PROVIDERS.include?(provider.to_sym)
+    [*MACHINES, :docker].include?(provider.to_sym)
   end
 
   # ---- the end of `vagrant up` ----
@@ -184,8 +199,8 @@ class Lab
       return
     end
     ui.info "waiting for JupyterLab on port #{seat.port}"
-    raise Wrong.new("JupyterLab does not answer on http://127.0.0.1:#{seat.port}",
-                    "vagrant ssh #{seat.name} -c 'sudo journalctl -u docker-deep-dive'") unless seat.answers_within(emulated? ? 1200 : 300)
+    ask = vm.provider_name == :docker ? "docker-logs #{seat.name}" : "ssh #{seat.name} -c 'sudo journalctl -u docker-deep-dive'"
+    raise Wrong.new("JupyterLab does not answer on http://127.0.0.1:#{seat.port}", "vagrant #{ask}") unless seat.answers_within(emulated? ? 1200 : 300)
 
     if room?
       at_exit { puts "\nThe seats, also in #{list}:\n#{File.read(list)}" } unless File.exist?(list) && @listed

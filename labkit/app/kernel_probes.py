@@ -66,7 +66,12 @@ def _probe_unprivileged() -> object:
         syscalls.mount("tmpfs", "/tmp", "tmpfs", 0)
         return "nobody is root in it"
 
-    return in_child(work)
+    try:
+        return in_child(work)
+    except LabError as error:
+        if refusal := namespaces.refusal():
+            raise Unsupported("; ".join((error.message, *refusal))) from None
+        raise
 
 
 # ---- filesystems -------------------------------------------------------------

@@ -52,6 +52,19 @@ def _in_v2_cgroup(function: Callable[[Path], object]) -> object:
         folder.rmdir()
 
 
+@probe("a container with limits", "cgroup", "02, 04, 05, 12: no container starts, or none is held", vital=True)
+def _probe_a_container_with_limits() -> object:
+    from labkit.container import life
+
+    try:
+        done = life.run("busybox", ["true"], show=False, memory="32m", cpus="0.5", pids_limit=8)
+    except LabError as error:  # the table shows no hints, and this one says what to do
+        raise Unsupported("; ".join(filter(None, (error.message, error.hint)))) from None
+    if done.code:
+        raise Unsupported(f"its command ended with {done.code}: {done.output.strip()[-200:]}")
+    return "started, and gone"
+
+
 @probe("cgroup v2", "cgroup", "04: only v1's hierarchies can be shown")
 def _probe_cgroup_v2() -> object:
     tree = hierarchies.unified()

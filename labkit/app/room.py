@@ -1,12 +1,13 @@
 """`lab room`: an instructor sees how far each seat is, and who is stuck where. No names.
 
-A seat's progress is one small file, `progress.json` (see `lessons`), and comes by
-one of two ways:
+A seat's progress is one small file, `progress.json` (see `lessons`), and comes one
+of these ways:
 
     lab room /mnt/room              a shared folder, where each seat was started
                                     with `LAB_ROOM=/mnt/room lab up`
     lab room http://…/lab?token=…   the address that `lab up` printed on the seat,
                                     where the network lets one in (`--ip`)
+    lab room http://…/hub?token=…   a JupyterHub with seats, see vagrant/hub
     lab room .vagrant/lab/seats.txt a list of addresses, as `LAB_SEATS=12 vagrant up`
                                     writes it: a name and an address a line
 
@@ -51,7 +52,9 @@ def seats(places: list[str]) -> list[Seat]:
     sources: list[Source] = []
     for place in places:
         path = Path(place)
-        if place.startswith(("http://", "https://")):
+        if place.startswith(("http://", "https://")) and urllib.parse.urlsplit(place).path.rstrip("/") == "/hub":
+            sources += _of_hub(place)
+        elif place.startswith(("http://", "https://")):
             sources.append((urllib.parse.urlsplit(place).netloc, place))
         elif path.is_dir():
             files = sorted(path.glob("seat-*.json"))
@@ -78,6 +81,19 @@ def _listed(path: Path) -> list[Source]:
     return found
 
 
+def _of_hub(place: str) -> list[Source]:
+    """Return (user, address) of each seat that a JupyterHub has running, with the token that is in its own address."""
+    parts = urllib.parse.urlsplit(place)
+    try:
+        users = json.loads(_asked(parts, "/hub/api/users?state=ready"))
+        names = [user["name"] for user in users]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise NotFound(f"{parts.scheme}://{parts.netloc}/hub lists no seats: {_why(error)}") from None
+    return [
+        (name, f"{parts.scheme}://{parts.netloc}/user/{urllib.parse.quote(name)}/lab?{parts.query}") for name in names
+    ]
+
+
 def _seat(source: Source) -> Seat:
     name, place = source
     try:
@@ -98,12 +114,19 @@ def _why(error: Exception) -> str:
 def _fetched(address: str) -> str:
     """Return progress.json by JupyterLab's own contents API, with the address's own token."""
     parts = urllib.parse.urlsplit(address)
+    base = parts.path.partition("/lab")[0].rstrip("/")  # below a JupyterHub there is one
+    answer = _asked(parts, f"{base}/api/contents/progress.json?content=1&type=file&format=text")
+    return json.loads(answer)["content"]
+
+
+def _asked(parts: urllib.parse.SplitResult, path: str) -> bytes:
+    """Return what a server says to the token of an address."""
     token = urllib.parse.parse_qs(parts.query).get("token", [""])[0]
-    url = f"{parts.scheme}://{parts.netloc}/api/contents/progress.json?content=1&type=file&format=text"
+    url = f"{parts.scheme}://{parts.netloc}{path}"
     request = urllib.request.Request(url, headers={"Authorization": f"token {token}"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=5) as answer:
-        return json.loads(answer.read(MOST))["content"]
+        return answer.read(MOST)
 
 
 def _read(name: str, record: dict[str, Any]) -> Seat:

@@ -16,10 +16,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from labkit.ground import proc, state, syscalls
-from labkit.ground.errors import BadValue, InUse, LabError, from_oserror
+from labkit.ground.errors import BadValue, InUse, LabError, Unsupported, from_oserror
 from labkit.lessons import coursework
 
 REPO = state.REPO
@@ -149,7 +149,19 @@ def _listener(port: int) -> str:
     return ""
 
 
-def _launch(ip: str, record: Record) -> Process:
+def become_hubs() -> NoReturn:
+    """Go on as the seat of a JupyterHub, which started this container, says where to listen, and asks who comes."""
+    try:
+        import jupyterhub  # noqa: F401
+    except ImportError:
+        raise Unsupported("JupyterHub started this, and has no package here", "vagrant/hub/Dockerfile has") from None
+    environment = _prepare({})
+    os.chdir(coursework.folder())
+    os.execve(sys.executable, [sys.executable, "-m", "jupyterhub.singleuser", "--allow-root"], environment)
+
+
+def _prepare(listening: dict[str, Any]) -> dict[str, str]:
+    """Write JupyterLab's settings, and those that say where it listens; return its environment."""
     home = state.lib_dir("jupyter")
     (home / "labconfig").mkdir(exist_ok=True)
     quiet = {
@@ -166,8 +178,8 @@ def _launch(ip: str, record: Record) -> Process:
         letters.parent.mkdir(parents=True, exist_ok=True)
         state.write_json(letters, _LETTERS)
     _arrange(home / "lab" / "workspaces")
-    state.write_json(home / "jupyter_server_config.json", _settings(ip, record))
-    environment = os.environ | {
+    state.write_json(home / "jupyter_server_config.json", _settings(listening))
+    return os.environ | {
         "JUPYTER_CONFIG_DIR": str(home),
         "JUPYTER_DATA_DIR": str(home / "data"),
         "JUPYTER_RUNTIME_DIR": str(state.run_dir("jupyter", "runtime")),
@@ -175,6 +187,11 @@ def _launch(ip: str, record: Record) -> Process:
         "PROMPT_DIRTRIM": "1",  # the terminal's prompt shows one folder of the path, not all of it
         "PATH": f"{_lab_on_path()}:{os.environ['PATH']}",
     }
+
+
+def _launch(ip: str, record: Record) -> Process:
+    server = {"ip": ip, "port": record["port"], "port_retries": 0}
+    environment = _prepare({"ServerApp": server, "IdentityProvider": {"token": record["token"]}})
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     with open(log(), "wb") as words:
         # A session of its own: Ctrl-C must reach only us, or JupyterLab stops to ask.
@@ -214,19 +231,16 @@ def _arrange(folder: Path) -> None:
     WorkspacesManager(str(folder)).save(BESIDE, json.dumps({"data": data, "metadata": {"id": BESIDE}}))
 
 
-def _settings(ip: str, record: Record) -> dict[str, Any]:
-    return {
-        "ServerApp": {
-            "ip": ip,
-            "port": record["port"],
-            "port_retries": 0,
+def _settings(listening: dict[str, Any]) -> dict[str, Any]:
+    return listening | {
+        "ServerApp": listening.get("ServerApp", {})
+        | {
             "root_dir": str(coursework.folder()),
             # bash as a login shell would set PATH anew, without `lab` on it.
             "terminado_settings": {"shell_command": ["/bin/bash"]},
         },
         # What was passed is shown by the chapters: the file is no chapter of theirs.
         "ContentsManager": {"hide_globs": ["__pycache__", "*.pyc", "*~", "progress.json"]},
-        "IdentityProvider": {"token": record["token"]},
         "LabApp": {"extension_manager": "readonly", "default_url": first_page()},
         # It would call npm to look for servers of other languages.
         "LanguageServerManager": {"autodetect": False},

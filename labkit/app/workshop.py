@@ -27,6 +27,9 @@ from labkit.lessons.coursework import REPO, chapters
 def up(argv: list[str]) -> int:
     """Serve the chapters in JupyterLab until Ctrl-C; return the exit status."""
     options = _up_options(argv)
+    if "JUPYTERHUB_SERVICE_URL" in os.environ:
+        coursework.copy_all()
+        server.become_hubs()
     with state.lock("jupyter"):
         record = server.running()
         if record:

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.ground import proc
+from labkit.ground import proc, state
 from labkit.ground.errors import KernelError, Unsupported
 
 # The controllers that labkit uses, by v2's names. v1 says blkio for io, and has
@@ -130,9 +130,10 @@ def _write_all(file: Path, text: str) -> None:
         if error.errno in (errno.ENOENT, errno.ENODEV):
             # The folder was removed before it was opened, or after: the caller makes it again.
             raise
-        raise KernelError(
-            f"writing {text!r}",
-            error.errno,
-            file,
-            f"a v2 folder that has processes in it can't hand controllers down: move them out of {file.parent}",
-        ) from None
+        hint = f"a v2 folder that has processes in it can't hand controllers down: move them out of {file.parent}"
+        if os.path.ismount(file.parent):  # the machine's own root may have processes, a container's may not
+            hint = (
+                "this container's cgroup root has processes in it, and can't hand controllers down: "
+                f"`{state.REPO}/vagrant/seat/entry true` moves them into a child of it"
+            )
+        raise KernelError(f"writing {text!r}", error.errno, file, hint) from None

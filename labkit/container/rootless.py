@@ -25,6 +25,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from labkit.ground import proc, state, syscalls
+from labkit.ground.child import in_child
 from labkit.ground.errors import KernelError, LabError, NotFound, Unsupported
 from labkit.isolation import namespaces
 
@@ -54,14 +55,17 @@ def enter() -> None:
         finally:
             os.close(held)
         return
+    refusal = namespaces.refusal()
     try:
         syscalls.unshare(syscalls.CLONE_NEWUSER)
         namespaces.map_ids("self", [(0, uid, 1)], [(0, gid, 1)])
+        if refusal:  # AppArmor gives the namespace, and no power in it: use some
+            in_child(syscalls.unshare, syscalls.CLONE_NEWNS)
     except LabError as error:
+        why, hint = refusal or ("no setting that labkit knows says why", "ask the machine's owner")
         raise Unsupported(
-            f"this machine lets no ordinary user make a user namespace: {error.message}",
-            "sudo lab …, or ask its owner: sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
-            "kernel.apparmor_restrict_unprivileged_userns",
+            f"this machine lets no ordinary user make a user namespace: {error.message} ({why})",
+            f"sudo lab …, or {hint}",
         ) from None
 
 

@@ -43,6 +43,23 @@ def flags(kinds: Iterable[str]) -> int:
     return bits
 
 
+# The settings that keep ordinary users out of user namespaces: the value that does, and one that does not.
+_SWITCHES = {
+    "kernel/apparmor_restrict_unprivileged_userns": ("1", "0"),  # Ubuntu 24.04 and later
+    "kernel/unprivileged_userns_clone": ("0", "1"),  # Debian before 11
+    "user/max_user_namespaces": ("0", "10000"),
+}
+
+
+def refusal(settings: Path = Path("/proc/sys")) -> tuple[str, str] | None:
+    """Return which setting keeps ordinary users out of user namespaces, and how to allow them, or None."""
+    for switch, (closed, opened) in _SWITCHES.items():
+        file, name = settings / switch, switch.replace("/", ".")
+        if file.exists() and file.read_text().strip() == closed:
+            return f"{name} is {closed}", f"allow it until the next boot: sudo sysctl {name}={opened}"
+    return None
+
+
 def enter(pidfd: int, kinds: Iterable[str]) -> None:
     """Join namespaces of the process behind `pidfd`, all or none. See setns(2).
 

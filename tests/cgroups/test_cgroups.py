@@ -664,6 +664,22 @@ def test_a_v2_folder_with_processes_hands_no_controller_down(group):
         group.nested("inner")
 
 
+def test_a_containers_root_full_of_processes_is_named_and_a_seats_entry_empties_it(group):
+    v2_only("memory", "rule against processes in inner folders")
+    lab = f"{sys.executable} -m labkit run --memory 32m busybox echo started"
+    script = f"""
+        exec 2>&1; umount -l /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup
+        {lab}; {sys.executable} -m labkit doctor | grep -A1 "container with limits"
+        {state.REPO}/vagrant/seat/entry {lab}; cat /sys/fs/cgroup/init/cgroup.procs
+    """
+    with inside(group, "unshare", "--mount", "--cgroup", "sh", "-c", script) as process:
+        said = process.communicate(timeout=300)[0].decode()
+    before, _, after = said.partition("lost: ")
+    assert "EBUSY" in before and "started" not in before and "NO  a container with limits" in before, said
+    assert before.count(f"`{state.REPO}/vagrant/seat/entry true` moves them") == 2, said
+    assert "started\n" in after and after.split()[-1].isdigit(), said
+
+
 # Devices
 
 

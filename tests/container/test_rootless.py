@@ -1,12 +1,18 @@
 """A container of a user with no privileges at all, and what it can't have, said by name."""
 
+import errno
 import os
+import re
 import shutil
 
 import pytest
 
-from labkit.ground import proc
+from labkit.app import doctor
+from labkit.container import rootless
+from labkit.ground import proc, syscalls
 from labkit.ground.child import in_child
+from labkit.ground.errors import KernelError, Unsupported
+from labkit.isolation import namespaces
 from labkit.lessons.beside import ordinary_user
 
 pytestmark = [pytest.mark.usefixtures("needs_root"), pytest.mark.requires("unprivileged user namespace")]
@@ -102,6 +108,28 @@ def test_a_tmp_folder_of_somebody_else_is_not_used(user):
 
 
 def test_the_ordinary_root_is_not_taken_for_rootless():
-    from labkit.container import rootless
-
     assert not rootless.active() and in_child(rootless.active) is False
+
+
+@pytest.mark.parametrize("refuses", ["the namespace", "all power in it"])
+def test_ubuntus_restriction_is_named_with_what_allows_users_again(monkeypatch, tmp_path, own_root, refuses):
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel/apparmor_restrict_unprivileged_userns").write_text("1\n")
+    monkeypatch.setattr(namespaces.refusal, "__defaults__", (tmp_path,))
+    unshare, no = syscalls.unshare, {"the namespace": syscalls.CLONE_NEWUSER, "all power in it": syscalls.CLONE_NEWNS}
+
+    def ubuntu(flags):
+        if flags & no[refuses]:
+            raise KernelError("unshare(2)", errno.EACCES)
+        unshare(flags)
+
+    monkeypatch.setattr(syscalls, "unshare", ubuntu)
+    said = "EACCES.*kernel.apparmor_restrict_unprivileged_userns is 1.*sudo sysctl .*_userns=0"
+    with pytest.raises(Unsupported, match=f"(?s){said}"):
+        in_child(rootless.enter)
+    finding = doctor.find.__wrapped__("unprivileged user namespace")
+    assert not finding.found and re.search(said, finding.detail)
+
+
+def test_a_machine_without_such_a_setting_has_nothing_to_name(tmp_path):
+    assert namespaces.refusal(tmp_path) is None

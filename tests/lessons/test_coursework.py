@@ -1,6 +1,7 @@
 """Participants get gaps and keep their work; what they passed is remembered; an instructor sees a room."""
 
 import ast
+import http.server
 import json
 import os
 import threading
@@ -282,3 +283,32 @@ def test_a_seat_that_is_not_there_is_told(lab):
     assert seat.name == "127.0.0.1:9" and "refused" in seat.problem
     with pytest.raises(NotFound):
         room.seats(["/no/such/folder"])
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """A JupyterHub of which two users have a seat running."""
+
+    FILE = {"content": json.dumps({"last": 1.0, "checks": {}})}
+    PAGES = {"/hub/api/users": [{"name": "ada"}, {"name": "bob"}], "/user/ada/api/contents/progress.json": FILE}
+
+    def do_GET(self):
+        page = self.PAGES.get(self.path.partition("?")[0])
+        known = self.headers["Authorization"] == "token right"
+        self.send_response(200 if page and known else 404 if known else 403)
+        self.end_headers()
+        self.wfile.write(json.dumps(page).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_jupyterhub_is_asked_for_its_seats_and_each_seat_for_its_progress():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/hub?token="
+        ada, bob = room.seats([f"{address}right"])
+        assert (ada.name, ada.last, ada.problem) == ("ada", 1.0, "")
+        assert (bob.name, bob.problem) == ("bob", "nothing tried yet")
+        with pytest.raises(NotFound, match="lists no seats: the token is not right"):
+            room.seats([f"{address}wrong"])
+        server.shutdown()

@@ -123,8 +123,9 @@ def die_with_parent():
 
 
 def the_disk():
-    """Return the path of the box's disk; make it if its inputs have changed: some minutes."""
-    done = subprocess.run([REPO / "vagrant" / "box" / "build", "--disk"], stdout=subprocess.PIPE, text=True, check=True)
+    """Return the path of the box's disk, of LAB_TEST_DEBIAN; make it if its inputs have changed: some minutes."""
+    words = ["--disk", os.environ.get("LAB_TEST_DEBIAN", "trixie")]
+    done = subprocess.run([REPO / "vagrant" / "box" / "build", *words], stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout.strip()
 
 
@@ -155,13 +156,13 @@ def _command(folder, disk, port, cpus, memory, network):
     ]
 
 
-def debian(root, *words, **options):
-    """Fill `root` with Debian 12's packages, as mmdebstrap's `words` say; `options` are subprocess.run's.
+def debian(root, *words, suite="bookworm", **options):
+    """Fill `root` with Debian's packages, by default Debian 12's, as mmdebstrap's `words` say; `options` are subprocess.run's.
 
     In a pid and a mount namespace of its own: whatever ends it, nothing stays mounted or running.
     """
     alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    command = ["mmdebstrap", "--quiet", "--mode=root", *words, "bookworm", root]
+    command = ["mmdebstrap", "--quiet", "--mode=root", *words, suite, root]
     subprocess.run([*alone, *command], check=True, **options)
 
 

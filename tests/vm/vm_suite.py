@@ -20,12 +20,13 @@ from vm.machine import REPO, Machine, NoAnswer, the_disk
 
 CGROUPS = """
 test_cgroups test_delegation test_container test_checks_memory test_sampling test_reclaiming test_chapter12 04 05
-test_network 10 test_neighbours 01 13
+test_network 10 test_neighbours 01 13 test_seat
 """.split()  # noqa: SIM905
 # Tests of the host's own tools and of the network's registries, not of the kernel.
 LEFT_OUT = """
 test_lab_script test_hosts test_workshop test_coursework test_store_crash
 test_hostile_layers test_layers test_registry test_images_elsewhere test_vm test_browser test_bench
+test_seat_image test_machines
 """.split()  # noqa: SIM905
 FILES = {path.stem: path.relative_to(REPO) for path in sorted((REPO / "tests").rglob("test_*.py"))}
 CHAPTERS = [f"{number:02}" for number in range(14)]

@@ -196,7 +196,7 @@ def _inherited(unlocked: Locks) -> str:
 def _exe(unlocked: Locks) -> str:
     """A script whose interpreter is /proc/self/exe is run by the program that starts the container: the host's own."""
     base = os.path.realpath(sys.base_prefix)
-    lent = [*LENT, *([f"{base}:{base}:ro"] if not base.startswith("/usr/") else [])]
+    lent = [*LENT, *([f"{base}:{base}:ro"] if not f"{base}/".startswith("/usr/") else [])]
     with bait() as (folder, _):
         # A copy of Python plays the host's: nothing else may be written to by anybody.
         program = folder / "python"
