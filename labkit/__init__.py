@@ -16,6 +16,26 @@ docstring says in which order to read it.
     lessons     pictures, knobs, exercises, the museum, the others
     app         the `lab` command, the doctor, JupyterLab, a room
 
+The way of one container, from `Container("busybox", ["true"]).start()` to clone3(2) and
+back, is these files, in reading order. What they ask of other rooms (an image's folders,
+a root to mount, a cgroup, the ledger) can be taken at its docstring's word meanwhile.
+
+    container.life              created, running, exited, gone
+    container.spec              what it shall be, said before anything is made
+    container.standard_mounts   /proc, /dev, /sys and the masks
+    isolation.mounts            its root as a plan: a list of mounts
+    isolation.inroot            a path in a root that is not trusted
+    container.launch            the way from clone to exec, in its order
+    container.steps             what each of the steps does
+    isolation.namespaces        the eight views
+    isolation.security          capabilities, one by one
+    isolation.users             who a process becomes
+    isolation.last_exec         the last exec goes through a stranger
+    container.entry             into its cgroup: by birth, or by its own hand
+    container.channel           what child and parent say meanwhile
+    container.spawner           who clones, listens, and reaps
+    container.records           what is written down about it
+
 `import labkit` is cheap: the names below are loaded when first used.
 """
 

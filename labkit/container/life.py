@@ -323,18 +323,7 @@ class Container:
         keeper = spawner.current()
         if stdio is not None:
             return keeper.spawn(job, stdio)
-        read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        with contextlib.ExitStack() as stack:
-            null = _opened(stack, os.devnull, os.O_RDONLY)
-            output = stack.enter_context(os.fdopen(read_end, "rb"))
-            try:
-                spawned = keeper.spawn(job, (null, write_end, write_end))
-            finally:
-                os.close(write_end)
-            text = _read_until_end(spawned.pidfd, output.fileno())
-            code = keeper.status(spawned)
-            os.close(spawned.pidfd)
-        return Finished(code, text.decode(errors="replace"))
+        return _heard(keeper, job)
 
     def must_be(self, *wanted: str) -> None:
         """Raise NotFound unless its status is one of these."""
@@ -474,6 +463,22 @@ def run(image: str, *command: Any, show: bool = True, **words: Any) -> Finished:
         if show:
             print(output, end="")
         return Finished(code, output, box.oom_killed)
+
+
+def _heard(keeper: Any, job: Job) -> Finished:
+    """Have a job done with nothing to read; return how it ended and what it printed."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    with contextlib.ExitStack() as stack:
+        null = _opened(stack, os.devnull, os.O_RDONLY)
+        output = stack.enter_context(os.fdopen(read_end, "rb"))
+        try:
+            spawned = keeper.spawn(job, (null, write_end, write_end))
+        finally:
+            os.close(write_end)
+        text = _read_until_end(spawned.pidfd, output.fileno())
+        code = keeper.status(spawned)
+        os.close(spawned.pidfd)
+    return Finished(code, text.decode(errors="replace"))
 
 
 def find(reference: str) -> Container:
