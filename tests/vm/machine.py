@@ -124,7 +124,7 @@ def die_with_parent():
 
 def the_disk():
     """Return the path of the box's disk, of LAB_TEST_DEBIAN; make it if its inputs have changed: some minutes."""
-    words = ["--disk", os.environ.get("LAB_TEST_DEBIAN", "trixie")]
+    words = ["--disk", os.environ.get("LAB_TEST_DEBIAN", "bookworm")]
     done = subprocess.run([REPO / "vagrant" / "box" / "build", *words], stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout.strip()
 
