@@ -666,7 +666,7 @@ def test_a_v2_folder_with_processes_hands_no_controller_down(group):
 
 def test_a_containers_root_full_of_processes_is_named_and_a_seats_entry_empties_it(group):
     v2_only("memory", "rule against processes in inner folders")
-    lab = f"{sys.executable} -m labkit run --memory 32m busybox echo started"
+    lab = f"{sys.executable} -m labkit run --rm --memory 32m busybox echo started"
     script = f"""
         exec 2>&1; umount -l /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup
         {lab}; {sys.executable} -m labkit doctor | grep -A1 "container with limits"
