@@ -214,7 +214,9 @@ class OpenTerminal(Step):
             fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *self.size, 0, 0))
         if self.console:
             root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            mounts.Bind(os.ttyname(slave), "/dev/console", recursive=False).execute(root)
+            # The terminal that is held, whatever its name leads to by now: CVE-2025-52565 exchanged that.
+            terminal = mounts.clone_tree("", slave, recursive=False)
+            mounts.Bind("the terminal", "/dev/console", recursive=False, tree=terminal).execute(root)
             os.close(root)
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
         child.say("terminal", fds=[master])

@@ -79,9 +79,6 @@ def out_of_order(lines, calls):
 @pytest.fixture(scope="module")
 def told_and_done(tmp_path_factory):
     """Return what `lab run --explain` prints, and the syscalls of that very start."""
-    if not shutil.which("strace"):
-        pytest.skip("no strace to look over the kernel's shoulder")
-    trace = tmp_path_factory.mktemp("trace") / "calls"
     # The same number for both: it is in the host's name, and in the paths of what is bound.
     code = (
         "from labkit.container.life import Container; from labkit.container.spec import Spec\n"
@@ -89,6 +86,13 @@ def told_and_done(tmp_path_factory):
         "print(*box.describe(), sep='\\n')\n"
         "with box.start(): box.wait(60)"
     )
+    return traced(code, tmp_path_factory.mktemp("trace") / "calls")
+
+
+def traced(code, trace):
+    """Run some Python; return (the lines that it printed, the syscalls that it made)."""
+    if not shutil.which("strace"):
+        pytest.skip("no strace to look over the kernel's shoulder")
     command = ["strace", "-f", "-s", "300", "-o", trace, sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -148,3 +152,11 @@ def test_what_is_left_out_of_the_steps_is_neither_told_nor_done():
 def test_each_step_says_itself_in_a_line_of_its_own(told_and_done):
     lines, _ = told_and_done
     assert len(lines) == len(set(lines)), shlex.join(lines)
+
+
+def test_a_terminal_becomes_the_console_by_its_fd_and_by_no_name(own_root, needs_root, tmp_path):
+    """What its name leads to can be exchanged in the next moment: CVE-2025-52565."""
+    code = "from labkit.container.life import run; print(run('busybox', 'ls /dev/console', tty=True).code)"
+    printed, calls = traced(code, tmp_path / "calls")
+    assert printed[-1] == "0" and any("TIOCGPTPEER" in call for call in calls)
+    assert not [call for call in calls if '"/dev/pts/' in call and call.startswith(("open", "mount", "move"))]
