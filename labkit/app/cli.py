@@ -292,7 +292,7 @@ def _keep(box: "Container", report: int) -> None:
 
 @command("ps", "list the containers that run; -a lists all")
 def _ps(argv: list[str]) -> None:
-    from labkit.container.life import all_containers
+    from labkit.container import records
 
     words = parser("ps")
     words.add_argument("-a", "--all", action="store_true")
@@ -300,18 +300,16 @@ def _ps(argv: list[str]) -> None:
     options = words.parse_args(argv)
     rows = []
     damaged: list[LabError] = []
-    for box in all_containers(damaged):
-        status = box.status
+    for record in records.read_all(damaged):
+        status, spec = records.status(record), record["spec"]
         if status not in ("running", "paused") and not options.all:
             continue
-        record = box.record()
         if status == "exited":
             status = f"exited ({record.get('code')})" + (", oom-killed" if record.get("oom_killed") else "")
-        text = " ".join(box.spec.command)
+        text = " ".join(spec["command"])
         text = text if len(text) <= 24 else text[:23] + "…"
-        rows.append(
-            (box.id, box.spec.image, text, _ago(record["created"]), status, str(record.get("pid", "")), box.name)
-        )
+        name, pid = spec["name"] or record["id"], str(record.get("pid", ""))
+        rows.append((record["id"], spec["image"], text, _ago(record["created"]), status, pid, name))
     if options.quiet:
         print(*(row[0] for row in rows), sep="\n", end="\n" if rows else "")
     else:

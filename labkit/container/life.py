@@ -31,7 +31,7 @@ from labkit.container.launch import Job
 from labkit.container.spec import Spec
 from labkit.container.steps import OpenTerminal
 from labkit.ground import ledger, proc, signals, state, syscalls
-from labkit.ground.errors import Damaged, InUse, KernelError, LabError, NotFound, Unsupported
+from labkit.ground.errors import InUse, KernelError, LabError, NotFound, Unsupported
 from labkit.images import catalog
 from labkit.storage import roots
 
@@ -238,15 +238,11 @@ class Container:
         """One of created, running, paused, exited, dead (its keeper was killed), gone."""
         with contextlib.suppress(NotFound):
             record = self.record()
-            if record["status"] != "running":
-                return record["status"]
-            if proc.is_running(record["pid"], record["start_ticks"]):
-                return "paused" if record.get("paused") else "running"
-            pid, ticks, boot = record["keeper"]
-            if self.spawned:
+            status = records.status(record)
+            if self.spawned and record["status"] == "running" and status not in ("running", "paused"):
                 self.wait()
                 return "exited"
-            return "exited" if boot == proc.boot_id() and proc.is_running(pid, ticks) else "dead"
+            return status
         return "gone"
 
     def config(self) -> catalog.ImageConfig:
@@ -483,30 +479,20 @@ def _heard(keeper: Any, job: Job) -> Finished:
 
 def find(reference: str) -> Container:
     """Return the container of a name, an id or the beginning of one. Raise NotFound."""
-    return _load(records.find(reference))
+    return _of(records.read(records.find(reference)))
 
 
 def all_containers(damaged: list[LabError] | None = None) -> list[Container]:
     """Return every container that there is, the newest first; `damaged` gets what hides one, see `state`."""
-    found = []
-    for number in records.ids():
-        try:
-            box = _load(number)
-            found.append((box.record()["created"], box.id, box))
-        except Damaged as error:
-            damaged.append(error) if damaged is not None else None
-        except NotFound:  # another process removes it just now
-            continue
-    return [box for _, _, box in sorted(found, reverse=True)]
+    return [_of(record) for record in records.read_all(damaged)]
 
 
-def _load(number: str) -> Container:
-    record = records.read(number)
+def _of(record: dict[str, Any]) -> Container:
     # JSON has no tuples; and limits and volumes are in force already, nobody makes them from this again.
     known = ((one.name, record["spec"][one.name]) for one in fields(Spec))
     words: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in known}
     words |= {"limits": cgroup.Limits(), "volumes": ()}
-    return Container.of(Spec(**words), number)
+    return Container.of(Spec(**words), record["id"])
 
 
 def begin(chapter: str) -> None:

@@ -13,26 +13,24 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from labkit.container.spec import Spec
 from labkit.ground import ledger, proc, state
-from labkit.ground.errors import InUse, NotFound
+from labkit.ground.errors import Damaged, InUse, LabError, NotFound
 
-
-def _spec_as_json() -> dict[str, Any]:
-    """Return the shape of a Spec in JSON, which has lists for tuples and objects for dataclasses."""
-    shape: dict[str, Any] = {}
-    for one in fields(Spec):
-        several = get_args(one.type) if isinstance(one.type, UnionType) else (one.type,)
-        kinds = [get_origin(kind) or kind for kind in several]
-        shape[one.name] = tuple(list if kind is tuple else dict if is_dataclass(kind) else kind for kind in kinds)
-    return shape | {name: [str] for name in ("command", "env", "namespaces", "capabilities")}
-
-
+# A Spec in JSON, which has lists for tuples and objects for dataclasses. Not read off the Spec itself:
+# `lab ps` reads records and starts nothing, and to load what a Spec is made of would take most of its time.
+_SPEC = {
+    "image": str,
+    **dict.fromkeys(("command", "env", "namespaces", "capabilities"), [str]),
+    **dict.fromkeys(("name", "hostname", "workdir", "user"), str | None),
+    **dict.fromkeys(("read_only", "tty", "interactive", "rm", "init"), bool),
+    **dict.fromkeys(("network", "seccomp", "storage"), str),
+    **dict.fromkeys(("volumes", "ports"), list),
+    **dict.fromkeys(("userns", "clock_offsets"), list | None),
+    "limits": dict,
+}
 _CONFIG = {"env": [str], "entrypoint": [str], "cmd": [str], "workdir": str, "user": str, "stop_signal": str}
 CONTAINER = state.kind(
     "run/containers/*/state.json",
@@ -41,7 +39,7 @@ CONTAINER = state.kind(
         "status": str,
         "created": int | float,
         "keeper": [int | str],
-        "spec": _spec_as_json(),
+        "spec": _SPEC,
         "config": _CONFIG,
     },
 )
@@ -99,6 +97,29 @@ def read(number: str) -> dict[str, Any]:
         with contextlib.suppress(NotFound), ending(number) as told:
             record |= {} if (code := told()) is None else {"status": "exited", "code": code}
     return record
+
+
+def read_all(damaged: list[LabError] | None = None) -> list[dict[str, Any]]:
+    """Return what is written about every container, the newest first; `damaged` gets what hides one, see `state`."""
+    found = []
+    for number in ids():
+        try:
+            found.append(read(number))
+        except Damaged as error:
+            damaged.append(error) if damaged is not None else None
+        except NotFound:  # another process removes it just now
+            continue
+    return sorted(found, key=lambda record: (record["created"], record["id"]), reverse=True)
+
+
+def status(record: dict[str, Any]) -> str:
+    """Return one of created, running, paused, exited, dead (its keeper was killed), seen by who is not its keeper."""
+    if record["status"] != "running":
+        return str(record["status"])
+    if proc.is_running(record["pid"], record["start_ticks"]):
+        return "paused" if record.get("paused") else "running"
+    pid, ticks, boot = record["keeper"]
+    return "exited" if boot == proc.boot_id() and proc.is_running(pid, ticks) else "dead"
 
 
 def write(number: str, record: dict[str, Any]) -> None:

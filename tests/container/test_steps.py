@@ -5,12 +5,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from types import UnionType
+from typing import get_args, get_origin
 
 import pytest
 
-from labkit.container import launch, steps
+from labkit.container import launch, records, steps
 from labkit.container.life import Container
+from labkit.container.spec import Spec
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -160,3 +163,25 @@ def test_a_terminal_becomes_the_console_by_its_fd_and_by_no_name(own_root, needs
     printed, calls = traced(code, tmp_path / "calls")
     assert printed[-1] == "0" and any("TIOCGPTPEER" in call for call in calls)
     assert not [call for call in calls if '"/dev/pts/' in call and call.startswith(("open", "mount", "move"))]
+
+
+def test_the_shape_of_a_record_is_that_of_a_spec():
+    """Said twice, for the sake of `lab ps`; and said alike."""
+
+    def in_json(one):
+        kinds = get_args(one.type) if isinstance(one.type, UnionType) else (one.type,)
+        return {list if get_origin(kind) is tuple else dict if is_dataclass(kind) else kind for kind in kinds}
+
+    told = records.CONTAINER.shape["spec"]
+    assert set(told) == {one.name for one in fields(Spec)}
+    for one in fields(Spec):
+        shape = told[one.name]
+        said = {list} if isinstance(shape, list) else set(get_args(shape) or (shape,))
+        assert said == in_json(one), one.name
+
+
+def test_listing_containers_loads_nothing_that_starts_one():
+    words = "import sys; from labkit.app.cli import main; main(['ps']); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout.split()
+    assert "labkit.container.records" in loaded
+    assert not {"labkit.container.spec", "labkit.container.steps", "labkit.isolation.mounts"} & set(loaded)
