@@ -101,6 +101,7 @@ def test(argv: list[str]) -> int:
 
 def _pytest_arguments(argv: list[str]) -> list[str]:
     flags = ["-rs", "--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval-sanitize.cfg"]
+    flags += ["--durations=20", "--durations-min=5"]  # what ran longest, in seconds; a --durations of one's own wins
     words = [str(place) for word in argv for place in _places_named(word)]
     places = [word for word in words if Path(word.partition("::")[0]).exists()]
     return flags + words + ([] if places else _everything())
