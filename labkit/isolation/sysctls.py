@@ -5,8 +5,10 @@ keeps it in; any other would change the whole machine.
 See sysctl(8), network_namespaces(7), ipc_namespaces(7).
 """
 
+import os
 from collections.abc import Iterable
 
+from labkit.ground import syscalls as sc
 from labkit.ground.errors import BadValue, KernelError
 
 # ipc(7): the knobs that an ipc namespace has for itself
@@ -32,7 +34,17 @@ def write(sysctls: Iterable[tuple[str, str]]) -> None:
     for name, value in sysctls:
         path = "/proc/sys/" + name.replace(".", "/")
         try:
-            with open(path, "w") as file:
+            with open(path, "w", opener=_of_this_proc) as file:
                 file.write(value)
         except OSError as error:
             raise KernelError(f"writing {value!r}", error.errno, path) from None
+
+
+def _of_this_proc(path: str, flags: int) -> int:
+    """Open a file of /proc itself: a link or a mount on the way could lead to sysrq-trigger (CVE-2025-52881)."""
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        resolve = sc.RESOLVE_NO_XDEV | sc.RESOLVE_NO_SYMLINKS
+        return sc.openat2(proc, os.path.relpath(path, "/proc"), flags & ~(os.O_CREAT | os.O_TRUNC), 0, resolve)
+    finally:
+        os.close(proc)

