@@ -41,7 +41,7 @@ def check_id(number):
     """Return a container's id if it can be a folder's name that is not hidden. Raises BadValue."""
     if not re.fullmatch(r"[\w+-][\w+.-]{0,254}", number, re.ASCII):
         raise BadValue(
-            f"container ID {number!r} can't be used: no character, or an invalid character",
+            f"container id {number!r} has an invalid character for a container ID, or none",
             "letters, digits, `_`, `+`, `-`, and after the first `.`",
         )
     return number
