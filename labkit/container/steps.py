@@ -33,13 +33,14 @@ class ShiftClocks(Step):
 
     monotonic: int = 0
     boottime: int = 0
+    nanoseconds: tuple[int, int] = (0, 0)  # beside the seconds of each
 
     def describe(self) -> str:
         what = namespaces.KINDS["time"][1]
         return f"new namespace, time: {what}, here {self.monotonic} and {self.boottime} s"
 
     def execute(self, child: Child) -> None:
-        namespaces.set_time_offsets(self.monotonic, self.boottime)
+        namespaces.set_time_offsets(self.monotonic, self.boottime, self.nanoseconds)
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ class OpenTerminal(Step):
 
     console: bool = True  # bind it to /dev/console
     size: tuple[int, int] | None = None  # rows, columns
+    returns: bool = True  # a carriage return before each newline, as a screen needs it and a file does not
 
     def describe(self) -> str:
         return "new pseudo-terminal" + (", also /dev/console" if self.console else "")
@@ -210,6 +212,10 @@ class OpenTerminal(Step):
         # By ioctl and not by name: /dev/pts/0 could be anything by now.
         slave = fcntl.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY)
         os.fchown(slave, child.uid, -1)
+        if not self.returns:
+            modes = termios.tcgetattr(slave)
+            modes[1] &= ~termios.ONLCR
+            termios.tcsetattr(slave, termios.TCSANOW, modes)
         if self.size:
             fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *self.size, 0, 0))
         if self.console:
@@ -260,6 +266,8 @@ class GoTo(Step):
             os.makedirs(self.folder, exist_ok=True)
             os.chdir(self.folder)
         except OSError as error:
+            if error.errno == errno.EROFS:  # it is missing: that it can't be made either is not the news
+                error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.folder)
             raise from_oserror(error, f"going to the working directory {self.folder}") from None
         # A cwd that is a leaked fd of the host shows up as "(unreachable)/…".
         if not os.getcwd().startswith("/"):

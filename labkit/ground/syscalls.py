@@ -34,6 +34,9 @@ _OLD = {
     "seccomp": (317, 277),
     "bpf": (321, 280),
     "syncfs": (306, 267),
+    "sched_setattr": (314, 274),
+    "ioprio_set": (251, 30),
+    "set_mempolicy": (238, 237),
 }
 _NEW = {
     "pidfd_send_signal": 424,
@@ -408,6 +411,22 @@ def seccomp(operation: int, flags: int, program: bytes) -> None:
 def syncfs(fd: int) -> None:
     """Bring all that is unwritten on the file system of `fd` to its disk, and wait for it. See syncfs(2)."""
     _syscall("syncfs", c_int(fd), on=f"fd {fd}")
+
+
+def sched_setattr(pid: int, attributes: bytes) -> None:
+    """Set a thread's scheduling policy; `attributes` is a struct sched_attr. See sched_setattr(2)."""
+    _syscall("sched_setattr", c_int(pid), c_char_p(attributes), c_uint(0))
+
+
+def ioprio_set(which: int, who: int, ioprio: int) -> None:
+    """Set the I/O priority of a process. See ioprio_set(2)."""
+    _syscall("ioprio_set", c_int(which), c_int(who), c_int(ioprio))
+
+
+def set_mempolicy(mode: int, nodes: int) -> None:
+    """Say from which memory nodes a thread gets its pages; `nodes` is a bit mask. See set_mempolicy(2)."""
+    mask = c_uint64(nodes)
+    _syscall("set_mempolicy", c_int(mode), ctypes.byref(mask) if nodes else None, c_ulong(65 if nodes else 0))
 
 
 def bpf_prog_load(prog_type: int, program: bytes) -> int:

@@ -9,8 +9,8 @@ different door:
     size=64m mode=755 …     of the filesystem itself: fsconfig(2)
 
 A word that takes back (`rw`, `suid`) undoes an earlier word of the same list; it
-never takes a lock off what is bound. A word that means nothing where it stands is
-refused. See mount(8), and "Mounts" in the runtime specification.
+never takes a lock off what is bound. The filesystem's own words mean nothing for a bind.
+See mount(8), and "Mounts" in the runtime specification.
 """
 
 import operator
@@ -98,11 +98,6 @@ def parse(words: Iterable[str]) -> Options:
             raise Unsupported(f"mount option {word!r}: labkit does not make {_NOT_HERE[word]}")
         for name, change, value in _WORDS.get(word, (("data", operator.add, (word,)),)):
             values[name] = change(values[name], value)
-    if values["bind"] and values["data"]:
-        raise BadValue(
-            f"mount option {values['data'][0]!r} means nothing for a bind mount",
-            "it is the filesystem's, and that is there already",
-        )
     return Options(**values)
 
 
@@ -165,6 +160,14 @@ class Mount:
         finally:
             os.close(target)
             os.close(tree)
+
+    def is_empty_and_read_only(self) -> bool:
+        """Tell whether nothing could be put into it: a new tmpfs is sealed when all that belongs in it is there."""
+        return self.kind == "tmpfs" and not self.options.bind and bool(self.options.attrs & mounts.RDONLY)
+
+    def writable(self) -> "Mount":
+        """Return the step without its lock against writes."""
+        return replace(self, options=replace(self.options, attrs=self.options.attrs & ~mounts.RDONLY))
 
     def gathered(self) -> "Mount":
         """Return the step with its source already taken, if it has one."""

@@ -103,15 +103,19 @@ def map_ids(pid: int | str, uid_map: IdMap, gid_map: IdMap) -> None:
         ) from None
 
 
-def set_time_offsets(monotonic: int = 0, boottime: int = 0) -> None:
-    """Make a time namespace with clocks shifted by whole seconds, and enter it. See time_namespaces(7).
+def set_time_offsets(monotonic: int = 0, boottime: int = 0, nanoseconds: tuple[int, int] = (0, 0)) -> None:
+    """Make a time namespace with clocks shifted by seconds (and nanoseconds of each), and enter it.
+
+    See time_namespaces(7).
 
     unshare(2) puts only children into it, and offsets can be written only while
     nobody is inside; setns(2) then takes the caller in too.
     """
     syscalls.unshare(syscalls.CLONE_NEWTIME)
     try:
-        Path("/proc/self/timens_offsets").write_text(f"monotonic {monotonic} 0\nboottime {boottime} 0\n")
+        Path("/proc/self/timens_offsets").write_text(
+            f"monotonic {monotonic} {nanoseconds[0]}\nboottime {boottime} {nanoseconds[1]}\n"
+        )
         fd = os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise from_oserror(error, "setting the clock offsets") from None

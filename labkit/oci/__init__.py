@@ -9,6 +9,7 @@ Read in this order:
     gate         created but not started: a finished container that waits
     hooks        programs of somebody else, at fixed moments
     settings     rlimits, sysctls, umask and the like
+    priorities   who goes first for a processor, a disk, memory nodes
     terms        the specification's words and the kernel's numbers
     resources    its limits and ours
     systemd      a cgroup that systemd makes for us

@@ -33,7 +33,7 @@ from labkit.container.steps import WriteSysctls
 from labkit.ground import proc
 from labkit.ground.errors import BadValue, NotFound, Unsupported, from_oserror
 from labkit.isolation import mount_options, mounts, namespaces, seccomp, security, sysctls
-from labkit.oci import hooks, moments, resources, settings
+from labkit.oci import hooks, moments, priorities, resources, settings
 
 # the specification's word: ours
 KINDS = {
@@ -51,22 +51,19 @@ _KNOWN = {
     "": "ociVersion root process hostname domainname mounts hooks annotations linux",
     "root": "path readonly",
     "process": "terminal consoleSize user args env cwd capabilities rlimits noNewPrivileges apparmorProfile "
-    "oomScoreAdj",
+    "oomScoreAdj scheduler ioPriority",
     "process.user": "uid gid umask additionalGids",
     "linux": "uidMappings gidMappings sysctl resources cgroupsPath namespaces devices seccomp rootfsPropagation "
-    "maskedPaths readonlyPaths timeOffsets",
+    "maskedPaths readonlyPaths timeOffsets memoryPolicy",
 }
 # What the specification has and labkit has not, with what is lost without it.
 _NOT_HERE = {
     "process.selinuxLabel": "labkit sets no SELinux labels",
     "process.commandLine": "that is for Windows",
-    "process.scheduler": "labkit leaves the scheduler's policy as it is",
-    "process.ioPriority": "labkit sets no I/O priority",
     "process.execCPUAffinity": "labkit binds to CPUs by cpuset only",
     "linux.mountLabel": "labkit sets no SELinux labels",
     "linux.intelRdt": "labkit does not part the processor's cache",
     "linux.personality": "labkit runs programs of this machine's own personality",
-    "linux.memoryPolicy": "labkit binds to memory nodes by cpuset only",
     "linux.netDevices": "labkit moves no links: a createRuntime hook can",
     **{name: "that is for another system than Linux" for name in ("windows", "solaris", "vm", "zos", "freebsd")},
 }
@@ -110,10 +107,10 @@ class Bundle:
         return tuple(_outside(user.get(name, 0), table) for name, table in zip(("uid", "gid"), maps, strict=True))
 
 
-def read(path):
+def read(path: str, config_file: str | None = None) -> Bundle:
     """Return the Bundle in a folder. Raises NotFound, BadValue or Unsupported, and names the place in the file."""
     path = os.path.abspath(path)
-    file = Path(path, "config.json")
+    file = Path(config_file or Path(path, "config.json"))
     config = read_json(file)
     version = config.get("ociVersion")
     if not isinstance(version, str) or not re.match(r"1\.\d+\.\d+", version):
@@ -126,17 +123,29 @@ def read(path):
     if not (config.get("root") or {}).get("path"):
         raise BadValue(f"{file}: root.path is missing", "the folder that becomes /")
     process = config.get("process") or {}
-    warnings += check_process(process)
+    warnings += [*check_process(process), *resources.ignored((config.get("linux") or {}).get("resources"))]
+    for number, words in enumerate(config.get("mounts") or ()):
+        options = mount_options.parse(words.get("options") or ())
+        if options.bind and options.data:
+            warnings.append(
+                f"mounts[{number}]: {','.join(options.data)} is for a filesystem, and no bind has one: ignored"
+            )
     bundle = Bundle(path, config, tuple(warnings), process)
     if not os.path.isdir(bundle.rootfs):
         raise NotFound(
             f"{file}: root.path is {bundle.rootfs}, and there is no such folder", "put the files of the root there"
         )
-    if "mount" not in {entry.get("type") for entry in bundle.linux.get("namespaces") or ()}:
-        raise Unsupported(
-            f"{file}: no mount namespace in linux.namespaces", "without one the mounts would be the host's"
-        )
-    return bundle
+    return bundle if "mnt" in bundle.kinds() else _with_mounts_apart(bundle)
+
+
+def _with_mounts_apart(bundle: Bundle) -> Bundle:
+    """Give it a mount namespace after all, that what the host mounts comes into: its own mounts stay out there."""
+    linux = {"rootfsPropagation": "rslave", **bundle.linux}
+    linux["namespaces"] = [*(linux.get("namespaces") or ()), {"type": "mount"}]
+    warning = (
+        "no mount namespace in linux.namespaces: one that follows the host's is made, or its mounts would be the host's"
+    )
+    return replace(bundle, config={**bundle.config, "linux": linux}, warnings=(*bundle.warnings, warning))
 
 
 @contextlib.contextmanager
@@ -195,7 +204,7 @@ def _strange(where, words):
 # ---- a process ----
 
 
-def process_words(process, kinds, filter_words=None):
+def process_words(process, kinds, filter_words=None, memory_policy=None):
     """Return what a `process` object means, for the first process or a further one: the words of `moments.inside`."""
     user = process.get("user") or {}
     power = _power(process.get("capabilities"))
@@ -211,6 +220,11 @@ def process_words(process, kinds, filter_words=None):
         "seccomp": _filter(filter_words, power.bounding),
         # To gain privilege by exec stays possible, as with docker, unless the config forbids it.
         "no_new_privs": bool(process.get("noNewPrivileges")),
+        "priorities": (
+            priorities.scheduler(process.get("scheduler")),
+            priorities.io_priority(process.get("ioPriority")),
+            priorities.memory_policy(memory_policy),
+        ),
         "settings": settings.Settings(
             rlimits=tuple(
                 settings.check_rlimit(one["type"], one["soft"], one["hard"]) for one in process.get("rlimits") or ()
@@ -273,30 +287,35 @@ def job(
     """
     linux, config, found = bundle.linux, bundle.config, bundle.hooks()
     made, paths = _namespaces(linux.get("namespaces") or ())
-    words = process_words(bundle.process, bundle.kinds(), linux.get("seccomp"))
-    offsets = linux.get("timeOffsets") or {}
+    words = process_words(bundle.process, bundle.kinds(), linux.get("seccomp"), linux.get("memoryPolicy"))
     checked = tuple(sysctls.check(name, value, bundle.kinds()) for name, value in (linux.get("sysctl") or {}).items())
     for name in ("hostname", "domainname"):
         if not isinstance(config.get(name, ""), str):
             raise BadValue(f"{name} {config[name]!r} is no text")
-        if config.get(name) and "uts" not in made:
+        if config.get(name) and "uts" not in made and _is_own("uts", dict(paths).get("uts")):
             raise BadValue(
                 f"{name} is set, and the container has no uts namespace of its own", "it would rename the host"
             )
+    if config.get("domainname") and "kernel.domainname" in (linux.get("sysctl") or {}):
+        raise BadValue("domainname and linux.sysctl kernel.domainname are the same thing", "say it once")
     at_root: tuple[Step, ...] = (
         *([moments.HooksOnHost(at_hooks), moments.HooksInside(found, "createContainer", state)] if found else []),
         *([WriteSysctls(checked)] if checked else []),
     )
     at_gate: tuple[Step, ...] = (
         moments.WaitAtGate(),
-        *([moments.HooksInside(found, "startContainer", {**state, "status": "created"})] if found else []),
+        *(
+            [moments.HooksInside(found, "startContainer", {**state, "status": "created"}, words["env"])]
+            if found
+            else []
+        ),
     )
     map_ids = launch.MapIds(_maps(linux, "uidMappings"), _maps(linux, "gidMappings")) if "user" in made else None
     first = moments.furnish(
         _plan(bundle, group),
         made,
         paths=paths,
-        clocks=(_offset(offsets.get("monotonic")), _offset(offsets.get("boottime"))) if "time" in made else (0, 0),
+        clocks=_clocks(linux.get("timeOffsets"), "time" in made),
         names=(config.get("hostname") or None, config.get("domainname") or None),
         map_ids=map_ids,
         spread=mount_options.propagation(linux["rootfsPropagation"]) if linux.get("rootfsPropagation") else None,
@@ -316,10 +335,10 @@ def job(
     )
 
 
-def further(process: dict[str, Any], pid: int, entry: Entry, filter_words: Any, **how: Any) -> Job:
+def further(process: dict[str, Any], pid: int, entry: Entry, linux: dict[str, Any], **how: Any) -> Job:
     """Return the Job of a further process in the container whose first one is `pid`. `how` goes to `moments.inside`."""
     kinds = own_kinds(pid)
-    words = process_words(process, kinds, filter_words)
+    words = process_words(process, kinds, linux.get("seccomp"), linux.get("memoryPolicy"))
     # Or no filter can be installed, where no_new_privs does not allow it to anyone.
     more = ("SYS_ADMIN",) if words["seccomp"] and not words["no_new_privs"] else ()
     steps = (
@@ -346,8 +365,8 @@ def _namespaces(entries):
         path = entry.get("path")
         if not path:
             made.append(kind)
-        elif kind == "mnt":
-            raise Unsupported("linux.namespaces: mount by path", "a new root there would be one for all who are in it")
+        elif kind == "mnt" and _is_own(kind, path):
+            raise Unsupported("linux.namespaces: mount by path, and it is the host's", "its mounts would be the host's")
         elif not path.startswith("/"):
             raise BadValue(f"linux.namespaces: path {path!r} must be absolute")
         else:
@@ -355,11 +374,23 @@ def _namespaces(entries):
     return tuple(made), tuple(paths)
 
 
-def _offset(words):
-    words = words or {}
-    if words.get("nanosecs"):
-        raise Unsupported("linux.timeOffsets: labkit shifts clocks by whole seconds", "leave nanosecs out")
-    return words.get("secs", 0)
+def _is_own(kind: str, path: str | None) -> bool:
+    """Tell whether a namespace is that of this process; no path means it."""
+    if not path:
+        return True
+    try:
+        return os.path.samefile(path, f"/proc/self/ns/{kind}")
+    except OSError as error:
+        raise from_oserror(error, f"joining the {kind} namespace {path}") from None
+
+
+def _clocks(words: dict[str, Any] | None, has_time: bool) -> tuple[int, int, tuple[int, int]]:
+    """Return what ShiftClocks takes. Raises BadValue for offsets without a time namespace of its own."""
+    if words and not has_time:
+        raise BadValue("linux.timeOffsets is set, and no time namespace is made", "add one to linux.namespaces")
+    clocks = [(words or {}).get(name) or {} for name in ("monotonic", "boottime")]
+    seconds, nanoseconds = ([clock.get(unit, 0) for clock in clocks] for unit in ("secs", "nanosecs"))
+    return seconds[0], seconds[1], (nanoseconds[0], nanoseconds[1])
 
 
 def _maps(linux, name):
@@ -381,6 +412,9 @@ def _plan(bundle, group):
     # A /dev that is bound from the host is not the container's to furnish.
     if not any(step.target == "/dev" and step.options.bind for step in steps if isinstance(step, mount_options.Mount)):
         steps += _devices(bundle)
+    later = [step for step in steps if isinstance(step, mount_options.Mount) and step.is_empty_and_read_only()]
+    steps = [step.writable() if step in later else step for step in steps]
+    steps += [mounts.Seal(step.target) for step in later]
     steps += [mounts.Mask(path) for path in _paths(linux, "maskedPaths")]
     steps += [mounts.ReadOnly(path) for path in _paths(linux, "readonlyPaths")]
     if bundle.config["root"].get("readonly"):

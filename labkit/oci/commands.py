@@ -97,6 +97,12 @@ def _create(options):
     os.close(spawned.pidfd)
 
 
+def _sockets() -> int:
+    """Return how many listening sockets systemd's socket activation has handed over. See sd_listen_fds(3)."""
+    number = os.environ.get("LISTEN_FDS", "")
+    return _count(number) if number.isdigit() else 0
+
+
 def _made(options, box, survives):
     if options.no_pivot:
         raise Unsupported(
@@ -104,9 +110,11 @@ def _made(options, box, survives):
         )
     spawned = box.create(
         options.bundle,
+        config=options.config,
         console=options.console_socket,
         keep_fds=options.preserve_fds,
-        systemd_cgroup=options.systemd_cgroup,
+        sockets=_sockets(),
+        systemd_cgroup=options.systemd_cgroup or options.cgroup_manager == "systemd",
         survives=survives,
         new_keyring=not options.no_new_keyring,
     )
@@ -122,7 +130,7 @@ def _write_pid(options, spawned):
 
 
 def _start(options):
-    _warn(options, _box(options).start())
+    _box(options).start()
 
 
 def _run(options):
@@ -131,12 +139,13 @@ def _run(options):
     try:
         # Before its program runs: a signal that comes then is already for it.
         with attach.caught() as wakeup:
-            _warn(options, box.start())
+            box.start()
             if options.detach:
                 return 0
             code = _in_front(spawned, wakeup)
     except BaseException:
-        box.delete(force=True)
+        with contextlib.suppress(NotFound):  # a failed poststart hook has done so already
+            box.delete(force=True)
         raise
     if not options.keep:
         _warn(options, box.delete(force=True))
@@ -229,15 +238,20 @@ def _ps(options):
 
 
 def _list(options):
-    found = [box.state() for box in lifecycle.boxes(options.root or lifecycle.default_root())]
+    root = options.root or lifecycle.default_root()
+    if options.root and not os.path.isdir(root):
+        raise NotFound(f"there is no folder {root}", "--root is the one that the containers were made with")
+    found = [box.state() for box in lifecycle.boxes(root)]
     if options.format == "json":
-        print(json.dumps(found))
+        print(json.dumps(found, separators=(",", ":")))
     elif options.quiet:
         print("".join(f"{one['id']}\n" for one in found), end="")
     else:
-        print(f"{'ID':<14} {'PID':<8} {'STATUS':<9} BUNDLE")
-        for one in found:
-            print(f"{one['id'][:12]:<14} {one['pid']:<8} {one['status']:<9} {one['bundle']}")
+        names = ("id", "pid", "status", "bundle", "created", "owner")
+        rows = [[name.upper() for name in names], *([str(one[name]) for name in names] for one in found)]
+        widths = [max(11, *map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print(" ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _pause(options):
@@ -315,6 +329,8 @@ def _parser(argv):
     parser.add_argument(
         "--systemd-cgroup", action="store_true", help="cgroupsPath is SLICE:PREFIX:NAME, and systemd makes it"
     )
+    # crun's words for the same choice.
+    parser.add_argument("--cgroup-manager", choices=("cgroupfs", "systemd"), help="who makes the cgroup")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     # Called for each step of each container: only the command that is named is set up.
@@ -337,7 +353,13 @@ def _parser(argv):
         (("--pid-file",), {}),
         (("--preserve-fds",), {"type": _count, "default": 0}),
     ]
-    make = [(("--bundle", "-b"), {"default": "."}), *console, (("--no-pivot",), yes), (("--no-new-keyring",), yes)]
+    make = [
+        (("--bundle", "-b"), {"default": "."}),
+        (("--config", "-f"), {}),
+        *console,
+        (("--no-pivot",), yes),
+        (("--no-new-keyring",), yes),
+    ]
     form = (("--format", "-f"), {"choices": ("table", "json"), "default": "table"})
     command("create", _create, *make, help="make a container of a bundle; its program waits")
     command("start", _start, help="let its program run")

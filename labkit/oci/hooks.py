@@ -10,14 +10,17 @@ hook, is told the container's pid, and moves a veth into that pid's network name
     poststop                   the container is deleted; on the host
 
 Each reads the container's state, as JSON, on its standard input. One that fails
-before the program runs ends the container; one after it is only reported.
+ends the container, poststart's too; poststop's is only reported. One that brings no
+environment has its caller's: the runtime's own, or inside the program's.
 See the runtime specification, "POSIX-platform Hooks".
 """
 
 import json
 import os
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from labkit.ground.errors import BadValue, LabError, from_oserror
 
@@ -28,56 +31,69 @@ NAMES = (*ON_CREATE, *IN_CONTAINER, "poststart", "poststop")
 
 @dataclass(frozen=True)
 class Hook:
-    """One program: its file, its arguments (with its own name first), its whole environment, seconds it may take."""
+    """One program: its file, its arguments (with its own name first), its whole environment, seconds it may take.
+
+    `number` is its place among those of its moment.
+    """
 
     when: str
     path: str
-    args: tuple = ()
-    env: tuple = ()
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] | None = None
     timeout: int | None = None
+    number: int = 0
 
 
-def read(words):
+def read(words: dict[str, Any] | None) -> tuple[Hook, ...]:
     """Return the Hooks in a config's `hooks`, in their order. Raises BadValue, and names the hook."""
     found = []
     for when, entries in (words or {}).items():
         if when not in NAMES:
             raise BadValue(f"hooks.{when} is no hook", "there are: " + ", ".join(NAMES))
-        for entry in entries or ():
+        for number, entry in enumerate(entries or ()):
             path, timeout = entry.get("path"), entry.get("timeout")
             if not isinstance(path, str) or not path.startswith("/"):
                 raise BadValue(f"hooks.{when}: path {path!r} must be absolute")
             if timeout is not None and (not isinstance(timeout, int) or timeout <= 0):
                 raise BadValue(f"hooks.{when}: timeout {timeout!r} must be a number of seconds above 0")
-            found.append(Hook(when, path, tuple(entry.get("args") or ()), tuple(entry.get("env") or ()), timeout))
+            env = None if entry.get("env") is None else tuple(entry["env"])
+            found.append(Hook(when, path, tuple(entry.get("args") or ()), env, timeout, number))
     return tuple(found)
 
 
-def run(hooks, moments, state):
-    """Run the hooks of these moments, one after the other; `state` goes to each. Raises LabError for one that fails."""
+def run(
+    hooks: Iterable[Hook], moments: Iterable[str], state: dict[str, Any], env: dict[str, str] | None = None
+) -> None:
+    """Run the hooks of these moments, one after the other; `state` goes to each. Raises LabError for one that fails.
+
+    `env` is that of a hook without one of its own; None: this process's.
+    """
     for when in moments:
         for hook in hooks:
             if hook.when == when:
-                _run(hook, state)
+                _run(hook, state, env)
 
 
-def _run(hook, state):
+def _run(hook: Hook, state: dict[str, Any], env: dict[str, str] | None) -> None:
+    what = f"error running {hook.when} hook #{hook.number}: {hook.when} hook {hook.path}"  # as runc says it
     try:
         done = subprocess.run(
             [*(hook.args or (hook.path,))],
             executable=hook.path,
-            env=dict(pair.partition("=")[::2] for pair in hook.env),
+            env=env
+            if hook.env is None
+            else {name: value for name, _, value in (one.partition("=") for one in hook.env)},
             input=json.dumps(state).encode(),
             capture_output=True,
             timeout=hook.timeout,
             cwd=state["bundle"] if os.path.isdir(state["bundle"]) else "/",
         )
     except subprocess.TimeoutExpired:
-        raise LabError(f"the {hook.when} hook {hook.path} took more than {hook.timeout} s and was killed") from None
+        raise LabError(f"{what} took more than {hook.timeout} s and was killed") from None
     except OSError as error:
-        raise from_oserror(error, f"running the {hook.when} hook {hook.path}") from None
+        raise from_oserror(error, what) from None
     if done.returncode:
         raise LabError(
-            f"the {hook.when} hook {hook.path} failed with status {done.returncode}: "
-            + (done.stderr or done.stdout).decode(errors="replace").strip()[-500:]
+            f"error running {hook.when} hook #{hook.number}: {hook.when} hook failed with exit code "
+            f"{done.returncode}: {hook.path}: " + (done.stderr or done.stdout).decode(errors="replace").strip()[-500:]
         )

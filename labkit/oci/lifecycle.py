@@ -23,6 +23,7 @@ import shutil
 import signal
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from labkit.cgroups import cgroup
@@ -37,9 +38,12 @@ PROGRAM = state.REPO / "vagrant" / "labkit-runtime"
 
 
 def check_id(number):
-    """Return a container's id if it can be a folder's name, as runc takes them. Raises BadValue."""
-    if not re.fullmatch(r"[\w+.-]{1,255}", number, re.ASCII) or number in (".", ".."):
-        raise BadValue(f"container id {number!r} can't be used", "letters, digits, `_`, `+`, `.` and `-`")
+    """Return a container's id if it can be a folder's name that is not hidden. Raises BadValue."""
+    if not re.fullmatch(r"[\w+-][\w+.-]{0,254}", number, re.ASCII):
+        raise BadValue(
+            f"container id {number!r} has an invalid character for a container ID, or none",
+            "letters, digits, `_`, `+`, `-`, and after the first `.`",
+        )
     return number
 
 
@@ -79,10 +83,9 @@ class Box:
         """Return its state, in the specification's words."""
         record = self.record()
         status = self.status(record)
-        words = {
-            name: record[name] for name in ("ociVersion", "id", "bundle", "annotations", "rootfs", "created", "owner")
-        }
-        return words | {"status": status, "pid": record["pid"] if status not in ("creating", "stopped") else 0} | other
+        news = {"status": status, "pid": record["pid"] if status not in ("creating", "stopped") else 0}
+        order = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner")
+        return {name: (record | news)[name] for name in order} | other
 
     def config(self):
         """Return its config.json, as it was when it was made."""
@@ -98,15 +101,31 @@ class Box:
 
     # ---- created, started ----
 
-    def create(self, path, *, console=None, keep_fds=0, systemd_cgroup=False, survives=True, new_keyring=True):
+    def create(
+        self,
+        path,
+        *,
+        config=None,
+        console=None,
+        keep_fds=0,
+        sockets=0,
+        systemd_cgroup=False,
+        survives=True,
+        new_keyring=True,
+    ):
         """Make all of it but its program's start; return the Spawned that waits. fds 0, 1 and 2 are handed on.
 
-        `console` is the path of a socket that takes its terminal. Whatever is raised,
-        nothing of it is left.
+        `config` is its config.json if that isn't the bundle's, `console` the path of a
+        socket that takes its terminal; the first `sockets` fds from 3 on are listening
+        ones. Whatever is raised, nothing of it is left.
         """
         with bundles.shaped():
-            bundle = bundles.read(path)
+            bundle = bundles.read(path, config)
             _check_console(bundle.process, console, survives)
+            if sockets:
+                env = [*(bundle.process.get("env") or ()), f"LISTEN_FDS={sockets}", "LISTEN_PID=1"]
+                bundle = replace(bundle, process={**bundle.process, "env": env})
+            keep_fds += sockets
             v1_cpu = any(tree.version == 1 and "cpu" in tree.controllers for tree in cgroup.cgroupfs.trees())
             resources = bundle.resources(v1_cpu)
         self.warnings = bundle.warnings
@@ -121,8 +140,8 @@ class Box:
             self._answer_for(ledger.me())
             self._write(
                 ociVersion=bundle.config["ociVersion"], id=self.id, bundle=bundle.path, rootfs=bundle.rootfs,
-                annotations=bundle.config.get("annotations") or {}, owner="", cgroup=[], maker=ledger.me()[:2],
-                created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                annotations=bundle.config.get("annotations") or {}, owner=_name_of(os.getuid()),
+                cgroup=[], maker=ledger.me()[:2], created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )  # fmt: skip
             state.write_json(self.folder / "config.json", bundle.config, sync=False)
             gate.make(self.folder)
@@ -175,7 +194,7 @@ class Box:
         return spawned
 
     def start(self):
-        """Let its program run; return once it does. Return the LabErrors of hooks after that, which stop nothing."""
+        """Let its program run; return once it does. A poststart hook that fails ends and deletes it, and is raised."""
         record = self.record()
         status = self.status(record)
         if status != "created":
@@ -186,9 +205,9 @@ class Box:
         gate.open_for(self.folder, config["process"]["args"])
         try:
             hooks.run(hooks.read(config.get("hooks")), ["poststart"], self.state(status="running", pid=record["pid"]))
-        except LabError as error:
-            return [error]
-        return []
+        except LabError:
+            self.delete(force=True)
+            raise
 
     # ---- a further process ----
 
@@ -208,7 +227,7 @@ class Box:
                 process,
                 record["pid"],
                 _entry(self.cgroup(record)),
-                (config.get("linux") or {}).get("seccomp"),
+                config.get("linux") or {},
                 keep_fds=keep_fds,
                 survives=survives,
             )
@@ -301,6 +320,15 @@ def boxes(root):
         if root.is_dir()
         else []
     )
+
+
+def _name_of(uid: int) -> str:
+    import pwd  # only who creates a container needs it
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _entry(group):

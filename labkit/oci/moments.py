@@ -40,12 +40,13 @@ from labkit.container.steps import (
     SetHostName,
     ShiftClocks,
     StandardStreams,
+    as_dict,
 )
 from labkit.ground import proc
 from labkit.ground import syscalls as sc
 from labkit.isolation import mounts, namespaces, security
 from labkit.isolation.users import home_of
-from labkit.oci import gate, hooks, settings
+from labkit.oci import gate, hooks, priorities, settings
 
 # ---- while it may still do everything ----
 
@@ -78,7 +79,7 @@ class OpenHostProc(Step):
 
 @dataclass(frozen=True)
 class JoinPaths(Step):
-    """A user namespace that is joined comes first: it gives the power over the others. See setns(2)."""
+    """A user namespace that is joined comes first: it gives the power over the others; mounts last. See setns(2)."""
 
     paths: tuple[tuple[str, str], ...]  # (kind, path)
 
@@ -86,7 +87,7 @@ class JoinPaths(Step):
         return [f"setns: join the {kind} namespace {path}" for kind, path in self.paths]
 
     def execute(self, child: Child) -> None:
-        for kind, path in sorted(self.paths, key=lambda pair: pair[0] != "user"):
+        for kind, path in sorted(self.paths, key=lambda pair: (pair[0] != "user", pair[0] == "mnt")):
             namespaces.join(path, kind)
             if kind == "user":
                 os.setresgid(0, 0, 0)
@@ -183,12 +184,14 @@ class HooksInside(Step):
     hooks: tuple[hooks.Hook, ...]
     when: str
     state: dict[str, Any]
+    env: tuple[str, ...] | None = None  # of the program, for hooks without their own
 
     def describe(self) -> str:
         return f"hooks {self.when}"
 
     def execute(self, child: Child) -> None:
-        hooks.run(self.hooks, [self.when], {**self.state, "pid": os.getpid()})
+        env = None if self.env is None else {"HOME": child.home, **as_dict(self.env)}
+        hooks.run(self.hooks, [self.when], {**self.state, "pid": os.getpid()}, env)
 
 
 # ---- who it is ----
@@ -227,6 +230,21 @@ class AskForRlimits(Step):
     def answer(self, spawned: Spawned, value: object, fds: list[int]) -> bool:
         settings.set_rlimits(spawned.pid, self.rlimits)
         return True
+
+
+@dataclass(frozen=True)
+class TakePriorities(Step):
+    """While it has the power to: its user may not go before others. See sched(7)."""
+
+    scheduler: bytes | None
+    io: int | None
+    memory: tuple[int, int] | None
+
+    def describe(self) -> str:
+        return "scheduling policy, I/O priority, memory policy"
+
+    def execute(self, child: Child) -> None:
+        priorities.take_on(self.scheduler, self.io, self.memory)
 
 
 @dataclass(frozen=True)
@@ -310,7 +328,7 @@ def furnish(
     made: tuple[str, ...],
     *,
     paths: tuple[tuple[str, str], ...],
-    clocks: tuple[int, int],
+    clocks: tuple[int, int, tuple[int, int]],
     names: tuple[str | None, str | None],
     map_ids: ParentStep | None,
     spread: tuple[int, bool] | None,
@@ -361,12 +379,17 @@ def inside(
     uid, gid, groups = words["ids"]
     return (
         BeNumbers(uid, gid, groups),
-        *([OpenTerminal(console, words["console_size"])] if words["terminal"] else []),
+        *(
+            [OpenTerminal(console, words["console_size"], returns=survives or os.isatty(1))]
+            if words["terminal"]
+            else []
+        ),
         StandardStreams(files=False),
         GoTo(words["cwd"]),
         *([NewKeyring()] if new_keyring else []),
         CloseFds(keep_fds),
         *([AskForRlimits(wanted.rlimits)] if wanted.rlimits else []),
+        *([TakePriorities(*words["priorities"])] if any(one is not None for one in words["priorities"]) else []),
         # Without no_new_privs only CAP_SYS_ADMIN may install a filter: while it is there.
         *(() if locked else filters),
         LimitBoundingSet(power.bounding),

@@ -12,6 +12,7 @@ A limit that this machine has no controller for is refused by its name. See
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from labkit.cgroups import devices
 from labkit.cgroups.limits import PER_SHARE, UNLIMITED, IoLimit, Limits
@@ -26,8 +27,6 @@ _KNOWN = {
 }
 # What labkit has no place for, and why. A zero or an empty list of them asks for nothing.
 _NOT_HERE = {
-    "memory.kernel": "the kernel has given up a limit for its own memory",
-    "memory.kernelTCP": "labkit counts a socket's memory with all other",
     "blockIO.leafWeight": "only an I/O scheduler of old had it (cfq)",
     "blockIO.weightDevice": "labkit weighs all devices alike",
     "network": "labkit marks no packets by cgroup (net_cls, net_prio)",
@@ -35,6 +34,19 @@ _NOT_HERE = {
     "hugepageLimits": "labkit has no hugetlb controller",
     "vtpms": "labkit has no virtual TPM",
 }
+
+
+# The specification's own NOT RECOMMENDED: what asks for it goes on without.
+_IGNORED = {
+    "kernel": "the kernel has given up a limit for its own memory",
+    "kernelTCP": "a socket's memory is counted with all other",
+}
+
+
+def ignored(words: dict[str, Any] | None) -> list[str]:
+    """Return a warning for each limit that is let pass."""
+    memory = (words or {}).get("memory") or {}
+    return [f"linux.resources.memory.{name} is ignored: {why}" for name, why in _IGNORED.items() if memory.get(name)]
 
 
 @dataclass(frozen=True)

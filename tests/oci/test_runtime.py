@@ -218,8 +218,6 @@ REFUSED = [
     ("ociVersion", "2.0.0", "ociVersion"),
     ("ociVersion", "0.9.0", "ociVersion"),
     ("process.selinuxLabel", "system_u:x", "process.selinuxLabel"),
-    ("process.ioPriority", {"class": "IOPRIO_CLASS_RT", "priority": 1}, "process.ioPriority"),
-    ("process.scheduler", {"policy": "SCHED_FIFO"}, "process.scheduler"),
     ("process.cwd", "relative", "process.cwd"),
     ("process.args", [], "process.args"),
     ("process.env", ["NOVALUE"], "process.env"),
@@ -232,14 +230,12 @@ REFUSED = [
     ("linux.sysctl", {"kernel.core_pattern": "|/bin/sh"}, "kernel.core_pattern"),
     ("linux.sysctl", {"vm.overcommit_memory": "1"}, "vm.overcommit_memory"),
     ("linux.sysctl", {"net.../../kernel.hostname": "1"}, "net..."),
-    ("linux.namespaces", [{"type": "pid"}], "mount namespace"),
     ("linux.namespaces", [{"type": "mount"}, {"type": "mount"}], "twice"),
     ("linux.namespaces", [{"type": "mount"}, {"type": "moon"}], "moon"),
-    ("linux.namespaces", [{"type": "mount", "path": "/proc/1/ns/mnt"}], "mount by path"),
+    ("linux.namespaces", [{"type": "mount", "path": "/proc/self/ns/mnt"}], "mount by path"),
     ("linux.resources.rdma", {"mlx5": {"hcaHandles": 3}}, "linux.resources.rdma"),
     ("linux.resources.hugepageLimits", [{"pageSize": "2MB", "limit": 1}], "hugepageLimits"),
     ("linux.resources.network", {"classID": 1}, "linux.resources.network"),
-    ("linux.resources.memory", {"kernel": 1 << 30}, "memory.kernel"),
     ("linux.resources.memory", {"tea": 1}, "memory.tea"),
     ("linux.resources.unified", {"../../x": "1"}, "unified"),
     ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}, "listenerPath"),
@@ -249,12 +245,28 @@ REFUSED = [
     ("linux.cgroupsPath", "../../escape", "`..`"),
     ("hooks", {"prestart": [{"path": "relative"}]}, "hooks.prestart"),
     ("hooks", {"someday": []}, "hooks.someday"),
+    ("linux.timeOffsets", {"boottime": {"secs": 5}}, "linux.timeOffsets"),
+    ("process.scheduler", {"policy": "SCHED_LUCK"}, "SCHED_LUCK"),
+    ("process.scheduler", {"policy": "SCHED_BATCH", "flags": ["FLAG_X"]}, "FLAG_X"),
+    ("process.scheduler", {"policy": "SCHED_BATCH", "nice": 20}, "scheduler.nice"),
+    ("process.scheduler", {"policy": "SCHED_FIFO"}, "scheduler.priority"),
+    ("process.scheduler", {"policy": "SCHED_BATCH", "runtime": 5000}, "SCHED_DEADLINE"),
+    ("process.scheduler", {"policy": "SCHED_DEADLINE", "deadline": 5000}, "requires `runtime`"),
+    ("process.scheduler", {"policy": "SCHED_DEADLINE", "runtime": 5000}, "requires `deadline`"),
+    ("process.scheduler", {"policy": "SCHED_DEADLINE", "runtime": 9, "deadline": 5000}, "between 1024"),
+    ("process.scheduler", {"policy": "SCHED_DEADLINE", "runtime": 9000, "deadline": 5000}, "<= deadline"),
+    ("process.ioPriority", {"class": "IOPRIO_CLASS_TEA"}, "IOPRIO_CLASS_TEA"),
+    ("process.ioPriority", {"class": "IOPRIO_CLASS_BE", "priority": 8}, "ioPriority.priority"),
+    ("linux.memoryPolicy", {}, "invalid memory policy mode"),
+    ("linux.memoryPolicy", {"mode": "MPOL_BIND"}, "at least 1 node"),
+    ("linux.memoryPolicy", {"mode": "MPOL_DEFAULT", "nodes": "0-7"}, "requires 0 nodes but got 8"),
+    ("linux.memoryPolicy", {"mode": "MPOL_BIND", "nodes": "0-9876543210"}, "invalid memory policy node"),
+    ("linux.memoryPolicy", {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_X"]}, "invalid memory policy flag"),
     ("windows", {"layerFolders": ["x"]}, "windows"),
     ("root.path", "/no/such/root", "/no/such/root"),
     ("mounts", [{"destination": "relative", "type": "tmpfs"}], "mounts[0]"),
     ("mounts", [{"destination": "/x", "source": "/x"}], "mounts[0]"),
     ("mounts", [{"destination": "/data", "type": "tmpfs", "options": ["idmap"]}], "idmap"),
-    ("mounts", [{"destination": "/data", "source": "/tmp", "options": ["bind", "size=1m"]}], "size=1m"),
     ("mounts", [{"destination": "/data", "source": "/no/such/source", "options": ["bind"]}], "/no/such/source"),
     ("mounts", [{"destination": "/data", "type": "nosuchfs"}], "nosuchfs"),
     ("process.apparmorProfile", "nosuch-profile", "AppArmor"),
@@ -419,17 +431,28 @@ def test_hook_that_fails_before_the_program_ends_the_container(box, when):
     _hook(box, when, "echo no wine >&2; exit 3")
     done = box.create()
     assert done.returncode == 1
-    assert f"the {when} hook" in done.stderr and "no wine" in done.stderr
+    assert f"error running {when} hook #0" in done.stderr and "no wine" in done.stderr
     assert box.left() == []
 
 
-def test_hook_that_fails_after_the_start_is_only_reported(box):
+def test_hook_that_fails_after_the_start_ends_and_deletes_the_container(box):
     _hook(box, "poststart", "exit 3")
+    _hook(box, "poststop")
     box.shell("sleep 100").create()
     done = box("start", box.id)
-    assert done.returncode == 0
-    assert "warning" in done.stderr and "poststart" in done.stderr
-    assert box.state()["status"] == "running"
+    assert done.returncode == 1
+    assert "error running poststart hook #0" in done.stderr
+    assert box.left() == []
+    assert [when for when, _ in _seen(box)] == ["poststart", "poststop"]
+
+
+def test_hook_without_an_environment_has_its_callers(box, rootfs):
+    _hook(box, "createRuntime", f"echo $LABKIT_ROOT > {box.folder}/root")
+    box.config["hooks"]["createRuntime"][0].pop("env", None)
+    box.config["hooks"]["startContainer"] = [{"path": "/bin/sh", "args": ["sh", "-c", "test $COLOUR = red"]}]
+    box.config["process"]["env"] = ["PATH=/bin", "COLOUR=red"]
+    assert box.shell("true").run().returncode == 0
+    assert (box.folder / "root").read_text().strip() == os.environ["LABKIT_ROOT"]
 
 
 def test_hook_that_hangs_is_killed_after_its_time(box):
@@ -441,6 +464,91 @@ def test_hook_that_hangs_is_killed_after_its_time(box):
 
 
 # ---- what a process is given ----
+
+
+def test_priorities_of_the_config_are_the_processs(box):
+    box.config["process"]["scheduler"] = {"policy": "SCHED_BATCH", "nice": 7}
+    box.config["process"]["ioPriority"] = {"class": "IOPRIO_CLASS_BE", "priority": 2}
+    box.config["linux"]["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0"}
+    box.shell("cut -d' ' -f19,41 /proc/self/stat; head -1 /proc/self/numa_maps")
+    words = box.run().stdout.split()
+    assert words[:2] == ["7", "3"] and "bind:0" in words
+
+
+def test_missing_working_directory_on_a_read_only_root_is_said_to_be_missing(box):
+    box.config["root"]["readonly"] = True
+    box.config["process"]["cwd"] = "/no/such/folder"
+    assert "ENOENT" in box.run().stderr
+
+
+def test_read_only_dev_is_furnished_and_then_sealed(box):
+    dev = next(mount for mount in box.config["mounts"] if mount["destination"] == "/dev")
+    dev["options"] = [*dev["options"], "ro"]
+    assert "ead-only" in box.shell("echo > /dev/null; echo > /dev/tea").run().stderr
+
+
+def test_clock_offsets_have_nanoseconds(box):
+    box.config["linux"]["namespaces"].append({"type": "time"})
+    box.config["linux"]["timeOffsets"] = {"monotonic": {"secs": 7, "nanosecs": 5}, "boottime": {"secs": 9}}
+    assert box.shell("cat /proc/self/timens_offsets").run().stdout.split() == [
+        "monotonic",
+        "7",
+        "5",
+        "boottime",
+        "9",
+        "0",
+    ]
+
+
+def test_what_means_nothing_is_warned_of_and_let_pass(box):
+    bind = {"destination": "/mnt", "source": "/tmp", "options": ["bind", "size=1m"]}
+    box.config["mounts"].append(bind)
+    box.config["linux"].setdefault("resources", {}).setdefault("memory", {})["kernel"] = 1 << 30
+    done = box.shell("true").run()
+    assert done.returncode == 0
+    assert "size=1m" in done.stderr and "memory.kernel is ignored" in done.stderr
+
+
+def test_without_a_mount_namespace_the_hosts_mounts_stay_as_they_are(box):
+    box.config["linux"]["namespaces"] = [one for one in box.config["linux"]["namespaces"] if one["type"] != "mount"]
+    before = Path("/proc/self/mountinfo").read_text()
+    done = box.shell("test -e /proc/self/status").run()
+    assert done.returncode == 0 and "no mount namespace" in done.stderr
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
+def test_mount_and_uts_namespaces_are_joined_by_path(box):
+    with subprocess.Popen(["unshare", "--mount", "--uts", "sleep", "60"]) as other:
+        try:
+            wait_for(lambda: proc.namespaces(other.pid)["mnt"] != proc.namespaces()["mnt"])
+            time.sleep(0.1)
+            theirs = proc.namespaces(other.pid)
+            box.config["linux"]["namespaces"] = [
+                {"type": "pid"},
+                *(
+                    {"type": kind, "path": f"/proc/{other.pid}/ns/{name}"}
+                    for kind, name in (("mount", "mnt"), ("uts", "uts"))
+                ),
+            ]
+            box.set("hostname", "joined").shell("hostname; readlink /proc/self/ns/mnt; readlink /proc/self/ns/uts")
+            done = box.run()
+        finally:
+            other.kill()
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout.split()[0] == "joined" and str(theirs["mnt"]) in done.stdout and str(theirs["uts"]) in done.stdout
+    )
+    assert socket.gethostname() != "joined"
+
+
+def test_domainname_said_twice_is_refused(box):
+    box.set("domainname", "lab").set("linux.sysctl", {"kernel.domainname": "other"})
+    assert "kernel.domainname" in box.create().stderr and box.left() == []
+
+
+def test_listening_sockets_are_handed_on(box):
+    done = box.shell("echo $LISTEN_FDS $LISTEN_PID").run(env={**os.environ, "LISTEN_FDS": "1"})
+    assert done.stdout == "1 1\n"
 
 
 def test_process_settings_arrive(box):
