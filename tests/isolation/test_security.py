@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import struct
+import subprocess
+import sys
 import time
 
 import pytest
@@ -47,6 +49,13 @@ def test_root_in_a_container_has_dockers_fourteen_capabilities_in_every_set():
     expected = f"{security.mask(security.DEFAULT) & here:016x}"
     assert {found[name] for name in ("CapPrm", "CapEff", "CapBnd")} == {expected}
     assert {found[name] for name in ("CapInh", "CapAmb")} == {"0" * 16}
+
+
+def test_what_its_maker_could_hand_down_is_not_handed_down():
+    # The bounding set says nothing of the inheritable one, which stays over exec: see CVE-2022-24769.
+    words = [sys.executable, "-m", "labkit", "run", "--rm", "busybox", "grep", "CapInh", "/proc/self/status"]
+    done = subprocess.run(["setpriv", "--inh-caps", "+chown,+net_admin", *words], capture_output=True, text=True)
+    assert done.stdout.split() == ["CapInh:", "0" * 16], done.stderr
 
 
 def test_a_user_that_is_not_root_has_none_and_can_win_none():
