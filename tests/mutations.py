@@ -151,7 +151,7 @@ ALL = [
         "container/spawner.py",
         "else 128 + result.si_status",
         "else 127 + result.si_status",
-        "tests/container/test_container.py -k exit_statuses",
+        "tests/container/test_container.py -k over_its_memory",
     ),
 ]
 
