@@ -1,8 +1,15 @@
 """What tests ask for: root, or a feature of this kernel or machine by the name `lab doctor` gives it."""
 
 import os
+import signal
 
 import pytest
+
+
+def pytest_configure():
+    # A shell lets what it puts into the background ignore these, and what tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture

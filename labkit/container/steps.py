@@ -372,7 +372,7 @@ class NoNewPrivs(Step):
 
 @dataclass(frozen=True)
 class ResetSignals(Step):
-    """Exec keeps what is ignored, and Python ignores these two."""
+    """Exec keeps what is ignored: Python ignores two, a shell what it puts into the background two more."""
 
     umask: int = 0o022
 
@@ -380,8 +380,9 @@ class ResetSignals(Step):
         return f"default signals, umask {self.umask:03o}"
 
     def execute(self, child: Child) -> None:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        for number in signal.valid_signals():
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.umask(self.umask)
 

@@ -1,13 +1,18 @@
 """Chapter 02's promises: numbers, signals to PID 1, reaping, the real docker top, and checks that refuse wrong work."""
 
 import contextlib
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 from timing import until
 
 from labkit.app.cli import main
+from labkit.container import launch, spawner
+from labkit.container.launch import Job
 from labkit.container.life import Container, run
 from labkit.ground import proc
 from labkit.ground.errors import LabError, NotFound
@@ -45,6 +50,27 @@ def test_init_hands_signals_on_and_passes_the_exit_status():
         begin = time.monotonic()
         assert box.stop(timeout=5) == 7
         assert time.monotonic() - begin < 2
+
+
+def test_what_whoever_starts_it_ignores_is_not_ignored_in_it():
+    """A job in a shell's background ignores SIGINT, and so would everything in its containers, for ever."""
+    ignore = "trap '' INT QUIT HUP TERM USR1; exec"
+    command = f"{sys.executable} -m labkit run --rm --network none busybox grep SigIgn /proc/self/status"
+    done = subprocess.run(["sh", "-c", f"{ignore} {command}"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["SigIgn:", "0" * 16]
+    helper = spawner.Helper()
+    try:
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        with open(os.devnull) as null:
+            job = Job(launch.inside(("grep", "SigIgn", "/proc/self/status"), (), "/", "0", (), None, ()))
+            spawned = helper.spawn(job, (null.fileno(), write_end, write_end))
+            os.close(write_end)
+            assert helper.status(spawned) == 0
+            os.close(spawned.pidfd)
+        with open(read_end) as output:
+            assert output.read().split() == ["SigIgn:", "0" * 16]
+    finally:
+        helper.close()
 
 
 def test_init_works_with_a_sealed_root_and_for_an_unknown_command():
