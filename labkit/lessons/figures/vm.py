@@ -18,7 +18,7 @@ def compare(measured: dict[str, dict[str, float]], note: str = "") -> Figure:
     names = list(measured)
     for axes, (key, label, factor) in zip(panels, what, strict=True):
         values = [measured[name][key] * factor for name in names]
-        floor = 10 ** (math.floor(math.log10(min(value for value in values if value > 0))) - 1)
+        floor = 10 ** (math.floor(math.log10(min((value for value in values if value > 0), default=1))) - 1)
         colours = (figures.ORANGE, figures.BLUE, figures.GREEN)
         for place, (value, colour) in enumerate(zip(values, colours, strict=False)):
             axes.bar(place, max(value, floor), 0.62, color=colour)
@@ -26,7 +26,7 @@ def compare(measured: dict[str, dict[str, float]], note: str = "") -> Figure:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.minorticks_off()
-        axes.set_ylim(floor, max(values) * 5)
+        axes.set_ylim(floor, max(*values, floor) * 5)
         axes.set_xticks(range(len(names)), names)
         axes.set_title(label, fontsize=13)
         axes.grid(False, axis="x")
