@@ -375,13 +375,18 @@ def _namespaces(entries):
 
 
 def _is_own(kind: str, path: str | None) -> bool:
-    """Tell whether a namespace is that of this process; no path means it."""
+    """Tell whether a namespace is the host's: that of this process, or of process 1. No path means it."""
     if not path:
         return True
     try:
-        return os.path.samefile(path, f"/proc/self/ns/{kind}")
+        wanted = os.stat(path)
     except OSError as error:
         raise from_oserror(error, f"joining the {kind} namespace {path}") from None
+    for pid in ("self", "1"):
+        with contextlib.suppress(OSError):  # process 1's may be none of our business
+            if os.path.samestat(wanted, os.stat(f"/proc/{pid}/ns/{kind}")):
+                return True
+    return False
 
 
 def _clocks(words: dict[str, Any] | None, has_time: bool) -> tuple[int, int, tuple[int, int]]:
