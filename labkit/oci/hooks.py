@@ -75,25 +75,23 @@ def run(
 
 
 def _run(hook: Hook, state: dict[str, Any], env: dict[str, str] | None) -> None:
-    what = f"error running {hook.when} hook #{hook.number}: {hook.when} hook {hook.path}"  # as runc says it
+    what = f"error running {hook.when} hook #{hook.number}: {hook.when} hook"  # as runc says it
     try:
         done = subprocess.run(
             [*(hook.args or (hook.path,))],
             executable=hook.path,
-            env=env
-            if hook.env is None
-            else {name: value for name, _, value in (one.partition("=") for one in hook.env)},
+            env=env if hook.env is None else dict(pair.partition("=")[::2] for pair in hook.env),
             input=json.dumps(state).encode(),
             capture_output=True,
             timeout=hook.timeout,
             cwd=state["bundle"] if os.path.isdir(state["bundle"]) else "/",
         )
     except subprocess.TimeoutExpired:
-        raise LabError(f"{what} took more than {hook.timeout} s and was killed") from None
+        raise LabError(f"{what} {hook.path} took more than {hook.timeout} s and was killed") from None
     except OSError as error:
-        raise from_oserror(error, what) from None
+        raise from_oserror(error, f"{what} {hook.path}") from None
     if done.returncode:
         raise LabError(
-            f"error running {hook.when} hook #{hook.number}: {hook.when} hook failed with exit code "
-            f"{done.returncode}: {hook.path}: " + (done.stderr or done.stdout).decode(errors="replace").strip()[-500:]
+            f"{what} failed with exit code {done.returncode}: {hook.path}: "
+            + (done.stderr or done.stdout).decode(errors="replace").strip()[-500:]
         )

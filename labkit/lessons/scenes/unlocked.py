@@ -139,11 +139,11 @@ class MaskFromInside(mounts.Mask):
 
     def execute(self, root: int) -> None:
         cover = open_in_root(root, "/dev/null")
-        target = open_in_root(root, self.target, follow=False)
-        tree = mounts.clone_tree("", cover, recursive=False)
-        mounts.attach(tree, target)
-        for fd in (tree, target, cover):
-            os.close(fd)
+        try:
+            tree = mounts.clone_tree("", cover, recursive=False)
+        finally:
+            os.close(cover)
+        mounts.Bind("/dev/null", self.target, tree=tree).execute(root)
 
 
 @dataclass(frozen=True)
@@ -197,27 +197,28 @@ def _without(kind: type[Step], *new: Step) -> Callable[[tuple[Step, ...]], tuple
 def _mounts(change: Callable[[Any], Any]) -> Callable[[tuple[Step, ...]], tuple[Step, ...]]:
     """Return what changes each mount step, the root among them; a step that is None then is left out."""
 
-    def altered(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-        return tuple(MakeMounts(_plan(step.plan)) if isinstance(step, MakeMounts) else step for step in steps)
-
-    def _plan(plan: mounts.Plan) -> mounts.Plan:
+    def other(plan: mounts.Plan) -> mounts.Plan:
         found = tuple(new for step in plan.steps if (new := change(step)) is not None)
         return replace(plan, root=change(plan.root), steps=found)
 
-    return altered
+    return lambda steps: _with_plan(steps, other)
+
+
+def _with_plan(steps: tuple[Step, ...], other: Callable[[mounts.Plan], mounts.Plan]) -> tuple[Step, ...]:
+    """Return the steps with another plan of mounts."""
+    return tuple(MakeMounts(other(step.plan)) if isinstance(step, MakeMounts) else step for step in steps)
 
 
 def swapped_null(steps: tuple[Step, ...], text: str) -> tuple[Step, ...]:
     """Return the steps with /dev/null swapped for a link after all mounts, before the first mask."""
-    found: list[Step] = []
-    for step in steps:
-        if isinstance(step, MakeMounts):
-            first = next((at for at, one in enumerate(step.plan.steps) if isinstance(one, mounts.Mask)), None)
-            if first is not None:
-                order = (*step.plan.steps[:first], SwapNull(text), *step.plan.steps[first:])
-                step = MakeMounts(replace(step.plan, steps=order))
-        found.append(step)
-    return tuple(found)
+
+    def other(plan: mounts.Plan) -> mounts.Plan:
+        first = next((at for at, one in enumerate(plan.steps) if isinstance(one, mounts.Mask)), None)
+        if first is None:
+            return plan
+        return replace(plan, steps=(*plan.steps[:first], SwapNull(text), *plan.steps[first:]))
+
+    return _with_plan(steps, other)
 
 
 def _no_kind(kind: type) -> Callable[[Any], Any]:
