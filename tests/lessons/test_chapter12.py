@@ -157,16 +157,27 @@ def test_a_broken_container_is_caught(name, right, wrong, tmp_path, script):
             shutil.rmtree(f"/var/tmp/{state.label()}-{folder}", ignore_errors=True)
 
 
+def _times(before, made, spent, after):
+    """Return what the promise's shell prints: uptime and `times`, its own and its children's, before and after."""
+    none = "0m0.000s 0m0.000s"
+    return f"up {before}\n{made}\n{none}\nup {after}\n{made}\n{spent}\n"
+
+
 @pytest.mark.parametrize("spent", ["0m0.980s 0m0.010s", "0m0.000s 0m0.000s", "sh: not found"])
 def test_more_or_less_than_half_a_cpu_is_caught(spent):
     # Not with a broken container: a busy machine gives nobody more than that.
-    assert promises.gets_half_a_cpu(lambda words: (0, f"0m0.000s 0m0.000s\n{spent}\n", ""))
+    assert promises.gets_half_a_cpu(lambda words: (0, _times("0.00", "0m0.140s 0m0.180s", spent, "1.00"), ""))
 
 
 def test_half_a_cpu_is_half_of_the_time_that_really_passed():
-    late = "up 10.00\n0m0.000s 0m0.000s\n0m0.980s 0m0.010s\nup 12.00\n"
+    late = _times("10.00", "0m0.000s 0m0.000s", "0m0.980s 0m0.010s", "12.00")
     assert not promises.gets_half_a_cpu(lambda words: (0, late, ""))
-    assert promises.gets_half_a_cpu(lambda words: (0, late.replace("12", "11"), ""))
+    assert promises.gets_half_a_cpu(lambda words: (0, late.replace("up 12", "up 11"), ""))
+
+
+def test_what_a_container_used_while_it_was_made_is_not_counted():
+    slow = _times("10.00", "0m0.300s 0m0.400s", "0m0.450s 0m0.010s", "11.00")
+    assert not promises.gets_half_a_cpu(lambda words: (0, slow, ""))
 
 
 # ---- the checks: passed by the chapter's own pieces, and by no wrong answer ----

@@ -182,16 +182,16 @@ def holds_a_fork_bomb(run: Run) -> str:
 @promise
 def gets_half_a_cpu(run: Run) -> str:
     """Processes that never stop get half of a CPU together."""
-    spin = "for i in 1 2 3; do timeout 1 sh -c 'while :; do :; done' & done; wait; times"
-    now = "read up idle </proc/uptime; echo up $up"
+    spin = "for i in 1 2 3; do timeout 1 sh -c 'while :; do :; done' & done; wait"
+    now = "read up idle </proc/uptime; echo up $up; times"
     _, text, _ = run(["sh", "-c", f"{now}; {spin}; {now}"])
-    spent = sum(int(minutes) * 60 + float(seconds) for minutes, seconds in re.findall(r"(\d+)m([\d.]+)s", text))
+    spent = [int(minutes) * 60 + float(seconds) for minutes, seconds in re.findall(r"(\d+)m([\d.]+)s", text)]
+    # `times` has two lines of two: execve keeps what the process used before, while it was being made.
+    used = sum(spent[4:]) - sum(spent[:4])
     # A busy machine ends the second late.
     times = [float(seconds) for seconds in re.findall(r"^up ([\d.]+)$", text, re.M)]
     passed = max(1, times[-1] - times[0]) if times else 1
-    return (
-        "" if 0.05 < spent < 0.7 * passed else f"in {passed:.1f} s they got {spent:.2f} s of CPU: {text.strip()[:200]}"
-    )
+    return "" if 0.05 < used < 0.7 * passed else f"in {passed:.1f} s they got {used:.2f} s of CPU: {text.strip()[:200]}"
 
 
 @promise
