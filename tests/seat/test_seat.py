@@ -1,10 +1,13 @@
 """A seat's entry point in a real privileged container, on whichever cgroup version this machine has.
 
-Its root filesystem is this machine's own, bound read-only: that takes no minutes to build. What the Dockerfile
+Its root filesystem is this machine's own, bound read-only, with a copy of /etc: that takes no minutes to build. What the Dockerfile
 makes is tested in test_seat_image.
 """
 
+import os
+import re
 import subprocess
+import sys
 
 import pytest
 from seat import seats
@@ -16,17 +19,16 @@ pytestmark = [
     pytest.mark.usefixtures("needs_root"),
     pytest.mark.skipif(engine.missing() is not None, reason=str(engine.missing())),
 ]
-SHARED = ("/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", str(state.REPO))
+SHARED = ("/usr", "/bin", "/sbin", "/lib", "/lib64", sys.base_prefix, str(state.REPO))
 LAB = ("env", f"PYTHONPATH={state.REPO}", "python3", "-m", "labkit")
 
 
 @pytest.fixture(scope="module")
 def docker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seat")
-    (folder / "root").mkdir()
-    subprocess.run(["tar", "-C", folder / "root", "-cf", folder / "empty.tar", "."], check=True)
+    subprocess.run(["tar", "-C", "/", "-cf", folder / "etc.tar", "etc", "--no-recursion", "run", "opt"], check=True)
     with seats.engine_for_seats(folder) as made:
-        made("import", folder / "empty.tar", "nothing")
+        made("import", folder / "etc.tar", "etc")
         yield made
 
 
@@ -35,7 +37,7 @@ def run(docker, *words, options=("--privileged",)):
     shared = [word for path in SHARED for word in ("-v", f"{path}:{path}:ro")]
     store = ["-v", "/var/lib/labkit", "-v", "/var/tmp", "-v", "/tmp"]
     entry = ["--entrypoint", str(state.REPO / "vagrant/seat/entry")]
-    return docker.ask("run", "--rm", *options, *shared, *store, *entry, "nothing", *words)
+    return docker.ask("run", "--rm", *options, *shared, *store, *entry, "etc", *words)
 
 
 def test_a_container_with_limits_starts_in_a_seat(docker):
@@ -52,3 +54,24 @@ def test_doctor_in_a_seat_has_started_one(docker):
 def test_a_container_that_is_not_privileged_is_told_so(docker):
     done = run(docker, *LAB, "doctor", options=())
     assert done.returncode == 1 and "docker run --privileged" in done.stderr and not done.stdout
+
+
+@pytest.fixture(scope="module")
+def venv(docker, tmp_path_factory):
+    """The words that bring JupyterLab's Python into a seat: the engine has an /opt of its own, so of a copy."""
+    copy = tmp_path_factory.mktemp("venv") / "venv"
+    subprocess.run(["cp", "-a", sys.prefix, copy], check=True)
+    yield ["-v", f"{copy}:{sys.prefix}:ro"]
+    subprocess.run(["rm", "-r", copy], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("LAB_TEST_SEAT"), reason="chapters in a seat, some ten minutes: LAB_TEST_SEAT=1")
+@pytest.mark.parametrize("chapter", ["02", "04", "06", "07", "11", "12"])
+def test_a_chapter_passes_in_a_seat(docker, venv, chapter):
+    python = [*LAB[:2], sys.executable, *LAB[3:]]
+    done = run(
+        docker, *python, "test", chapter, "-p", "no:cacheprovider", "-q", "--tb=short", options=["--privileged", *venv]
+    )
+    passed = re.search(r"all is well: (\d+) passed", done.stdout)
+    assert passed and int(passed[1]) > 15, done.stdout[-3000:] + done.stderr
