@@ -7,9 +7,10 @@ import pytest
 
 
 def pytest_configure():
-    # A shell lets what it puts into the background ignore these, and what tests start would inherit that.
+    # A shell lets what it puts into the background ignore these, nohup(1) the last; what tests start inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    for number in (signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
