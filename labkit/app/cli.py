@@ -147,7 +147,7 @@ def _run(argv: list[str]) -> int:
     add("--cpu-shares", metavar="N", help="weight against others, usually 1024")
     add("--cpuset-cpus", metavar="LIST", help="0-1,3: only on these CPUs")
     add("--pids-limit", metavar="N", help="at most so many processes and threads")
-    add("-v", "--volume", action="append", default=[], dest="volumes", metavar="SOURCE:TARGET[:ro,nocopy]")
+    add("-v", "--volume", action="append", default=[], dest="volumes", metavar="[SOURCE:]TARGET[:ro,nocopy]")
     add("-e", "--env", action="append", default=[], metavar="NAME=VALUE")
     add("-w", "--workdir", metavar="FOLDER")
     add("-u", "--user", metavar="USER[:GROUP]")
@@ -437,6 +437,7 @@ def _rm(argv: list[str]) -> int:
 
     words = _several("rm")
     words.add_argument("-f", "--force", action="store_true")
+    words.add_argument("-v", "--volumes", action="store_true", help="its anonymous volumes too: they always go with it")
     options = words.parse_args(argv)
 
     def remove(reference: str) -> None:

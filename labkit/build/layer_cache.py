@@ -128,8 +128,9 @@ class Layers:
             "volumes": mounts.volumes,
             "network": {"default": self.network}.get(asked := instruction.flags.get("network", "default"), asked),
         }
-        # An entrypoint is for who runs the image, not for its build.
-        plain = commit.add(self.store, base, None, None, replace(self.stage.config, entrypoint=()), "for RUN")
+        # An entrypoint and volumes are for who runs the image, not for its build: what RUN writes is a layer.
+        config = replace(self.stage.config, entrypoint=(), volumes=())
+        plain = commit.add(self.store, base, None, None, config, "for RUN")
         with self._started(plain.digest, command, words) as (box, output):
             last = self._repeated(output)
             if code := box.wait():

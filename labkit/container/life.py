@@ -94,7 +94,8 @@ class Container:
         root = roots.Rootfs(self.spec.storage, self.id, image.layers, "UPPERDIR", "WORKDIR", "MERGED")
         entry = Entry() if rootless.active() else Entry.into((tree.version, tree.own) for tree in cgroupfs.trees())
         plug = self._network().preview(self.id)
-        job = self.spec.job(image.config, root.step(), self._hostname(), self._named(), entry, plug)
+        spec = self.spec.with_volumes_of(image.config)
+        job = spec.job(image.config, root.step(), self._hostname(), self._named(), entry, plug)
         return [
             *(f"new cgroup, {line}" for line in self.spec.limits.describe() or ["without a limit"]),
             *(f"published port {port}" for port in self.spec.ports),
@@ -120,6 +121,7 @@ class Container:
             raise InUse(f"{self.name} is started already")
         image = catalog.get(self.spec.image)
         self.spec.argv(image.config)
+        self.spec = self.spec.with_volumes_of(image.config)
         self._size = console_size
         with ledger.group(self.id):
             records.claim_id(self.id)  # only who gets it may clean up after it
@@ -138,7 +140,7 @@ class Container:
                 self.rootfs = roots.driver(self.spec.storage).prepare(image, self.id, userxattr=rootless.active())
                 self.cgroup = self._govern()
                 self._shut_devices()
-                self._fill_volumes()
+                self._make_volumes()
                 # The process needs no line of its own in the ledger: it is born in the cgroup.
                 self._spawn(image.config, stdio)
         except BaseException:
@@ -147,14 +149,20 @@ class Container:
         self._write(status="running", pid=self.pid, start_ticks=proc.start_ticks(self.pid))
         return self
 
-    def _fill_volumes(self) -> None:
-        """Give new named volumes what the image has at their place, as docker does: a mount would hide it."""
-        named = [(one.source, one.target) for one in self.spec.volumes if one.copy and not one.source.startswith("/")]
-        # With mapped ids the files would come out under others; without root there is no mount to read from.
-        if named and "user" not in self.spec.namespaces and not rootless.active():
-            from labkit.storage import volumes
+    def _make_volumes(self) -> None:
+        """Make its named volumes; new ones get what the image has at their place: a mount would hide it."""
+        named = [one for one in self.spec.volumes if not one.source.startswith("/")]
+        if not named:
+            return
+        from labkit.storage import volumes
 
-            volumes.fill_from(self.rootfs.step(), named)
+        for one in named:
+            if one.anonymous:
+                ledger.write("folder", path=str(volumes.folder(one.source).parent))
+            volumes.create(one.source)
+        # With mapped ids the files would come out under others; without root there is no mount to read from.
+        if "user" not in self.spec.namespaces and not rootless.active():
+            volumes.fill_from(self.rootfs.step(), [(one.source, one.target) for one in named if one.copy])
 
     def _govern(self) -> Any:
         if not rootless.active():

@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from labkit.cgroups.limits import Limits
@@ -37,15 +37,17 @@ class Volume:
     target: str
     read_only: bool = False
     copy: bool = True  # a new named volume gets what the image has there
+    anonymous: bool = False  # its name is an id, and it goes with its container
 
     @classmethod
     def parse(cls, text: str) -> "Volume":
-        """Return the Volume of docker's `SOURCE:TARGET[:OPTION,…]`. Raises BadValue."""
-        source, colon, rest = str(text).partition(":")
+        """Return the Volume of docker's `SOURCE:TARGET[:OPTION,…]`, or of a TARGET alone. Raises BadValue."""
+        anonymous = str(text).startswith("/") and ":" not in str(text)
+        source, colon, rest = (f"{state.new_id()}:{text}" if anonymous else str(text)).partition(":")
         target, _, words = rest.partition(":")
         options = set(words.split(",")) if words else set()
         if not colon or not source or "\0" in text:
-            raise BadValue(f"volume {text!r} can't be read", "write SOURCE:TARGET or SOURCE:TARGET:ro")
+            raise BadValue(f"volume {text!r} can't be read", "write SOURCE:TARGET, SOURCE:TARGET:ro or TARGET")
         if unknown := options - _VOLUME_OPTIONS or {"ro", "rw"} <= options and options:
             raise BadValue(f"volume {text!r}: no option {','.join(sorted(unknown))}", "there is: ro, rw, nocopy, z, Z")
         if not target.startswith("/") or ".." in target.split("/"):
@@ -60,7 +62,7 @@ class Volume:
                 raise BadValue(f"volume {text!r}: {source} is not there", f"mkdir {source}")
         else:
             state.check_name(source, "volume name")
-        return cls(source, target, "ro" in options, "nocopy" not in options)
+        return cls(source, target, "ro" in options, "nocopy" not in options, anonymous)
 
     def step(self) -> mounts.Bind:
         """Return the mount step that puts it in place."""
@@ -68,7 +70,7 @@ class Volume:
         if not source.startswith("/"):
             from labkit.storage import volumes
 
-            source = str(volumes.path(source))
+            source = str(volumes.folder(source))
         attrs = mounts.NODEV | (mounts.RDONLY if self.read_only else 0)
         # follow: /var/run may be a link in the image, and leads to a place in its root.
         return mounts.Bind(source, self.target, attrs, follow=True)
@@ -125,6 +127,16 @@ class Spec:
             **{name: read(own) for name, read in _READ.items()},
             **{word: own[word] for word in _AS_THEY_ARE if word in own},
         )
+
+    def with_volumes_of(self, config: ImageConfig) -> "Spec":
+        """Return it with an anonymous volume for each folder that the image declares one for, as docker does.
+
+        In a user namespace they would be nobody's: there such a folder stays in the writable layer.
+        """
+        taken = {one.target for one in self.volumes}
+        paths = [] if self.userns else [os.path.normpath(f"/{path.lstrip('/')}") for path in config.volumes]
+        declared = [Volume.parse(path) for path in paths if path not in taken]
+        return replace(self, volumes=(*self.volumes, *declared))
 
     def argv(self, config: ImageConfig) -> tuple[str, ...]:
         """Return what will be executed: the image's entrypoint, then the command given or the image's own."""

@@ -9,7 +9,9 @@ other's files at once, and `lab rm` leaves it alone.
     Container(…, volumes=["data:/var/lib/app", "/srv/in:/in:ro"])
 
 A *named* volume is made on first use and filled from the image, as docker does: what
-the image has at that place would else vanish under the mount. See mount(2), MS_BIND.
+the image has at that place would else vanish under the mount. An *anonymous* one has
+an id for a name: for `-v TARGET`, and for each VOLUME of an image. It goes with its
+container. See mount(2), MS_BIND.
 """
 
 import os
@@ -77,6 +79,11 @@ def get(name: str) -> Volume:
 def path(name: str) -> Path:
     """Return the folder of a named volume, made if there is none."""
     return Path(create(name).path)
+
+
+def folder(name: str) -> Path:
+    """Return where a named volume's files are, or would be."""
+    return _home() / name / "_data"
 
 
 def all() -> list[Volume]:

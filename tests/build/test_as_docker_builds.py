@@ -265,6 +265,24 @@ def test_what_only_docker_reads_survives_build_upon_build(make):
         make("FROM base:1\nRUN false; true\n")
 
 
+def test_a_declared_volume_is_the_containers_own_is_filled_from_the_image_and_goes_with_it(make):
+    make("FROM busybox\nRUN mkdir /d && echo first >/d/f && chown -R 7 /d\nVOLUME /d /new\n", name="base:1")
+    image = make("FROM base:1\nRUN echo later >/d/g\n")  # a RUN writes into its layer, as in BuildKit
+    with Container(image.digest, "sleep 60").start() as box:
+        assert (
+            box.exec(["sh", "-c", "stat -c %u /d/f; cat /d/*; echo >/d/h; echo >/new/i"]).output == "7\nfirst\nlater\n"
+        )
+        assert [change.path for change in box.changes()] == ["/new"], "what is written there met overlayfs"
+        assert len(volumes.all()) == 2 and f" {volumes.all()[0].path} to " in "\n".join(box.describe())
+    assert volumes.all() == []
+    volumes.create("mine")
+    with Container(image.digest, "ls /d", volumes=["mine:/d", "/other"]).start() as box:
+        box.wait()
+        assert box.logs() == "f\ng\n" and len(volumes.all()) == 3
+    assert [one.name for one in volumes.all()] == ["mine"]
+    assert printed(image, "ls /d") == "f\ng\n"
+
+
 def test_arguments_of_the_platform_and_before_from_are_known_where_they_are_asked_for(make):
     image = make(
         "ARG V=1\nFROM --platform=$BUILDPLATFORM busybox\nARG V\nARG TARGETARCH\nENV A=$V.$TARGETARCH.$TARGETOS\n"

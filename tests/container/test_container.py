@@ -93,7 +93,7 @@ def test_a_start_that_fails_leaves_nothing(words, kind):
         {"volumes": ["/tmp:/proc/x"]},
         {"volumes": ["/tmp:/a/../../x"]},
         {"volumes": ["/tmp:/x:rx"]},
-        {"volumes": ["/tmp"]},
+        {"volumes": ["tmp"]},
         {"volumes": ["/tmp:/x:ro,rw"]},
         {"volumes": ["/tmp:/x", "v:/x/"]},
         {"volumes": ["a b:/x"]},
