@@ -60,7 +60,7 @@ class Instruction:
     escape: str = "\\"
 
     def __str__(self) -> str:
-        flags = "".join(f"--{key}={value} " for key, value in self.flags.items())
+        flags = "".join(f"--{key}={value} " for key, values in self.flags.items() for value in values.split("\n"))
         return f"{self.word} {flags}{self.text}"
 
     def refuse(self, why: str, hint: str | None = None) -> BadValue:

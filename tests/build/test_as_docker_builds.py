@@ -288,3 +288,10 @@ def test_arguments_of_the_platform_and_before_from_are_known_where_they_are_aske
         "ARG V=1\nFROM --platform=$BUILDPLATFORM busybox\nARG V\nARG TARGETARCH\nENV A=$V.$TARGETARCH.$TARGETOS\n"
     )
     assert f"A=1.{catalog.wanted_platform()[1]}." in image.config.env
+
+
+def test_an_instruction_is_told_as_it_was_written(make):
+    line = "RUN --mount=type=cache,target=/c --mount=type=tmpfs,target=/t true"
+    told = []
+    make(f"FROM busybox\n{line}\n", say=told.append)
+    assert any(line in one for one in told), told
