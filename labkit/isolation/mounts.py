@@ -95,6 +95,10 @@ def _place(mount_fd: int, root: int, target: str, folder: bool = True, follow: b
         target_fd = make_in_root(root, target, folder, follow)
         try:
             attach(mount_fd, target_fd)
+        except KernelError as error:
+            if stat.S_ISDIR(os.fstat(target_fd).st_mode) != folder:  # the kernel says EINVAL only
+                error.hint = f"{target} is a {'file' if folder else 'folder'} there: only like goes onto like"
+            raise
         finally:
             os.close(target_fd)
     finally:

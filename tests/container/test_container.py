@@ -19,7 +19,7 @@ from labkit.container.life import Container, run
 from labkit.container.spec import Spec
 from labkit.ground import ledger, proc, state
 from labkit.ground.child import in_child
-from labkit.ground.errors import BadValue, CommandError, InUse, LabError, NotFound
+from labkit.ground.errors import BadValue, CommandError, InUse, KernelError, LabError, NotFound
 from labkit.isolation import users
 
 pytestmark = pytest.mark.usefixtures("needs_root")
@@ -186,6 +186,13 @@ def test_a_read_only_volume_is_read_and_not_written(tmp_path):
     ended = run("busybox", ["sh", "-c", "cat /v/a; touch /v/b"], volumes=[f"{tmp_path}:/v:ro"], show=False)
     assert ended.output.startswith("hello\n") and "Read-only" in ended.output
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(("source", "target", "said"), [("file", "/bin", "folder"), ("", "/etc/passwd", "file")])
+def test_a_folder_over_a_file_is_told_as_that(source, target, said, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(KernelError, match=f"can't bind .* to {target}.*\n.*is a {said} there"):
+        run("busybox", "true", volumes=[f"{tmp_path / source}:{target}"])
 
 
 def test_a_named_volume_begins_with_what_the_image_has_there_and_outlives_the_container():
