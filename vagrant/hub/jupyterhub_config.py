@@ -1,6 +1,6 @@
 """JupyterHub for a room on one strong server: each user has a seat, which is a container of its own.
 
-A seat is privileged, so whoever sits in it is root on this server: for people that you trust with it.
+A seat is privileged, so whoever uses it is root on this server: only for people whom you trust with it.
 Users are the lines of users.txt, a name and a token each; README says how the file is made.
 
     LAB_USERS    another file of users
