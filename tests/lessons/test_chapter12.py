@@ -207,7 +207,7 @@ def fails(check, *steps, clone=None, at=None):
     with bench(clone or flags(*ALL), *steps) as box:
         first, second = check(box), check(box)
     assert not first.passed
-    assert first.hint
+    assert first.hint and second.hint != first.hint
     assert at is None or at in first.missing, first
     return first.hint, second.hint
 

@@ -7,7 +7,7 @@
 
 A check is a generator of requirements: (holds, what is required, hint, bigger hint).
 It is followed until the first that does not hold, so a later one may rely on the
-earlier ones. The first failure shows the hint, every further one the bigger hint.
+earlier ones. The first failure shows the hint, the next the bigger one, and then where the solution is.
 What comes back is a Result: true or false, and its repr is what to read. Tried in a
 notebook, it counts for the participant's progress: see `lessons`.
 """
@@ -124,4 +124,7 @@ def hostname_in(pid: int) -> str:
 
 def _failed(check: Callable[..., Requirements], held: list[str], text: str, hints: list[str]) -> Result:
     tries = _failures[check] = _failures.get(check, 0) + 1
-    return Result(held, text, hints[min(tries, len(hints)) - 1] if hints else "")
+    hint = hints[min(tries, len(hints)) - 1] if hints else ""
+    if tries > len(hints):  # it has been read before
+        hint = f"{hint}; the solution is folded up below the cell".removeprefix("; ")
+    return Result(held, text, hint)
