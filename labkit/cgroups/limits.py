@@ -15,7 +15,6 @@ See cgroups(7), docker-run(1), Documentation/admin-guide/cgroup-v2.rst.
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any
 
@@ -29,6 +28,7 @@ from labkit.cgroups.quantities import (
     whole,
 )
 from labkit.ground import proc
+from labkit.ground.dataclass import dataclass, fields
 from labkit.ground.errors import BadValue
 
 DEFAULT_PERIOD = 100_000  # µs, kernel/sched/fair.c

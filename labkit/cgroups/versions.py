@@ -18,13 +18,13 @@ Documentation/admin-guide/cgroup-v2.rst: "cpu.stat", "memory.events", "pids.even
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.cgroups.events import flat
 from labkit.cgroups.hierarchies import Hierarchy
 from labkit.cgroups.limits import PER_SHARE, UNLIMITED, Limits
 from labkit.ground import proc
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import Unsupported
 
 _TO_V1 = {

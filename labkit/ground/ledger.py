@@ -30,11 +30,11 @@ import signal
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labkit.ground import proc, state, syscalls
+from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import BadValue, Damaged, KernelError, LabError, NotFound
 
 Owner = tuple[int, int | None, str]  # pid, start ticks, boot id

@@ -22,10 +22,10 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, Damaged, from_oserror
 
 # The clone that this is: labkit lies in it, beside notebooks, vagrant and tests.

@@ -16,11 +16,11 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labkit.ground import state
+from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import BadArchive, BadValue, NotFound
 from labkit.images import busybox, digests, layers
 from labkit.images.layout import Layout, normal

@@ -19,9 +19,9 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadArchive, BadValue, Unsupported
 
 Progress = Callable[[int], object]  # called with the bytes so far

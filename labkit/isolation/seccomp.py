@@ -27,12 +27,12 @@ import json
 import os
 import struct
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labkit.ground import state
 from labkit.ground import syscalls as sc
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, Damaged, LabError, NotFound, Unsupported, from_oserror
 
 # (why, the capability with which it is allowed, the syscalls)

@@ -29,10 +29,10 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.ground import ledger, state, syscalls
+from labkit.ground.dataclass import dataclass, replace
 from labkit.ground.errors import InUse, LabError, Unsupported
 from labkit.isolation import security
 from labkit.network import beside_docker, firewall

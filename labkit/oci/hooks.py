@@ -19,9 +19,9 @@ import json
 import os
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, LabError, from_oserror
 
 ON_CREATE = ("prestart", "createRuntime")

@@ -23,13 +23,13 @@ import shutil
 import signal
 import socket
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from labkit.cgroups import cgroup
 from labkit.container import spawner
 from labkit.container.entry import Entry
 from labkit.ground import ledger, proc, state, syscalls
+from labkit.ground.dataclass import replace
 from labkit.ground.errors import BadValue, InUse, LabError, NotFound, from_oserror
 from labkit.oci import bundle as bundles
 from labkit.oci import gate, hooks, moments, systemd

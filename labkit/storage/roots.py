@@ -23,11 +23,11 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Generic, TypeVar
 
 from labkit.ground import child, ledger, state
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, InUse, LabError, NotFound, Unsupported, from_oserror
 from labkit.images import diff
 from labkit.isolation import mounts
