@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import io
 import os
-import pickle
 import re
 import sys
 import time
@@ -239,6 +238,8 @@ def _close_all(fds: list[int]) -> None:
 
 def _detached(box: "Container") -> int:
     """Fork a keeper, which is the container's parent until it ends; print the id."""
+    import pickle
+
     from labkit.container import attach
 
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -265,6 +266,8 @@ def _detached(box: "Container") -> int:
 
 
 def _keep(box: "Container", report: int) -> None:
+    import pickle
+
     from labkit.container import attach
 
     os.setsid()

@@ -25,7 +25,6 @@ import functools
 import importlib
 import os
 import re
-import shutil
 import signal
 import stat
 import time
@@ -289,6 +288,8 @@ def remove_tree(path: str | Path) -> None:
 
     A mount left inside would have its contents deleted, and they may be the host's.
     """
+    import shutil  # it brings every compressor with it
+
     path = str(path)
     inside = [mount.target for mount in proc.mounts() if (mount.target + "/").startswith(path + "/")]
     if inside:

@@ -15,7 +15,6 @@ import contextlib
 import errno
 import fcntl
 import functools
-import hashlib
 import itertools
 import json
 import os
@@ -88,6 +87,8 @@ def label() -> str:
 
 @functools.cache
 def _label(root: str) -> str:
+    import hashlib
+
     return "labkit-" + hashlib.sha256(root.encode()).hexdigest()[:8]
 
 

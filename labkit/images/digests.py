@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import lzma
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -265,6 +266,10 @@ def _unzstd(first: bytes, blob: Hashed) -> Iterator[bytes]:
 
 
 def _zstandard() -> Any:
+    if sys.flags.no_site:  # `lab run` does without packages, until a layer wants one
+        import site
+
+        site.main()
     try:
         import zstandard
     except ImportError:
