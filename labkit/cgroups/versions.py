@@ -92,7 +92,7 @@ class _Folder:
 
     def __init__(self, path: str | Path, tree: Hierarchy) -> None:
         self.path = Path(path)
-        self.controllers = tree.controllers
+        self.tree, self.controllers = tree, tree.controllers
 
     def __repr__(self) -> str:
         return f"<v{self.version} {self.path}>"

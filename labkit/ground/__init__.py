@@ -12,5 +12,6 @@ Read in this order:
     named_file  a file that somebody named to write to
     signals     by the names that people give them
     synced      what is there after a power cut
+    later       a module that is loaded when it is needed
     packages    which package brings what is not here
 """
