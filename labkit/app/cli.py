@@ -187,13 +187,14 @@ def _want_a_terminal(options: Any) -> None:
 
 
 def _attached(box: "Container") -> int:
-    from labkit.container import attach
+    from labkit.container import attach, networking
 
     # From the first moment: who is killed in the middle of a start leaves half a container.
     with attach.caught() as signals, contextlib.ExitStack() as stack:
         stack.callback(lambda: box.delete() if box.spec.rm or box.status != "exited" else None)
         stdio, pipes = _pipes(stack, box.spec.interactive, box.spec.tty, box.spec.userns)
         box.start(stdio, attach.size_of(0))
+        networking.stay(box.spec)
         signals.check()
         _close_all(stdio)
         log = stack.enter_context(contextlib.closing(box.log()))
@@ -268,7 +269,7 @@ def _detached(box: "Container") -> int:
 def _keep(box: "Container", report: int) -> None:
     import pickle
 
-    from labkit.container import attach
+    from labkit.container import attach, networking
 
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
@@ -279,6 +280,7 @@ def _keep(box: "Container", report: int) -> None:
             # With -i nobody writes to its input, and it stays open: `cat` waits, as docker has it.
             stdio, pipes = _pipes(stack, box.spec.interactive, box.spec.tty, box.spec.userns)
             box.start(stdio)
+            networking.stay(box.spec)
             log = stack.enter_context(contextlib.closing(box.log()))
             os.write(report, pickle.dumps(None))
         except BaseException as error:
