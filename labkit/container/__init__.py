@@ -9,8 +9,7 @@ Read in this order:
     launch            the way from clone to exec, in its order: a list of steps
     steps             what each of the steps is for
     entry             into its cgroup: v2's by birth, v1's by its own hand
-    spawner           who clones, listens, and reaps
-    helper            a small process that does it for a large one, a notebook
+    spawner           who clones: a small process, since a notebook is a large one
     channel           what child and parent say meanwhile
     joining           a further command in it: setns
     networking        on a bridge, or without a network

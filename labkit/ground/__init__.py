@@ -9,6 +9,7 @@ Read in this order:
     proc        what the kernel says of a process
     ledger      what we made and must give back, written down first
     child       kernel work in a process of its own
+    arguments   a command's words
     named_file  a file that somebody named to write to
     signals     by the names that people give them
     synced      what is there after a power cut

@@ -1,9 +1,9 @@
 """A module that is loaded when something of it is first asked for.
 
-    bundle = Later("labkit.oci.bundle")
+    subprocess = Later("subprocess")
 
-For a command of which each call needs little: `start` opens a gate, and nothing of what
-makes a container.
+For commands that live a tenth of a second, and of which each needs little. Not for what
+is done in a container: there is no file to load it from.
 """
 
 import importlib

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,7 @@ def label() -> str:
 
 @functools.cache
 def _label(root: str) -> str:
-    import hashlib
-
-    return "labkit-" + hashlib.sha256(root.encode()).hexdigest()[:8]
+    return f"labkit-{zlib.crc32(os.fsencode(root)):08x}"
 
 
 def check_name(name: str, what: str = "name") -> str:

@@ -23,6 +23,7 @@ import sys
 import time
 
 from labkit.ground import signals, state
+from labkit.ground.arguments import Parser
 from labkit.ground.errors import BadValue, CommandError, LabError, NotFound, Unsupported, from_oserror
 from labkit.ground.later import Later
 from labkit.oci import VERSION, lifecycle
@@ -323,7 +324,7 @@ class _Unnamed:
 
 
 def _parser(argv):
-    parser = argparse.ArgumentParser(prog="labkit-runtime", description="an OCI runtime", allow_abbrev=False)
+    parser = Parser(prog="labkit-runtime", description="an OCI runtime")
     parser.add_argument("--version", "-v", action="version", version=f"labkit-runtime version 0.1.0\nspec: {VERSION}")
     parser.add_argument("--root", help="the folder that keeps containers")
     parser.add_argument("--log", help="a file that errors are added to")
@@ -343,7 +344,7 @@ def _parser(argv):
     def command(name, function, *words, number=True, help=""):
         if named and name not in named:
             return _Unnamed()
-        sub = commands.add_parser(name, help=help, allow_abbrev=False)
+        sub = commands.add_parser(name, help=help)
         for flags, options in words:
             sub.add_argument(*flags, **options)
         if number:

@@ -30,7 +30,7 @@ from labkit.ground.later import Later
 from labkit.oci import gate, hooks
 
 # What only one of the commands needs, and each is a process of its own.
-shutil, socket, cgroup, entry = map(Later, ("shutil", "socket", "labkit.cgroups.cgroup", "labkit.container.entry"))
+socket, cgroup, entry = Later("socket"), Later("labkit.cgroups.cgroup"), Later("labkit.container.entry")
 spawner, bundles = Later("labkit.container.spawner"), Later("labkit.oci.bundle")
 moments, systemd = Later("labkit.oci.moments"), Later("labkit.oci.systemd")
 
@@ -279,7 +279,9 @@ class Box:
         if "unit" in record:
             systemd.stop(record["unit"])
         group.remove()
-        shutil.rmtree(self.folder)
+        for path in self.folder.iterdir():
+            path.unlink()
+        self.folder.rmdir()
         for entry in self._entries():
             ledger.strike(entry)
 

@@ -15,7 +15,6 @@ from timing import until
 
 from labkit.container import life, spawner
 from labkit.container.channel import Child
-from labkit.container.helper import Helper
 from labkit.container.life import Container, run
 from labkit.container.spec import Spec
 from labkit.ground import ledger, proc, state
@@ -285,7 +284,7 @@ def test_a_container_started_from_a_thread_outlives_the_thread():
 
 
 def test_the_same_job_ends_alike_in_the_helper_and_here():
-    helper, here = Helper(), spawner.Here()
+    helper, here = spawner.Helper(), spawner.Here()
     try:
         from labkit.container.launch import Job, inside
 

@@ -11,8 +11,7 @@ import pytest
 from timing import until
 
 from labkit.app.cli import main
-from labkit.container import launch
-from labkit.container.helper import Helper
+from labkit.container import launch, spawner
 from labkit.container.launch import Job
 from labkit.container.life import Container, run
 from labkit.ground import proc
@@ -59,7 +58,7 @@ def test_what_whoever_starts_it_ignores_is_not_ignored_in_it():
     command = f"{sys.executable} -m labkit run --rm --network none busybox grep SigIgn /proc/self/status"
     done = subprocess.run(["sh", "-c", f"{ignore} {command}"], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["SigIgn:", "0" * 16]
-    helper = Helper()
+    helper = spawner.Helper()
     try:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         with open(os.devnull) as null:

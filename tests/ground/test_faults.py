@@ -16,7 +16,6 @@ import worlds
 from labkit import in_child
 from labkit.cgroups import cgroup, devices
 from labkit.container import spawner, steps
-from labkit.container.helper import Helper
 from labkit.container.life import Container, all_containers, find, run
 from labkit.ground import ledger, proc, state
 from labkit.ground import syscalls as sc
@@ -209,8 +208,8 @@ def test_a_killed_keeper_takes_the_container_along_and_it_shows_as_dead():
 
 
 def test_a_killed_spawner_takes_its_containers_along_and_the_next_one_gets_a_new_spawner(monkeypatch):
-    helper = Helper()
-    monkeypatch.setattr(spawner, "Here", Helper)
+    helper = spawner.Helper()
+    monkeypatch.setattr(spawner, "Here", spawner.Helper)
     monkeypatch.setattr(spawner, "_current", (os.getpid(), helper))
     box = Container("busybox", "sleep 600").start()
     pid, ticks = box.pid, proc.start_ticks(box.pid)
