@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from tests.whole_run import give_back_the_bridge
+
 
 def pytest_configure():
     # A shell lets what it puts into the background ignore these, nohup(1) the last; what tests start inherits that.
@@ -24,7 +26,8 @@ def needs_root():
 def own_root(tmp_path, monkeypatch):
     """Give the test a LABKIT_ROOT of its own; return the folder that it is in."""
     monkeypatch.setenv("LABKIT_ROOT", str(tmp_path / "labkit-root"))
-    return tmp_path
+    yield tmp_path
+    give_back_the_bridge()
 
 
 def pytest_runtest_setup(item):

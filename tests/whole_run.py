@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from labkit.container import spawner
+from labkit.network import bridge
 from tests import hosts
 
 _before = pytest.StashKey()
@@ -62,9 +63,15 @@ def pytest_runtest_protocol(item):
         return (yield)
     before = hosts.Host.snapshot()
     result = yield
+    give_back_the_bridge()
     for line in hosts.settled_difference(before, _ignored()):
         print(f"\n{item.nodeid} {line}", end="", file=sys.__stderr__)
     return result
+
+
+def give_back_the_bridge():
+    """Take away what `lab run` leaves for the next one. Everything else has to be gone by itself."""
+    bridge.unplug("bridge", bridge.LAB)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -86,6 +93,7 @@ def pytest_sessionfinish(session):
     if session.config.option.collectonly:
         return
     spawner.close()
+    give_back_the_bridge()
     found = hosts.settled_difference(session.config.stash[_before], _ignored())
     session.config.stash[_found] = found
     if found and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):

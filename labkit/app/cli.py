@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import io
 import os
-import pickle
 import re
 import sys
 import time
@@ -188,13 +187,14 @@ def _want_a_terminal(options: Any) -> None:
 
 
 def _attached(box: "Container") -> int:
-    from labkit.container import attach
+    from labkit.container import attach, networking
 
     # From the first moment: who is killed in the middle of a start leaves half a container.
     with attach.caught() as signals, contextlib.ExitStack() as stack:
         stack.callback(lambda: box.delete() if box.spec.rm or box.status != "exited" else None)
         stdio, pipes = _pipes(stack, box.spec.interactive, box.spec.tty, box.spec.userns)
         box.start(stdio, attach.size_of(0))
+        networking.stay(box.spec)
         signals.check()
         _close_all(stdio)
         log = stack.enter_context(contextlib.closing(box.log()))
@@ -239,6 +239,8 @@ def _close_all(fds: list[int]) -> None:
 
 def _detached(box: "Container") -> int:
     """Fork a keeper, which is the container's parent until it ends; print the id."""
+    import pickle
+
     from labkit.container import attach
 
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -265,7 +267,9 @@ def _detached(box: "Container") -> int:
 
 
 def _keep(box: "Container", report: int) -> None:
-    from labkit.container import attach
+    import pickle
+
+    from labkit.container import attach, networking
 
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
@@ -276,6 +280,7 @@ def _keep(box: "Container", report: int) -> None:
             # With -i nobody writes to its input, and it stays open: `cat` waits, as docker has it.
             stdio, pipes = _pipes(stack, box.spec.interactive, box.spec.tty, box.spec.userns)
             box.start(stdio)
+            networking.stay(box.spec)
             log = stack.enter_context(contextlib.closing(box.log()))
             os.write(report, pickle.dumps(None))
         except BaseException as error:

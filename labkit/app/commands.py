@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
+from labkit.ground.arguments import Parser
 from labkit.ground.errors import BadValue, LabError
 
 Command = Callable[[list[str]], int | None]
@@ -32,7 +33,7 @@ def command(name: str, summary: str) -> Callable[[Command], Command]:
     return register
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def error(self, message: str) -> NoReturn:
         raise BadValue(message, f"{self.prog} --help")
 
@@ -40,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 def parser(name: str) -> argparse.ArgumentParser:
     """Return an argument parser whose complaints are a BadValue."""
     about = COMMANDS[name.split()[0]][1]
-    words = _Parser(prog=f"lab {name}", description=about, add_help=False, allow_abbrev=False)
+    words = _Parser(prog=f"lab {name}", description=about, add_help=False)
     short = () if name == "run" else ("-h",)  # there it is --hostname, as docker has it
     words.add_argument(*short, "--help", action="help", help="show this")
     return words

@@ -11,12 +11,12 @@ import platform
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.app import kernel_probes, machine_probes  # noqa: F401 - importing them registers the probes
 from labkit.app.probing import PROBES
 from labkit.ground import proc
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import LabError, NotFound, errno_name
 
 KINDS = {

@@ -7,10 +7,10 @@ error says why. The numbers in front of what is lost are the chapters'.
 
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from labkit.ground import packages
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import Unsupported, from_oserror
 
 PROBES: dict[str, "Probe"] = {}

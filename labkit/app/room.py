@@ -23,10 +23,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, NotFound
 from labkit.lessons import coursework
 

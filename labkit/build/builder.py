@@ -16,13 +16,13 @@ import posixpath
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from labkit.build import context, dockerfile, layer_cache, plan, run_mounts
 from labkit.build.copying import Copier, Owner, Tree
 from labkit.build.dockerfile import Heredoc, Instruction
+from labkit.ground.dataclass import replace
 from labkit.ground.errors import BadValue, NotFound
 from labkit.images import catalog
 from labkit.images.catalog import Image, ImageConfig

@@ -23,9 +23,9 @@ import posixpath
 import re
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from labkit.build import ignore
+from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import BadValue, NotFound, from_oserror
 from labkit.images import diff, digests, layers, unpack
 

@@ -15,9 +15,9 @@ reference.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from labkit.build import words
+from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import BadValue
 
 # Each instruction and the flags that it may have.

@@ -13,8 +13,8 @@ See "dockerignore files" in Docker's documentation, and path/filepath.Match of G
 import os
 import posixpath
 import re
-from dataclasses import dataclass
 
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue
 
 

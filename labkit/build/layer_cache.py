@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +21,7 @@ from labkit.build.dockerfile import Instruction
 from labkit.build.run_mounts import Mounts
 from labkit.container.life import Container
 from labkit.ground import ledger, state
+from labkit.ground.dataclass import dataclass, field, replace
 from labkit.ground.errors import Damaged, LabError
 from labkit.images import commit
 from labkit.images.catalog import Image, ImageConfig

@@ -10,10 +10,10 @@ What no wanted stage needs is not built.
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from labkit.build import run_mounts
 from labkit.build.dockerfile import Instruction
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, from_oserror
 from labkit.images import catalog
 

@@ -121,7 +121,8 @@ class Cgroup:
     @classmethod
     def of_paths(cls, paths: Sequence[str]) -> "Cgroup":
         """Return the cgroup that these folders, one a tree, are; those gone are left out."""
-        return cls(paths[0] if paths else "", [cgroupfs.folder_at(path) for path in paths if os.path.isdir(path)])
+        there = cgroupfs.with_trees(path for path in paths if os.path.isdir(path))
+        return cls(paths[0] if paths else "", [cgroupfs.folder_at(path, tree) for path, tree in there])
 
     @classmethod
     def open(cls, name: str) -> "Cgroup":
@@ -145,7 +146,7 @@ class Cgroup:
         (EBUSY) when there are processes in it. See "No Internal Process Constraint".
         """
         state.check_name(name, "cgroup name")
-        places = [(cgroupfs.tree_at(folder.path), folder.path / name) for folder in self.folders]
+        places = [(folder.tree, folder.path / name) for folder in self.folders]
         if taken := [path for _, path in places if path.exists()]:
             raise InUse(f"a cgroup {name!r} is there already: {taken[0]}")
         return type(self)._make(f"{self.name}/{name}", places, limits)

@@ -19,7 +19,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from labkit.cgroups import events, hierarchies
@@ -63,18 +63,19 @@ def trees() -> list[Hierarchy]:
     return [tree for tree in found if tree.controllers or tree.version == 2]
 
 
-def tree_at(path: str | Path) -> Hierarchy:
-    """Return the tree that a path is in. Raise BadValue if it is in none."""
-    path = Path(path)
-    for tree in hierarchies.hierarchies():
-        if tree.mount in path.parents:
-            return tree
-    raise BadValue(f"{path} is not below a cgroup mount", "`findmnt -t cgroup,cgroup2` lists them")
+def with_trees(paths: Iterable[str]) -> Iterator[tuple[str, Hierarchy]]:
+    """Yield each path with the tree that it is in. Raise BadValue if it is in none."""
+    trees: list[Hierarchy] = []
+    for path in paths:
+        trees = trees or hierarchies.hierarchies()
+        tree = next((tree for tree in trees if tree.mount in Path(path).parents), None)
+        if tree is None:
+            raise BadValue(f"{path} is not below a cgroup mount", "`findmnt -t cgroup,cgroup2` lists them")
+        yield path, tree
 
 
-def folder_at(path: str | Path, tree: Hierarchy | None = None) -> Folder:
+def folder_at(path: str | Path, tree: Hierarchy) -> Folder:
     """Return an existing folder as a V1 or V2."""
-    tree = tree or tree_at(path)
     return (V1 if tree.version == 1 else V2)(path, tree)
 
 
@@ -129,8 +130,7 @@ def remove_folder(path: str | Path, also: Iterable[str] = ()) -> None:
     not below a cgroup mount or that does not have labkit's mark in it.
     """
     paths = [str(path), *also]
-    for candidate in paths:
-        tree = tree_at(candidate)
+    for candidate, tree in with_trees(paths):
         if ".." in Path(candidate).parts or state.label() not in Path(candidate).relative_to(tree.mount).parts:
             what = f"{candidate} was not made by labkit: {state.label()!r} is not in it"
             raise BadValue(what, "look at it, then rmdir it")

@@ -19,10 +19,10 @@ struct bpf_cgroup_dev_ctx in linux/bpf.h.
 import os
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from labkit.cgroups.cgroup import Cgroup
 from labkit.ground import proc, syscalls
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, KernelError, Unsupported
 
 ANY = None

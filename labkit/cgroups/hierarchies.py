@@ -19,10 +19,10 @@ import errno
 import functools
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.ground import proc, state
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import KernelError, Unsupported
 
 # The controllers that labkit uses, by v2's names. v1 says blkio for io, and has

@@ -15,8 +15,6 @@ See cgroups(7), docker-run(1), Documentation/admin-guide/cgroup-v2.rst.
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from decimal import Decimal
 from typing import Any
 
 from labkit.cgroups.quantities import (
@@ -29,6 +27,7 @@ from labkit.cgroups.quantities import (
     whole,
 )
 from labkit.ground import proc
+from labkit.ground.dataclass import dataclass, fields
 from labkit.ground.errors import BadValue
 
 DEFAULT_PERIOD = 100_000  # µs, kernel/sched/fair.c
@@ -250,6 +249,8 @@ def _cpu(words: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _quota(cpus: object, period: int) -> int:
+    from decimal import Decimal  # only who has such a limit waits for it
+
     text, count = str(cpus).strip(), os.cpu_count() or 1
     usable = re.fullmatch(r"\d{1,6}(\.\d{1,9})?|\.\d{1,9}", text, re.ASCII) and not isinstance(cpus, bool)
     if not usable or not Decimal("0.01") <= Decimal(text) <= count:

@@ -7,7 +7,6 @@ underscores and spaces, and none of that is meant in a limit.
 import os
 import re
 import stat
-from decimal import Decimal
 from pathlib import Path
 
 from labkit.ground.errors import BadValue, Unsupported
@@ -32,6 +31,8 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)i?b?", re.ASCII | re.IGNORECASE)
 
 def parse_size(name: str, value: object) -> int:
     """Return a number of bytes from "32m", "1.5g", "4096" or 4096; UNLIMITED from -1."""
+    from decimal import Decimal  # only who has such a limit waits for it
+
     text = str(value).strip()
     if text == "-1":
         return UNLIMITED

@@ -18,13 +18,13 @@ Documentation/admin-guide/cgroup-v2.rst: "cpu.stat", "memory.events", "pids.even
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.cgroups.events import flat
 from labkit.cgroups.hierarchies import Hierarchy
 from labkit.cgroups.limits import PER_SHARE, UNLIMITED, Limits
 from labkit.ground import proc
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import Unsupported
 
 _TO_V1 = {
@@ -92,7 +92,7 @@ class _Folder:
 
     def __init__(self, path: str | Path, tree: Hierarchy) -> None:
         self.path = Path(path)
-        self.controllers = tree.controllers
+        self.tree, self.controllers = tree, tree.controllers
 
     def __repr__(self) -> str:
         return f"<v{self.version} {self.path}>"

@@ -19,9 +19,9 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import ClassVar
 
+from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import LabError, to_plain
 
 

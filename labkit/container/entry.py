@@ -11,11 +11,11 @@ On a hybrid machine both are done. See cgroups(7), clone(2).
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.container.channel import Child, Step
 from labkit.ground import proc
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import from_oserror
 
 

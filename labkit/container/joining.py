@@ -7,12 +7,12 @@ See setns(2), pid_namespaces(7).
 
 import contextlib
 import os
-from dataclasses import dataclass
 
 from labkit.container.channel import Child, Spawned, Step
 from labkit.container.steps import BecomeRootInside, HideFromOthers, NewSession
 from labkit.ground import proc
 from labkit.ground import syscalls as sc
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import NotFound
 from labkit.isolation import namespaces, security
 

@@ -23,7 +23,6 @@ import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from types import UnionType
 from typing import NoReturn, Protocol
 
@@ -59,6 +58,7 @@ from labkit.container.steps import (
     WriteSysctls,
 )
 from labkit.ground import syscalls as sc
+from labkit.ground.dataclass import dataclass, replace
 from labkit.ground.errors import KernelError, LabError, from_oserror
 from labkit.isolation import idmap, mounts, namespaces
 

@@ -20,7 +20,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +30,7 @@ from labkit.container.launch import Job
 from labkit.container.spec import Spec
 from labkit.container.steps import OpenTerminal
 from labkit.ground import ledger, proc, signals, state, syscalls
+from labkit.ground.dataclass import asdict, dataclass, fields
 from labkit.ground.errors import InUse, KernelError, LabError, NotFound, Unsupported
 from labkit.images import catalog
 from labkit.storage import roots

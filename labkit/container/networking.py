@@ -81,6 +81,12 @@ def leave(network: str | None, number: str) -> None:
         _bridge().unplug(network, number)
 
 
+def stay(spec: "Spec") -> None:
+    """Have the bridge that every container gets unasked stay for the next one."""
+    if isinstance(plugged := of(spec), Plugged) and plugged.name == "bridge":
+        _bridge().stay("bridge")
+
+
 def ports(texts: Iterable[Any]) -> tuple[Any, ...]:
     """Return the Ports that `HOST:CONTAINER` texts mean. Raises BadValue."""
     return tuple(text if isinstance(text, _bridge().Port) else _bridge().Port.parse(text) for text in texts)

@@ -25,7 +25,6 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from labkit.ground import proc, state, syscalls
-from labkit.ground.child import in_child
 from labkit.ground.errors import KernelError, LabError, NotFound, Unsupported
 from labkit.isolation import namespaces
 
@@ -60,6 +59,8 @@ def enter() -> None:
         syscalls.unshare(syscalls.CLONE_NEWUSER)
         namespaces.map_ids("self", [(0, uid, 1)], [(0, gid, 1)])
         if refusal:  # AppArmor gives the namespace, and no power in it: use some
+            from labkit.ground.child import in_child
+
             in_child(syscalls.unshare, syscalls.CLONE_NEWNS)
     except LabError as error:
         why, hint = refusal or ("no setting that labkit knows says why", "ask the machine's owner")

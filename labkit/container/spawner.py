@@ -17,13 +17,10 @@ The `lab` command is small and has one thread: it clones by itself.
 import contextlib
 import gc
 import os
-import pickle
 import select
 import signal
 import socket
-import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -32,6 +29,9 @@ from labkit.container.launch import Job, become
 from labkit.ground import proc, state
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import KernelError, LabError, NotFound, from_oserror, from_plain
+from labkit.ground.later import Later
+
+pickle, subprocess, threading = map(Later, ("pickle", "subprocess", "threading"))  # a command does without
 
 
 def spawn(job: Job, stdio: Sequence[int]) -> Spawned:

@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from labkit.cgroups.limits import Limits
@@ -19,6 +18,7 @@ from labkit.container.entry import Entry
 from labkit.container.launch import Job, ParentStep
 from labkit.container.steps import InstallFilter, OpenTerminal
 from labkit.ground import state
+from labkit.ground.dataclass import dataclass, field, replace
 from labkit.ground.errors import BadValue
 from labkit.images.catalog import ImageConfig
 from labkit.isolation import idmap, mounts, seccomp, security

@@ -114,7 +114,7 @@ def cgroup_filesystems(
 def _bound_cgroups(target: str, group: cgroup.Cgroup | None, sealed: int) -> tuple[MountStep, ...]:
     assert group is not None  # who has no cgroup namespace has a cgroup
     trees = {str(tree.mount): tree for tree in hierarchies.hierarchies()}
-    folders = {str(cgroupfs.tree_at(folder.path).mount): str(folder.path) for folder in group.folders}
+    folders = {str(folder.tree.mount): str(folder.path) for folder in group.folders}
     if "/sys/fs/cgroup" in trees:
         return (Bind(folders["/sys/fs/cgroup"], target, sealed, recursive=False),)
     steps: list[MountStep] = [Filesystem("tmpfs", target, ("mode=755",), NOSUID | NODEV | NOEXEC)]

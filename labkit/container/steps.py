@@ -16,10 +16,10 @@ import socket
 import stat
 import struct
 import termios
-from dataclasses import dataclass, replace
 
 from labkit.container.channel import Child, Spawned, Step
 from labkit.ground import syscalls as sc
+from labkit.ground.dataclass import dataclass, replace
 from labkit.ground.errors import CommandError, KernelError, LabError, errno_name, from_oserror
 from labkit.isolation import last_exec, mounts, namespaces, seccomp, security, sysctls
 from labkit.isolation.users import find_user

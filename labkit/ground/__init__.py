@@ -2,14 +2,17 @@
 
 Read in this order:
 
+    dataclass   the standard library's, for commands that live a tenth of a second
     errors      what a participant reads when something fails
     state       where things are kept, so that a crash leaves them readable
     syscalls    the kernel's doors, by their man pages' names
     proc        what the kernel says of a process
     ledger      what we made and must give back, written down first
     child       kernel work in a process of its own
+    arguments   a command's words
     named_file  a file that somebody named to write to
     signals     by the names that people give them
     synced      what is there after a power cut
+    later       a module that is loaded when it is needed
     packages    which package brings what is not here
 """

@@ -25,16 +25,15 @@ import functools
 import importlib
 import os
 import re
-import shutil
 import signal
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labkit.ground import proc, state, syscalls
+from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import BadValue, Damaged, KernelError, LabError, NotFound
 
 Owner = tuple[int, int | None, str]  # pid, start ticks, boot id
@@ -289,6 +288,8 @@ def remove_tree(path: str | Path) -> None:
 
     A mount left inside would have its contents deleted, and they may be the host's.
     """
+    import shutil  # it brings every compressor with it
+
     path = str(path)
     inside = [mount.target for mount in proc.mounts() if (mount.target + "/").startswith(path + "/")]
     if inside:

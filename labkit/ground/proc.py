@@ -11,9 +11,9 @@ import functools
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import NotFound, from_oserror
 
 NAMESPACES = ("mnt", "uts", "ipc", "pid", "net", "user", "cgroup", "time")

@@ -15,17 +15,17 @@ import contextlib
 import errno
 import fcntl
 import functools
-import hashlib
 import itertools
 import json
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, Damaged, from_oserror
 
 # The clone that this is: labkit lies in it, beside notebooks, vagrant and tests.
@@ -88,7 +88,7 @@ def label() -> str:
 
 @functools.cache
 def _label(root: str) -> str:
-    return "labkit-" + hashlib.sha256(root.encode()).hexdigest()[:8]
+    return f"labkit-{zlib.crc32(os.fsencode(root)):08x}"
 
 
 def check_name(name: str, what: str = "name") -> str:

@@ -17,8 +17,8 @@ import tarfile
 
 from labkit.ground.errors import NotFound, Unsupported, from_oserror
 from labkit.images import digests, layout
+from labkit.images.catalog import BUSYBOX
 
-NAME = "busybox:latest"
 _WHERE = ("/bin/busybox", "/usr/bin/busybox")
 
 _FILES = {
@@ -79,7 +79,7 @@ _FOLDERS = {
 
 
 def make(store: layout.Layout) -> str:
-    """Write the base image into a Layout under NAME; return its manifest's digest.
+    """Write the base image into a Layout under BUSYBOX; return its manifest's digest.
 
     Raises NotFound without a static busybox, which the package busybox-static has.
     """
@@ -107,7 +107,7 @@ def make(store: layout.Layout) -> str:
             "layers": [{"mediaType": layout.LAYER, "digest": store.add(tar), "size": len(tar)}],
         }
     )
-    store.set_name(NAME, manifest)
+    store.set_name(BUSYBOX, manifest)
     return manifest
 
 

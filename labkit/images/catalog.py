@@ -16,14 +16,16 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labkit.ground import state
+from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import BadArchive, BadValue, NotFound
-from labkit.images import busybox, digests, layers
+from labkit.images import digests
 from labkit.images.layout import Layout, normal
+
+BUSYBOX = "busybox:latest"  # is made where it is not
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,16 @@ def find_in(layout: Layout, ref: object) -> tuple[str, str]:
     name = normal(ref)
     if name in names:
         return name, names[name]
-    if name == busybox.NAME:
+    if name == BUSYBOX:
+        from labkit.images import busybox
+
         with state.lock("base"):  # of two who ask at once, one makes it
             return name, layout.names().get(name) or busybox.make(layout)
     raise _not_found(name, names)
 
 
 def _not_found(name: str, names: Mapping[str, str]) -> NotFound:
-    there = ", ".join(sorted({*names, busybox.NAME}))
+    there = ", ".join(sorted({*names, BUSYBOX}))
     return NotFound(f"there is no image {name} here", f"here: {there}; `lab pull {name}` fetches it from a registry")
 
 
@@ -217,6 +221,8 @@ def unpacked(layout: Layout, digest: str, diff_id: str) -> str:
     if folder.exists():
         return str(folder)
     with state.lock(f"layer-{digests.hex_of(diff_id)[:16]}"):  # of two who want it, one unpacks
+        from labkit.images import layers
+
         if not folder.exists():
             if not layout.has(digest):
                 raise NotFound(f"the store has no blob {digest}", "an image names it: pull or load that again")

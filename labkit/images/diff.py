@@ -14,10 +14,10 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, NotFound, Unsupported, from_oserror
 from labkit.images import digests, whiteouts
 
@@ -25,7 +25,7 @@ PathLike = str | os.PathLike[str]
 SKIP = ("security.selinux", "security.ima", "security.evm", *whiteouts.XATTRS)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Change:
     """One path of a container: A added, C changed or copied up, D deleted."""
 
@@ -55,7 +55,7 @@ def changes(upperdir: PathLike, lowerdirs: Sequence[PathLike] = (), marks: Seque
         if stat.S_ISDIR(status.st_mode) and whiteouts.is_opaque(path, marks):
             hidden = _names_below(inside, lowerdirs) - set(os.listdir(path))
             found += [Change(f"{shown}/{name}", "D") for name in hidden]
-    return sorted(found)
+    return sorted(found, key=lambda one: one.path)
 
 
 def _visible(inside: Path, lowerdirs: Sequence[PathLike]) -> bool:

@@ -17,11 +17,12 @@ import contextlib
 import hashlib
 import lzma
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadArchive, BadValue, Unsupported
 
 Progress = Callable[[int], object]  # called with the bytes so far
@@ -265,6 +266,10 @@ def _unzstd(first: bytes, blob: Hashed) -> Iterator[bytes]:
 
 
 def _zstandard() -> Any:
+    if sys.flags.no_site:  # `lab run` does without packages, until a layer wants one
+        import site
+
+        site.main()
     try:
         import zstandard
     except ImportError:

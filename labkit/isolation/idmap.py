@@ -18,11 +18,11 @@ the outer ids. See mount_setattr(2), MOUNT_ATTR_IDMAP; Documentation/filesystems
 import errno
 import os
 import socket
-from dataclasses import replace
 from typing import NoReturn
 
 from labkit.ground import proc
 from labkit.ground import syscalls as sc
+from labkit.ground.dataclass import replace
 from labkit.ground.errors import BadValue, KernelError, LabError, Unsupported
 from labkit.isolation import mounts
 

@@ -17,10 +17,10 @@ import operator
 import os
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from typing import Any
 
 from labkit.ground import syscalls as sc
+from labkit.ground.dataclass import dataclass, replace
 from labkit.ground.errors import BadValue, KernelError, Unsupported, from_oserror
 from labkit.isolation import inroot, mounts
 

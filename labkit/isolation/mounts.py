@@ -23,11 +23,11 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from labkit.ground import syscalls as sc
+from labkit.ground.dataclass import dataclass, replace
 from labkit.ground.errors import BadValue, KernelError, from_oserror
 from labkit.isolation.inroot import make_in_root, open_in_root
 

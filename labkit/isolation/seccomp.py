@@ -22,17 +22,17 @@ and kept, so the child needs one syscall. See seccomp(2), seccomp_export_bpf(3).
 import contextlib
 import ctypes
 import errno
-import hashlib
 import json
 import os
 import struct
+import zlib
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labkit.ground import state
 from labkit.ground import syscalls as sc
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, Damaged, LabError, NotFound, Unsupported, from_oserror
 
 # (why, the capability with which it is allowed, the syscalls)
@@ -323,16 +323,22 @@ def kept(profile: Profile | None = None, capabilities: Collection[str] = ()) -> 
     what = repr((profile or FORBIDDEN, sorted(capabilities), os.uname().release, os.uname().machine))
     # The code is part of the name: a changed labkit must not use what an older one compiled.
     what += str(os.stat(__file__).st_mtime_ns)
-    kept = state.run_dir("seccomp") / hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()[:24]
+    head = what.encode(errors="surrogateescape")
+    kept = state.run_dir("seccomp") / f"{zlib.crc32(head):08x}"  # two may have one sum: the file says which it is
     with contextlib.suppress(Damaged):
-        data = state.read_plain(kept) or b""
-        # What was cut short would let through what it should not: its own sum comes first.
-        if data[:32] == hashlib.sha256(data[32:]).digest():
-            return data[32:]
+        found = state.read_plain(kept) or b""
+        data = found[len(head) + 4 :]
+        # What was cut short would let through what it should not.
+        if found == head + _sum(data) + data:
+            return data
     compiled = compile_profile(profile or default(capabilities))
     with contextlib.suppress(LabError):  # a full disk costs time
-        state.write_atomic(kept, hashlib.sha256(compiled).digest() + compiled, sync=False)
+        state.write_atomic(kept, head + _sum(compiled) + compiled, sync=False)
     return compiled
+
+
+def _sum(data: bytes) -> bytes:
+    return struct.pack("=I", zlib.crc32(data))
 
 
 def install(program: bytes) -> None:

@@ -13,9 +13,9 @@ See capabilities(7), PR_SET_NO_NEW_PRIVS in prctl(2).
 
 import errno
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
 from labkit.ground import syscalls as sc
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, KernelError, Unsupported
 from labkit.ground.proc import read
 

@@ -21,11 +21,11 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labkit.ground import state
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, LabError, NotFound, Unsupported, from_oserror
 from labkit.lessons import gaps
 

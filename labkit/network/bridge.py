@@ -12,7 +12,8 @@ leaving packets get the host's own address (masquerade), and a published port is
 way in (dnat). Names are a file: every container's /etc/hosts lists its neighbours.
 
 Each network is one bridge and one nft table, made by its first user and taken away
-with the last. Nothing else of the host is changed, so one thing is left to it:
+with the last. `lab run` makes the lab itself a user of `bridge`, until `lab clean`:
+like docker0 it is there for the next one. Nothing else of the host is changed, so one thing is left to it:
 packets pass from one of its links to another only where net.ipv4.ip_forward is 1.
 Without that a container reaches its neighbours and the host, and its published
 ports work on the host's loopback; the world it does not reach.
@@ -29,10 +30,10 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.ground import ledger, state, syscalls
+from labkit.ground.dataclass import dataclass, replace
 from labkit.ground.errors import InUse, LabError, Unsupported
 from labkit.isolation import security
 from labkit.network import beside_docker, firewall
@@ -138,7 +139,7 @@ def join(name: str, container: str, names: Iterable[str] = (), ports: Sequence[P
         users = [user for _, other in _records() for user in other["users"].values()]
         firewall.check_free(ports, ((port, kind) for user in users for _, port, kind, _ in user["ports"]))
         address = _free_address(known)
-        first = not known["users"]
+        first = not known["users"].keys() - {LAB}  # what stayed may have lost its rules: `nft flush ruleset`
         stale = known["world"] != can_reach_the_world()
         known["world"] = can_reach_the_world()
         ledger.write("plug", network=name, container=container)
@@ -148,13 +149,29 @@ def join(name: str, container: str, names: Iterable[str] = (), ports: Sequence[P
             "ports": [(port.address, port.host, port.protocol, port.container) for port in ports],
         }
         state.write_json(_folder() / f"{name}.json", known, sync=False)
-        if first:
+        if not (known["users"].keys() - {container} and _is_there(known["bridge"])):
             _make_bridge(known)
         if first or ports or stale:
             firewall.load(table(name), known)
         beside_docker.let_pass(known["bridge"])  # each time: Docker may have been started since
         _write_hosts(known)
         return replace(_plug(known, container, address), hairpin=bool(ports))
+
+
+LAB = "lab"  # among a network's users: nobody's container, on the host's own address
+
+
+def stay(name: str) -> None:
+    """Have a network that is there stay when its last container goes, until `lab clean`; making it anew is slow."""
+    known = record(name)
+    if known is None or LAB in known["users"]:
+        return
+    with state.lock("network"):
+        if known := record(name):
+            ledger.write("plug", network=name, container=LAB)
+            gateway = str(ipaddress.ip_network(known["subnet"])[1])
+            known["users"][LAB] = {"address": gateway, "names": [], "ports": []}
+            state.write_json(_folder() / f"{name}.json", known, sync=False)
 
 
 @ledger.undoes("plug")

@@ -16,11 +16,11 @@ import ipaddress
 import socket
 import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from labkit.ground import state
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, InUse, LabError, from_oserror
 
 GROUP = 27499  # the link group of all our bridges: rules tell them by it

@@ -14,3 +14,5 @@ Read in this order:
     resources    its limits and ours
     systemd      a cgroup that systemd makes for us
 """
+
+VERSION = "1.0.2"  # of the specification, the newest that all of this is from

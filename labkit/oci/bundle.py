@@ -20,7 +20,6 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from labkit.container.entry import Entry
 from labkit.container.launch import Job, ParentStep
 from labkit.container.steps import WriteSysctls
 from labkit.ground import proc
+from labkit.ground.dataclass import dataclass, field, replace
 from labkit.ground.errors import BadValue, NotFound, Unsupported, from_oserror
 from labkit.isolation import mount_options, mounts, namespaces, seccomp, security, sysctls
 from labkit.oci import hooks, moments, priorities, resources, settings

@@ -19,15 +19,20 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import time
 
-from labkit.cgroups import quantities
-from labkit.container import attach, spawner
-from labkit.ground import named_file, signals, state
+from labkit.ground import signals, state
+from labkit.ground.arguments import Parser
 from labkit.ground.errors import BadValue, CommandError, LabError, NotFound, Unsupported, from_oserror
-from labkit.oci import bundle, lifecycle, resources, terms
+from labkit.ground.later import Later
+from labkit.oci import VERSION, lifecycle
+
+# What only one of the commands needs, and each is a process of its own.
+subprocess, quantities = Later("subprocess"), Later("labkit.cgroups.quantities")
+attach, spawner = Later("labkit.container.attach"), Later("labkit.container.spawner")
+named_file, bundle = Later("labkit.ground.named_file"), Later("labkit.oci.bundle")
+resources, terms = Later("labkit.oci.resources"), Later("labkit.oci.terms")
 
 _COMMANDS = (
     "create start run state kill delete exec ps list pause resume update features spec checkpoint restore events"
@@ -48,7 +53,9 @@ def main(argv=None):
     if strange and options.command not in _NOT_HERE:
         parser.error(f"unknown words: {' '.join(strange)}")
     try:
-        return options.do(options) or 0
+        status = options.do(options) or 0
+        sys.stdout.flush()
+        return status
     except CommandError as error:
         _log(options, "error", error)
         return error.exit_status if options.command in ("run", "exec") else 1
@@ -317,10 +324,8 @@ class _Unnamed:
 
 
 def _parser(argv):
-    parser = argparse.ArgumentParser(prog="labkit-runtime", description="an OCI runtime", allow_abbrev=False)
-    parser.add_argument(
-        "--version", "-v", action="version", version=f"labkit-runtime version 0.1.0\nspec: {terms.VERSION}"
-    )
+    parser = Parser(prog="labkit-runtime", description="an OCI runtime")
+    parser.add_argument("--version", "-v", action="version", version=f"labkit-runtime version 0.1.0\nspec: {VERSION}")
     parser.add_argument("--root", help="the folder that keeps containers")
     parser.add_argument("--log", help="a file that errors are added to")
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
@@ -339,7 +344,7 @@ def _parser(argv):
     def command(name, function, *words, number=True, help=""):
         if named and name not in named:
             return _Unnamed()
-        sub = commands.add_parser(name, help=help, allow_abbrev=False)
+        sub = commands.add_parser(name, help=help)
         for flags, options in words:
             sub.add_argument(*flags, **options)
         if number:

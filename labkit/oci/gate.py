@@ -18,7 +18,6 @@ import errno
 import os
 import select
 
-from labkit.container.channel import read
 from labkit.ground.errors import CommandError, InUse, LabError, NotFound, from_plain
 
 _WAIT, _RESULT = "exec.fifo", "exec.result"
@@ -81,5 +80,7 @@ def _await_exec(result, argv, seconds):
             continue
         if not message:
             return
+        from labkit.container.channel import read
+
         kind, value = read(message)
         raise CommandError(argv[0], value) if kind == "errno" and isinstance(value, int) else from_plain(value)

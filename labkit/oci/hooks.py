@@ -17,12 +17,14 @@ See the runtime specification, "POSIX-platform Hooks".
 
 import json
 import os
-import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, LabError, from_oserror
+from labkit.ground.later import Later
+
+subprocess = Later("subprocess")
 
 ON_CREATE = ("prestart", "createRuntime")
 IN_CONTAINER = ("createContainer", "startContainer")
@@ -58,6 +60,8 @@ def read(words: dict[str, Any] | None) -> tuple[Hook, ...]:
                 raise BadValue(f"hooks.{when}: timeout {timeout!r} must be a number of seconds above 0")
             env = None if entry.get("env") is None else tuple(entry["env"])
             found.append(Hook(when, path, tuple(entry.get("args") or ()), env, timeout, number))
+    if found:  # most have none; and in the container there is no file to load it from
+        subprocess.run  # noqa: B018
     return tuple(found)
 
 

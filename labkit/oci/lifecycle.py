@@ -19,20 +19,20 @@ See runtime.md of the specification, PR_SET_CHILD_SUBREAPER in prctl(2).
 import contextlib
 import os
 import re
-import shutil
 import signal
-import socket
 import time
-from dataclasses import replace
 from pathlib import Path
 
-from labkit.cgroups import cgroup
-from labkit.container import spawner
-from labkit.container.entry import Entry
 from labkit.ground import ledger, proc, state, syscalls
+from labkit.ground.dataclass import replace
 from labkit.ground.errors import BadValue, InUse, LabError, NotFound, from_oserror
-from labkit.oci import bundle as bundles
-from labkit.oci import gate, hooks, moments, systemd
+from labkit.ground.later import Later
+from labkit.oci import gate, hooks
+
+# What only one of the commands needs, and each is a process of its own.
+socket, cgroup, entry = Later("socket"), Later("labkit.cgroups.cgroup"), Later("labkit.container.entry")
+spawner, bundles = Later("labkit.container.spawner"), Later("labkit.oci.bundle")
+moments, systemd = Later("labkit.oci.moments"), Later("labkit.oci.systemd")
 
 PROGRAM = state.REPO / "vagrant" / "labkit-runtime"
 
@@ -82,14 +82,14 @@ class Box:
     def state(self, **other):
         """Return its state, in the specification's words."""
         record = self.record()
-        status = self.status(record)
+        status = other.get("status") or self.status(record)
         news = {"status": status, "pid": record["pid"] if status not in ("creating", "stopped") else 0}
         order = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner")
         return {name: (record | news)[name] for name in order} | other
 
     def config(self):
         """Return its config.json, as it was when it was made."""
-        return bundles.read_json(self.folder / "config.json")
+        return state.read_json(self.folder / "config.json", dict) or {}
 
     def cgroup(self, record=None):
         """Return its Cgroup."""
@@ -170,7 +170,7 @@ class Box:
             job = bundles.job(
                 bundle,
                 group,
-                Entry() if unit else _entry(group),
+                entry.Entry() if unit else _entry(group),
                 (moments.Call(f"make the scope {unit.name}", enter),) if unit else (),
                 gate=str(self.folder),
                 state=self.state(status="creating"),
@@ -279,7 +279,9 @@ class Box:
         if "unit" in record:
             systemd.stop(record["unit"])
         group.remove()
-        shutil.rmtree(self.folder)
+        for path in self.folder.iterdir():
+            path.unlink()
+        self.folder.rmdir()
         for entry in self._entries():
             ledger.strike(entry)
 
@@ -332,7 +334,7 @@ def _name_of(uid: int) -> str:
 
 
 def _entry(group):
-    return Entry.into((folder.version, folder.path) for folder in group.folders)
+    return entry.Entry.into((folder.version, folder.path) for folder in group.folders)
 
 
 def _check_console(process, console, detached):

@@ -11,11 +11,11 @@ A limit that this machine has no controller for is refused by its name. See
 "Control groups" in the runtime specification, config-linux.md.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from labkit.cgroups import devices
 from labkit.cgroups.limits import PER_SHARE, UNLIMITED, IoLimit, Limits
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, Unsupported
 
 _KNOWN = {

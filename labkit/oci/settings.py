@@ -11,10 +11,10 @@ before he started the program by hand:
 
 import os
 import resource
-from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.ground import proc
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, KernelError, NotFound, Unsupported, from_oserror
 
 RLIMITS = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}

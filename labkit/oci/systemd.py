@@ -12,9 +12,9 @@ import os
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
 
 from labkit.ground import proc
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, LabError, Unsupported
 
 _MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")

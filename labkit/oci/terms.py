@@ -5,9 +5,7 @@ See features.md and config.md of the runtime specification.
 
 from labkit.container import standard_mounts
 from labkit.isolation import mount_options, seccomp, security
-from labkit.oci import bundle, hooks
-
-VERSION = "1.0.2"  # of the specification, the newest that all of this is from
+from labkit.oci import VERSION, bundle, hooks
 
 
 def features():

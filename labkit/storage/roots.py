@@ -16,24 +16,21 @@ the three methods above. See Documentation/filesystems/overlayfs.rst.
 """
 
 import contextlib
-import hashlib
 import importlib
 import os
-import shutil
 import stat
-import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Generic, TypeVar
 
-from labkit.ground import child, ledger, state
+from labkit.ground import ledger, state
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, InUse, LabError, NotFound, Unsupported, from_oserror
-from labkit.images import diff
 from labkit.isolation import mounts
 
 if TYPE_CHECKING:  # a container's start does not wait for it
     from labkit.images.catalog import Image
+    from labkit.images.diff import Change
 # Said aloud, so that every machine does the same whatever its kernel was built with.
 #   metacopy=off      a copy-up copies the data too: the upperdir is complete in itself
 #   redirect_dir=off  a lower folder is renamed by copying: the upperdir can become a layer
@@ -67,12 +64,16 @@ class Rootfs:
         links = Path(self.merged).with_name("l")
         return _overlay(self.lowerdirs, self.upperdir, self.workdir, self.merged, self.options, links)
 
-    def changes(self) -> list[diff.Change]:
+    def changes(self) -> "list[Change]":
         """Return what the container has changed, as `docker diff` lists it: A, C or D and a path."""
+        from labkit.images import diff
+
         return diff.changes(self.upperdir, self.lowerdirs)
 
     def diff(self, out: BinaryIO, compression: str | None = None) -> tuple[str, str, int]:
         """Write what the container has changed as a layer; return (diff_id, digest, size)."""
+        from labkit.images import diff
+
         return diff.diff(self.upperdir, out, compression)
 
     def usage(self) -> "Usage":
@@ -317,6 +318,8 @@ def mount(
     and workdir None it is read-only. The mount is in the ledger, and made in a child.
     Raises KernelError, NotFound for a folder that is not there.
     """
+    from labkit.ground import child
+
     lowers = [lowerdirs] if isinstance(lowerdirs, str | Path) else list(lowerdirs)
     for folder in (*lowers, *(one for one in (upperdir, workdir) if one), merged):
         if not os.path.isdir(folder):
@@ -350,6 +353,8 @@ def unmount(merged: str | Path) -> None:
 
 
 def _links_for(merged: str) -> Path:
+    import hashlib
+
     return state.run_dir("links") / hashlib.sha256(os.fsencode(merged)).hexdigest()[:16]
 
 
@@ -401,6 +406,8 @@ def _gone(error: OSError) -> None:
 
 def copy_tree(source: str | Path, target: str | Path) -> None:
     """Copy what is in a folder with owners, times, xattrs, hard links and holes, by cp(1)."""
+    import shutil
+
     _cp(f"{source}/.", target)
     shutil.copystat(source, target)
 
@@ -411,6 +418,8 @@ def copy_file(source: str | Path, target: str | Path, follow: bool = False) -> N
 
 
 def _cp(source: str | Path, target: str | Path, *flags: str) -> None:
+    import subprocess
+
     # --reflink=never: a copy is a copy, also where the file system could share blocks.
     command = ["cp", "-a", *flags, "--sparse=auto", "--reflink=never", "-T", str(source), str(target)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -16,10 +16,10 @@ container. See mount(2), MS_BIND.
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.ground import child, ledger, proc, state, syscalls
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import InUse, KernelError, LabError, NotFound, from_oserror
 from labkit.isolation import inroot, mounts
 from labkit.storage import roots

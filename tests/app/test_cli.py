@@ -52,6 +52,15 @@ def test_run_shows_sh_as_one_and_top_shows_the_same_process_on_the_host():
     assert number in lab("ps", "-q").stdout
 
 
+def test_what_vagrant_lab_starts_without_packages_says_all_that_it_has_to_say():
+    words = [sys.executable, "-P", "-S", str(state.REPO / "labkit" / "__main__.py"), "ps"]
+    env = os.environ | {"PYTHONUNBUFFERED": ""}
+    assert subprocess.run(words, capture_output=True, text=True, env=env).stdout.startswith("CONTAINER ID")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+    assert done.returncode == 125 and "ENOSPC" in done.stderr
+
+
 @pytest.mark.parametrize(
     "words, status, says",
     [

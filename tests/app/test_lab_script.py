@@ -268,6 +268,11 @@ def test_a_module_in_the_current_folder_does_not_get_in_the_way(installed):
     assert installed.run("ps", before=in_folder)[1] == "labkit ['ps']\n"
 
 
+def test_what_handles_containers_does_not_wait_for_pythons_packages(installed):
+    (installed.clone / "labkit" / "__main__.py").write_text("import sys; print('site' in sys.modules)\n")
+    assert [installed.run(name)[1] for name in ("ps", "run", "up")] == ["False\n", "False\n", "True\n"]
+
+
 def test_the_second_run_installs_nothing_and_says_nothing(installed):
     for name in ("apt-get", "dpkg-query"):
         installed.command(name, "echo called >&2; exit 1")

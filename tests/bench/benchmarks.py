@@ -31,6 +31,7 @@ from labkit.ground.errors import LabError
 
 THEMES = {
     "start": "start to exit of `true`, against crun, runc, bwrap and C",
+    "runtime": "create, start and delete of one bundle, as Docker's shim calls them, against runc and crun",
     "many": "100 at once, many in a row, what is left, memory a container",
     "layers": "start against the number of layers and the size of the image",
     "unpack": "an image's layer unpacked, against umoci, tar and skopeo",

@@ -105,7 +105,7 @@ def measure(options):
                 ("min", "median", "longest"),
                 [(name, min(spent), statistics.median(spent), max(spent)) for name, spent in times.items()],
                 ratios=[
-                    (ours, "buildah, overlay", ratio(times, ours, "buildah, overlay"), None)
+                    (ours, "buildah, overlay", ratio(times, ours, "buildah, overlay"))
                     for ours in ("labkit, in a notebook", "lab build")
                 ],
                 shown=(1, "median [ms]"),

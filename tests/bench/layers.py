@@ -96,7 +96,7 @@ def _race(what, images_of, unit, rounds):
         f"{rounds} rounds, milliseconds",
         ("min", "median", "p99", "the mount alone"),
         [(*contestants.row(f"{size} {unit}", spent), _middle(alone.get(size))) for size, spent in times.items()],
-        ratios=[(f"{size} {unit}", first, ratio(times, size, first), None) for size in more],
+        ratios=[(f"{size} {unit}", first, ratio(times, size, first)) for size in more],
         notes=[f"the mount alone is not measured: {refused}"] if refused else [],
         draw=lambda axes: _draw(axes, times, alone, unit),
         raw={str(size): spent for size, spent in times.items()},

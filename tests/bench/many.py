@@ -194,7 +194,7 @@ def measure(options):
         "start to exit of `true`",
         ("a second", "all, ms"),
         [(name, count / statistics.median(spent) * 1000, statistics.median(spent)) for name, spent in together.items()],
-        ratios=[(f"{name}: time", "crun's", ratio(together, name, "crun"), None) for name in list(together)[:2]],
+        ratios=[(f"{name}: time", "crun's", ratio(together, name, "crun")) for name in list(together)[:2]],
         shown=(0, "containers a second"),
         raw=together,
     )
@@ -212,7 +212,7 @@ def measure(options):
             )
             for name, spent in single.items()
         ],
-        ratios=[("labkit's time", "crun's", ratio(batches, "labkit", "crun"), None)],
+        ratios=[("labkit's time", "crun's", ratio(batches, "labkit", "crun"))],
         notes=[
             "left on this host by all of them: " + ("nothing" if not left else f"{len(left)} things"),
             *left[:8],

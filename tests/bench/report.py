@@ -11,7 +11,7 @@ class Report:
     how: str  # the rounds, the unit
     columns: tuple  # headings, after the first column
     rows: list  # (label, value, …)
-    ratios: list = field(default_factory=list)  # (a, b, a/b, goal or None)
+    ratios: list = field(default_factory=list)  # (a, b, a/b)
     notes: list = field(default_factory=list)  # sentences
     shown: tuple = (0, "[ms]")
     draw: object = None  # of (axes): another picture than bars
@@ -26,16 +26,10 @@ class Report:
         widths = [max(len(text) for text in column) + 2 for column in zip(self.columns, *cells, strict=True)]
         for label, texts in zip(["", *(row[0] for row in self.rows)], [self.columns, *cells], strict=True):
             print(f"  {label:{wide}}" + "".join(f"{text:>{w}}" for text, w in zip(texts, widths, strict=True)))
-        for a, b, found, goal in self.ratios:
-            print(f"  {a} / {b}: {found:{'.2f' if found >= 0.1 else '.1g'}}" + _judged(found, goal))
+        for a, b, found in self.ratios:
+            print(f"  {a} / {b}: {found:{'.2f' if found >= 0.1 else '.1g'}}")
         for note in self.notes:
             print(f"  {note}")
-
-
-def _judged(found, goal):
-    if goal is None:
-        return ""
-    return f" (goal: under {goal})" + ("" if found < goal else "  NOT reached")
 
 
 def _cell(value):
@@ -85,20 +79,7 @@ def _bars(axes, report):
     for bar, (label, _) in zip(bars, rows, strict=True):
         bar.set_color(figures.BLUE if report.ours else colour(label))
     axes.bar_label(bars, [_cell(value) for _, value in rows], padding=4, fontsize=11)
-    for row, goal in _goals(report, dict(rows)):
-        axes.vlines(goal, row - 0.45, row + 0.45, color=figures.RED, label="the hardest of its goals")
-    if axes.get_legend_handles_labels()[1]:
-        handles, names = axes.get_legend_handles_labels()
-        axes.legend(handles[:1], names[:1], loc="lower right", fontsize=11)
     axes.set_ylim(max(len(rows), 4) - 0.5, -0.5)  # two bars are no thicker than four
     axes.margins(x=0.14)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(axis)
-
-
-def _goals(report, values):
-    """Yield (row, value) of the goal that is hardest to reach, for each row that has one."""
-    for row, name in enumerate(values):
-        goals = [goal * values[b] for a, b, _, goal in report.ratios if a == name and goal and b in values]
-        if goals:
-            yield row, min(goals)

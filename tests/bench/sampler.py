@@ -131,7 +131,6 @@ def measure(options):
                 f"cost of a sample: labkit, {rate} a second",
                 other,
                 per[f"labkit, {rate} a second"] / per[other],
-                None,
             )
             for rate in RATES
             for other in (f"C, {rate} a second", "docker stats")

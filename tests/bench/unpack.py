@@ -160,7 +160,7 @@ def _report(what, times, peaks, rounds):
         f"{rounds} rounds, milliseconds",
         ("min, ms", "median, ms", "peak, MB"),
         [(name, min(spent), statistics.median(spent), max(peaks[name])) for name, spent in times.items()],
-        ratios=[("labkit", other, contestants.ratio(times, "labkit", other), None) for other in list(times)[1:]],
+        ratios=[("labkit", other, contestants.ratio(times, "labkit", other)) for other in list(times)[1:]],
         notes=["peak: ru_maxrss of the command. skopeo copies and checks blobs, and makes no files of them"],
         shown=(1, "median [ms]"),
         raw={"ms": times, "MB": peaks},

@@ -5,7 +5,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass, replace
 from types import UnionType
 from typing import get_args, get_origin
 
@@ -14,6 +13,7 @@ import pytest
 from labkit.container import launch, records, steps
 from labkit.container.life import Container
 from labkit.container.spec import Spec
+from labkit.ground.dataclass import fields, replace
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -170,7 +170,7 @@ def test_the_shape_of_a_record_is_that_of_a_spec():
 
     def in_json(one):
         kinds = get_args(one.type) if isinstance(one.type, UnionType) else (one.type,)
-        return {list if get_origin(kind) is tuple else dict if is_dataclass(kind) else kind for kind in kinds}
+        return {list if get_origin(kind) is tuple else dict if hasattr(kind, "__fields__") else kind for kind in kinds}
 
     told = records.CONTAINER.shape["spec"]
     assert set(told) == {one.name for one in fields(Spec)}

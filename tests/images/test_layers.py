@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 import tarfile
 import tempfile
 
@@ -146,6 +147,12 @@ def test_names_that_are_not_utf8(tmp_path):
         pass
     root = unpack(tmp_path, pack(tmp_path / "up")[0])
     assert os.listdir(os.fsencode(root)) == [name]
+
+
+def test_zstd_is_found_by_a_command_that_started_without_packages():
+    code = "from labkit.images.digests import _zstandard; print(_zstandard().__name__)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "zstandard\n", done.stderr
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "zstd"])

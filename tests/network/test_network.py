@@ -354,6 +354,28 @@ def test_the_last_user_takes_bridge_and_rules_along():
     assert worlds.inside(work)
 
 
+def test_lab_run_leaves_its_bridge_for_the_next_until_clean():
+    def work(world):
+        def lab_run():
+            command = [sys.executable, "-m", "labkit", "run", "--rm", "busybox", "ping", "-c1", "-W1", worlds.OUTSIDE]
+            done = subprocess.run(command, capture_output=True, text=True)
+            return done.returncode, socket.if_nametoindex(state.label()), state.label() in tables()
+
+        first = lab_run()
+        assert lab_run() == first == (0, first[1], True)
+        with Container("busybox", "true", network="bridge").start() as box:
+            box.wait()
+        assert list(bridge.record("bridge")["users"]) == [bridge.LAB]
+        subprocess.run(["nft", "flush", "ruleset"], check=True)  # as whoever loads /etc/nftables.conf anew does
+        assert lab_run() == first
+        subprocess.run(["ip", "link", "delete", state.label()], check=True)
+        assert lab_run()[0] == 0
+        undone, _, failed = ledger.clean()
+        return [*map(str, undone)], failed, links(), tables()
+
+    assert worlds.inside(work) == (["plug lab bridge"], [], ["lo", "world"], "")
+
+
 def test_many_at_once_get_different_addresses_and_all_come_back():
     def work(world):
         words = [

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -43,6 +44,15 @@ def wait_for(condition, seconds=30):
 
 
 # ---- the specification's five ----
+
+
+def test_a_command_loads_nothing_that_only_others_need():
+    words = "import sys; from labkit.oci.commands import main; main(['--root', '/nowhere', 'state', 'x']); print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-S", "-c", words], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "labkit.oci.lifecycle" in loaded
+    assert not {"labkit.oci.bundle", "labkit.container.steps", "labkit.cgroups.cgroup", "subprocess"} & set(loaded)
 
 
 def test_program_does_not_run_before_start(box):

@@ -26,12 +26,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from labkit.cgroups import cgroup
 from labkit.ground import packages, proc, state
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import LabError, Unsupported, from_oserror
 
 # qemu's program and machine, the serial line's name in the guest, Debian's package of a kernel

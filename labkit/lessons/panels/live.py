@@ -13,9 +13,9 @@ A picture of that kind says what there is, as Parts in the order of the screen:
 
 import html
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import LabError
 from labkit.lessons import figures
 from labkit.lessons.panels import OnScreen

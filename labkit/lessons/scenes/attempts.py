@@ -5,13 +5,13 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labkit.container import spawner
 from labkit.ground import ledger, state
 from labkit.ground.child import in_child
+from labkit.ground.dataclass import dataclass
 from labkit.lessons.scenes.unlocked import Unlocked
 
 Locks = tuple[str, ...]  # the names of those that are left off

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from labkit.container.life import Container
 from labkit.ground import ledger, proc, state
 from labkit.ground import syscalls as sc
 from labkit.ground.child import in_child
+from labkit.ground.dataclass import replace
 from labkit.ground.errors import KernelError, LabError
 from labkit.lessons.scenes.attempts import (
     LENT,

@@ -13,8 +13,7 @@ that is a file, a process that sleeps. Where the real attack would write to the 
 The attacker's tool is the host's own Python, lent to the container read-only.
 """
 
-from dataclasses import dataclass
-
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import NotFound
 from labkit.lessons.scenes import exhibits  # noqa: F401 - they hang themselves up in ALL
 from labkit.lessons.scenes.attempts import ALL, Exhibit, closed_by_the_kernel  # noqa: F401 - chapters and tests

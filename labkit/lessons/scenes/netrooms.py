@@ -21,10 +21,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from labkit.ground import ledger, proc
+from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import LabError
 from labkit.lessons.watch.measuring import until
 

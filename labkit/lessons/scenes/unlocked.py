@@ -9,7 +9,6 @@ Only for a container of one's own, on a machine of one's own.
 import contextlib
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from typing import Any
 
 from labkit.container.channel import Child, Step
@@ -30,6 +29,7 @@ from labkit.container.steps import (
     SealProgram,
 )
 from labkit.ground import syscalls as sc
+from labkit.ground.dataclass import dataclass, replace
 from labkit.ground.errors import BadValue
 from labkit.isolation import mounts
 from labkit.isolation.inroot import open_in_root

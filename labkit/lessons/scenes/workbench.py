@@ -26,10 +26,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NoReturn
 
 from labkit.ground import syscalls as sc
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import LabError, from_oserror
 
 

@@ -10,11 +10,11 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labkit.ground import state
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue
 from labkit.lessons import scratch
 from labkit.storage import roots

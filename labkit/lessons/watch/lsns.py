@@ -10,11 +10,11 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.ground import ledger, proc, state, syscalls
 from labkit.ground.child import in_child
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import KernelError, NotFound, Unsupported
 from labkit.isolation import namespaces
 

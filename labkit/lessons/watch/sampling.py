@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ import numpy
 
 from labkit.cgroups.cgroup import Cgroup
 from labkit.ground import ledger, proc
+from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import BadValue, LabError, Unsupported, from_oserror
 from labkit.lessons.watch import reader
 

@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import LabError, Unsupported
 
 # The calls that make a container, by what they are for.

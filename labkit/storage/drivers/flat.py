@@ -10,10 +10,10 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from labkit.ground.dataclass import dataclass
 from labkit.images import diff, digests, layers, whiteouts
 from labkit.images.diff import Change
 from labkit.isolation import mounts
@@ -68,7 +68,8 @@ def flatten(folders: Iterable[str], target: Path) -> None:
 
 def changes(before: str | Path, after: str | Path) -> list[Change]:
     """Return the Changes from one tree to another, in path order."""
-    return sorted(Change(f"/{inside}", kind) for inside, kind in _differences(Path(before), Path(after), Path()))
+    found = (Change(f"/{inside}", kind) for inside, kind in _differences(Path(before), Path(after), Path()))
+    return sorted(found, key=lambda one: one.path)
 
 
 def _differences(before: Path, after: Path, inside: Path) -> Iterator[tuple[Path, str]]:

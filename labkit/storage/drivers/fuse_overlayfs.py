@@ -10,11 +10,11 @@ See fuse-overlayfs(1), fuse(4).
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from labkit.ground import ledger
+from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import LabError, Unsupported
 from labkit.images import diff, whiteouts
 from labkit.isolation import mounts
