@@ -33,7 +33,7 @@ def begun(work):
     return process
 
 
-PLACES = {"archives": "images", "builder": "build", "garbage": "storage"}
+PLACES = {"archives": "images", "builder": "build", "garbage": "storage", "registry": "images"}
 
 
 def kill_in_the_middle(work, after):
