@@ -104,7 +104,7 @@ def test(argv: list[str]) -> int:
         if argv := argv or _afterwards():
             statuses.append(int(pytest.main(_pytest_arguments(argv), plugins=[counts])))
     print(*counts.lost, sep="\n", end="\n" * bool(counts.lost))
-    status = max((one for one in statuses if one != NOTHING), default=NOTHING)
+    status = max((one for one in statuses if one != NOTHING), default=NOTHING) or int(counts.failed > 0)
     print(counts.sentence(status, time.monotonic() - started), flush=True)
     return status
 
@@ -120,11 +120,11 @@ def _side_by_side(counts: "_Counts") -> list[int]:
     A test waits for its container more than it computes, so one group more than there are CPUs runs at once.
     """
     with ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
-        running = [pool.submit(_apart, group) for group in _groups()]
+        running = {pool.submit(_apart, group): group for group in _groups()}
         try:
             for one in as_completed(running):
                 print(re.sub("(?m)^-+ generated xml file.*\n", "", one.result().stdout), flush=True)
-                counts.add(one.result().stdout)
+                counts.add(one.result().stdout, running[one])
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
@@ -198,14 +198,15 @@ class _Counts:
 
     def __init__(self) -> None:
         self.passed = self.failed = self.skipped = 0
-        self.lost: list[str] = []  # which tests failed in another pytest, a line each
+        self.lost: list[str] = []  # what failed or was left in another pytest, a line each
 
-    def add(self, said: str) -> None:
+    def add(self, said: str, group: list[str]) -> None:
         """Add what another `lab test` counted, by the sentence it ends with; without one it broke off, which fails."""
-        found = re.search(r"(\d+) passed, (\d+) failed, (\d+) skipped, in \d+ s\n$", said)
-        passed, failed, skipped = map(int, found.groups()) if found else (0, 1, 0)
+        found = re.search(r"(\d+) passed, (\d+) failed, (\d+) skipped, in \d+ s\n$|nothing was tested\n$", said)
+        passed, failed, skipped = (int(one or 0) for one in found.groups()) if found else (0, 1, 0)
         self.passed, self.failed, self.skipped = self.passed + passed, self.failed + failed, self.skipped + skipped
-        self.lost += re.findall(r"^(?:FAILED|ERROR) .*", said, re.MULTILINE)
+        self.lost += re.findall(r"^(?:FAILED|ERROR|left:|gone:) .*", said, re.MULTILINE)
+        self.lost += [] if found else [f"ERROR {' '.join(group)}: broken off"]
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.failed += report.failed
