@@ -136,7 +136,7 @@ def _apart(group: list[str]) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-P", "-m", "labkit", "test", *group, f"--junitxml={report}"]
     # The group in its environment tells its processes from another's, see tests/hosts.py.
     env = os.environ | {"LAB_TEST_GROUP": group[0]}
-    return subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)
 
 
 def _groups() -> list[list[str]]:

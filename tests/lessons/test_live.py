@@ -204,7 +204,9 @@ STACKS = [
 
 @pytest.mark.parametrize("stack", STACKS)
 def test_who_wins_is_who_wins_in_the_kernels_own_overlay(needs_root, stack):
-    with tempfile.TemporaryDirectory(prefix=f"{state.label()}-", dir="/var/tmp") as root:  # /tmp may not do for an upperdir
+    with tempfile.TemporaryDirectory(
+        prefix=f"{state.label()}-", dir="/var/tmp"
+    ) as root:  # /tmp may not do for an upperdir
         place = Path(root)
         folders = [place / f"layer{number}" for number in range(len(stack))]
         for folder, tree in zip(folders, stack, strict=True):
