@@ -8,8 +8,8 @@ import stat
 def snapshot(root, times=True, ignore=()):
     """Return {path: everything that can be said of it} for a folder and all in it.
 
-    Hard links are told by the first of their names. `times=False` leaves out those of
-    folders: a merged view or another tool may touch them.
+    Hard links are told by the first of their names, which alone has the data: busybox has 400.
+    `times=False` leaves out those of folders: a merged view or another tool may touch them.
     """
     first, found = {}, {}
     root = os.fsencode(root)
@@ -24,15 +24,15 @@ def snapshot(root, times=True, ignore=()):
         }
         if times or not stat.S_ISDIR(status.st_mode):
             said["time"] = status.st_mtime_ns
-        if stat.S_ISREG(status.st_mode):
+        if not stat.S_ISDIR(status.st_mode):
+            said["same as"] = first.setdefault((status.st_dev, status.st_ino), name)
+        if stat.S_ISREG(status.st_mode) and said["same as"] == name:
             with open(path, "rb") as file:
                 said["data"] = (status.st_size, hashlib.file_digest(file, "sha256").hexdigest())
         if stat.S_ISLNK(status.st_mode):
             said["to"] = os.readlink(path)
         if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
             said["device"] = (os.major(status.st_rdev), os.minor(status.st_rdev))
-        if not stat.S_ISDIR(status.st_mode):
-            said["same as"] = first.setdefault((status.st_dev, status.st_ino), name)
         found[name] = said
     return found
 

@@ -36,6 +36,8 @@ def pytest_configure(config):
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if repo not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [repo, *paths]))
+    # Tests start the command by the thousand: who wants no compiled files waits for the compiler each time.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if "LABKIT_ROOT" not in os.environ:
         # /var/tmp is a disk where /tmp may be memory: layers are made of files.
         root = tempfile.mkdtemp(prefix="labkit-", dir="/var/tmp")

@@ -10,9 +10,12 @@ import argparse
 import os
 import re
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +86,10 @@ def _stay(process: server.Process) -> int:
 
 
 def test(argv: list[str]) -> int:
-    """Run the tests, then the chapters, in one pytest; return the exit status.
+    """Run the tests and the chapters; return the exit status.
 
-    Arguments narrow it: a file, a chapter's number, any of pytest's own.
+    Arguments narrow it: a file, a chapter's number, any of pytest's own. They go to one pytest,
+    which runs one test after the other. Without any, several pytests run side by side.
     """
     import pytest
 
@@ -94,13 +98,64 @@ def test(argv: list[str]) -> int:
     os.chdir(REPO)
     counts = _Counts()
     started = time.monotonic()
-    status = pytest.main(_pytest_arguments(argv), plugins=[counts])
+    with tempfile.TemporaryDirectory() as reports:
+        os.environ.setdefault("LAB_TEST_REPORTS", reports)
+        statuses = [] if argv else _side_by_side(counts)
+        if argv := argv or _afterwards():
+            statuses.append(int(pytest.main(_pytest_arguments(argv), plugins=[counts])))
+    print(*counts.lost, sep="\n", end="\n" * bool(counts.lost))
+    status = max((one for one in statuses if one != NOTHING), default=NOTHING) or int(counts.failed > 0)
     print(counts.sentence(status, time.monotonic() - started), flush=True)
-    return int(status)
+    return status
+
+
+NOTHING = 5  # pytest's exit status for no tests
+# What other tests beside it would disturb, or it them: it wants its samples on time, or makes what carries no label.
+ALONE = ["tests/lessons/test_live.py", "tests/lessons/test_sampling.py", "tests/test_hosts.py"]
+
+
+def _side_by_side(counts: "_Counts") -> list[int]:
+    """Run every group in a pytest of its own, print what each said when it is done; return the exit statuses.
+
+    A test waits for its container more than it computes, so one group more than there are CPUs runs at once.
+    """
+    with ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
+        running = {pool.submit(_apart, group): group for group in _groups()}
+        try:
+            for one in as_completed(running):
+                print(re.sub("(?m)^-+ generated xml file.*\n", "", one.result().stdout), flush=True)
+                counts.add(one.result().stdout, running[one])
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [one.result().returncode for one in running]
+
+
+def _apart(group: list[str]) -> "subprocess.CompletedProcess[str]":
+    report = Path(os.environ["LAB_TEST_REPORTS"], group[0].replace("/", "-") + ".xml")
+    command = [sys.executable, "-P", "-m", "labkit", "test", *group, f"--junitxml={report}"]
+    # The group in its environment tells its processes from another's, see tests/hosts.py.
+    env = os.environ | {"LAB_TEST_GROUP": group[0]}
+    return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)
+
+
+def _groups() -> list[list[str]]:
+    """Return the tests folder by folder, that with the most text first, then the chapters, which fill the gaps."""
+    folders: dict[Path, list[Path]] = {}
+    for path in sorted(Path("tests").rglob("test_*.py")):
+        if str(path) not in ALONE:
+            folders.setdefault(path.parent, []).append(path)
+    groups = sorted(folders.values(), key=lambda files: -sum(path.stat().st_size for path in files))
+    return [[str(path) for path in group] for group in [*groups, *([chapter] for chapter in _chapters())]]
+
+
+def _afterwards() -> list[str]:
+    """Return what runs after all others, and alone."""
+    return [*(path for path in ALONE if Path(path).exists()), *_in_a_vm(os.environ.get("LAB_TEST_VM", ""))]
 
 
 def _pytest_arguments(argv: list[str]) -> list[str]:
-    flags = ["-rs", "--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval-sanitize.cfg"]
+    flags = ["-rsfE", "--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval-sanitize.cfg"]
     flags += ["--durations=20", "--durations-min=5"]  # what ran longest, in seconds; a --durations of one's own wins
     words = [str(place) for word in argv for place in _places_named(word)]
     places = [word for word in words if Path(word.partition("::")[0]).exists()]
@@ -121,8 +176,12 @@ def _places_named(word: str) -> Sequence[str | Path]:
     if word == "vm":
         return _in_a_vm("all")
     if re.fullmatch("[0-9]{2}", word):
-        return [path.relative_to(REPO) for path in chapters() if path.name.startswith(word)] or [word]
+        return [path for path in _chapters() if path.name.startswith(word)] or [word]
     return [word]
+
+
+def _chapters() -> list[Path]:
+    return [path.relative_to(REPO) for path in chapters()]
 
 
 def _in_a_vm(which: str) -> list[str]:
@@ -139,6 +198,15 @@ class _Counts:
 
     def __init__(self) -> None:
         self.passed = self.failed = self.skipped = 0
+        self.lost: list[str] = []  # what failed or was left in another pytest, a line each
+
+    def add(self, said: str, group: list[str]) -> None:
+        """Add what another `lab test` counted, by the sentence it ends with; without one it broke off, which fails."""
+        found = re.search(r"(\d+) passed, (\d+) failed, (\d+) skipped, in \d+ s\n$|nothing was tested\n$", said)
+        passed, failed, skipped = (int(one or 0) for one in found.groups()) if found else (0, 1, 0)
+        self.passed, self.failed, self.skipped = self.passed + passed, self.failed + failed, self.skipped + skipped
+        self.lost += re.findall(r"^(?:FAILED|ERROR|left:|gone:) .*", said, re.MULTILINE)
+        self.lost += [] if found else [f"ERROR {' '.join(group)}: broken off"]
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.failed += report.failed

@@ -4,13 +4,15 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
+from timing import until
 
 from labkit.container import records
 from labkit.ground import ledger, state
@@ -28,7 +30,8 @@ def lab(*words, **more):
 @pytest.fixture(autouse=True)
 def nothing_left(own_root):
     yield
-    assert b"could not" not in lab("clean", "--all").stderr
+    _, _, failed = ledger.clean(everything=True)  # as `lab clean --all`
+    assert not failed
     assert ledger.entries() == []
 
 
@@ -71,12 +74,21 @@ def test_a_signal_in_the_middle_of_a_start_leaves_no_name_taken(number, monkeypa
     # A start that waits: somebody holds the store, and it has its name already.
     with state.lock("images"):
         process = subprocess.Popen([*LAB, "run", "--name", "web", "--network", "none", "busybox", "true"])
-        time.sleep(1)
+        until(lambda: waits_for_a_lock(process.pid))
         process.send_signal(number)
-        time.sleep(0.2)
+        until(lambda: process.poll() is not None or not pending(process.pid))
         process.send_signal(number)  # the second one is for who waits for a lock
         assert process.wait(30) in (128 + number, -number)
     assert lab("run", "--rm", "--name", "web", "--network", "none", "busybox", "echo", "again").stdout == b"again\n"
+
+
+def waits_for_a_lock(pid):
+    return re.search(rf"-> FLOCK .* {pid} ", Path("/proc/locks").read_text())
+
+
+def pending(pid):
+    """Tell whether a signal is still on its way to a process."""
+    return int(re.search(r"ShdPnd:\s(\w+)", Path(f"/proc/{pid}/status").read_text())[1], 16)
 
 
 def test_a_name_whose_keeper_was_killed_in_the_middle_of_a_start_is_free():

@@ -302,7 +302,7 @@ def test_reset_and_room_work_from_the_terminal(clone, up):
 # ---- lab test --------------------------------------------------------------------
 
 
-def test_test_runs_tests_then_chapters_in_a_root_of_their_own(tmp_path):
+def test_test_runs_tests_and_chapters_in_roots_of_their_own(tmp_path):
     clone = Clone(tmp_path)
     (clone.folder / "tests" / "test_it.py").write_text(
         "import os, pytest\n"
@@ -318,12 +318,11 @@ def test_test_runs_tests_then_chapters_in_a_root_of_their_own(tmp_path):
     )
     status, out, err = clone.run("test")
     assert status == 0, out + err
-    assert out.index("test_it.py") < out.index("00-first.ipynb") < out.index("01-second.ipynb")
-    assert "for want of a nail" in out
+    assert all(name in out for name in ("test_it.py", "00-first.ipynb", "01-second.ipynb", "for want of a nail"))
     summary = out.splitlines()[-1]
     assert re.fullmatch(r"lab test: all is well: 4 passed, 0 failed, 1 skipped, in \d+ s", summary)
-    root = re.search(r"files of this run: ([^;]+)", out)[1]
-    assert not Path(root).exists()
+    roots = re.findall(r"files of this run: ([^;]+)", out)
+    assert len(set(roots)) == 4 and not any(Path(root).exists() for root in roots)
 
 
 def test_a_skip_for_want_of_a_package_is_a_failure_where_lab_test_installs_them(clone):
@@ -358,17 +357,36 @@ def test_test_hands_pytests_own_words_on(clone):
     assert (status, "0 passed, 1 failed" in out.splitlines()[-1]) == (1, True)
 
 
+def test_what_failed_in_any_of_the_runs_side_by_side_is_said_last(tmp_path):
+    clone = Clone(tmp_path)
+    shutil.rmtree(clone.folder / "notebooks")
+    for name, text in {
+        "a/test_bad.py": "def test_bad(): assert 0",
+        "b/test_gone.py": "import os\ndef test_gone(): os._exit(0)",
+        "c/test_good.py": "def test_good(): pass",
+    }.items():
+        (clone.folder / "tests" / name).parent.mkdir()
+        (clone.folder / "tests" / name).write_text(text)
+    status, out, _ = clone.run("test")
+    *_, one, other, summary = out.splitlines()
+    lost = ["ERROR tests/b/test_gone.py: broken off", "FAILED tests/a/test_bad.py::test_bad - assert 0"]
+    assert status == 1 and sorted([one, other]) == lost, out
+    assert "NOT all is well, see above: 1 passed, 2 failed" in summary
+    (clone.folder / "tests/a/test_bad.py").unlink()
+    assert clone.run("test")[0] == 1, "one that broke off is enough"
+
+
 def test_the_virtual_machine_comes_last_where_it_is_asked_for(tmp_path):
     clone = Clone(tmp_path)
+    shutil.rmtree(clone.folder / "notebooks")
     for name in ("test_a.py", "browser/test_b.py", "vm/vm_suite.py", "vm/vm_other.py"):
         (clone.folder / "tests" / name).parent.mkdir(exist_ok=True)
         (clone.folder / "tests" / name).write_text("def test(): pass\n")
-    here = ["browser/test_b.py", "test_a.py", "00-first", "01-second"]
-    for which, last in (("", []), ("1", ["vm_suite.py"]), ("all", ["vm_other.py", "vm_suite.py"])):
-        status, out, _ = clone.run("test", "-v", LAB_TEST_VM=which)
+    for which, last in (("", []), ("1", ["vm/vm_suite.py"]), ("all", ["vm/vm_other.py", "vm/vm_suite.py"])):
+        status, out, _ = clone.run("test", LAB_TEST_VM=which)
         assert status == 0, out
-        seen = [re.search("test_a.py|browser/test_b.py|vm_.*?.py|0[01]-[a-z]+", line) for line in out.splitlines()]
-        assert [found[0] for found in seen if found] == here + last
+        seen = re.findall(r"^tests/(test_a.py|browser/test_b.py|vm/vm_.*?.py)", out, re.M)
+        assert set(seen[:2]) == {"test_a.py", "browser/test_b.py"} and seen[2:] == last
 
 
 def test_test_of_nothing_is_no_success(clone):

@@ -11,7 +11,7 @@ from seats import Notebook, served
 # Without these Chromium asks for updates, and as root it needs --no-sandbox.
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
 --disable-component-update --disable-sync""".split()
-PATIENCE = 30_000  # milliseconds
+PATIENCE = 60_000  # milliseconds
 
 
 @pytest.fixture(scope="session")

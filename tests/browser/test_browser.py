@@ -10,6 +10,7 @@ import time
 import numpy
 import pytest
 from seats import Notebook, served
+from timing import until
 
 from labkit.cgroups import hierarchies
 from labkit.ground import ledger, proc, state
@@ -109,7 +110,7 @@ def solve(seat, name):
 def test_a_chapter_runs_to_its_end_and_again_after_a_restart_in_the_middle(notebook, seat, shots):
     chapter = notebook(solve(seat, TWELVE))
     chapter.menu("Run", "Run All Cells")
-    chapter.page.wait_for_timeout(3000)
+    chapter.page.locator(".jp-InputPrompt", has_text="[5]:").wait_for()
     chapter.restart()
     assert chapter.run_all() == []
     assert "10 of 10 exercises passed" in chapter.output(chapter.cell('labkit.progress("12")'))
@@ -198,7 +199,6 @@ def test_dragging_the_quota_slider_changes_the_kernels_quota_and_the_picture(not
     cell.locator("button", has_text="Start").click()
     picture, readout = cell.locator(".jp-OutputArea-output img"), cell.locator(".widget-readout").first
     first = wait_for_limit(cell, readout)
-    page.wait_for_timeout(2000)
     picture.scroll_into_view_if_needed()
     before, quota = pixels(picture), quotas(seat, monkeypatch)
     page.screenshot(path=shots / "slider-before.png")
@@ -209,11 +209,11 @@ def test_dragging_the_quota_slider_changes_the_kernels_quota_and_the_picture(not
     page.mouse.down()
     page.mouse.move(x + 100, y, steps=10)
     page.mouse.up()
-    page.wait_for_timeout(2500)
-    page.screenshot(path=shots / "slider-after.png")
+    until(lambda: float(readout.inner_text()) > first, 30, "the slider")
     assert wait_for_limit(cell, readout) > first
     assert quotas(seat, monkeypatch) != quota, "the kernel's quota is what it was"
-    assert changed(before, pixels(picture)) > 0.005
+    until(lambda: changed(before, pixels(picture)) > 0.005, 30, "another picture")
+    page.screenshot(path=shots / "slider-after.png")
     stop_panel(cell, seat, monkeypatch, cell.locator("button", has_text="Stop").click)
 
 

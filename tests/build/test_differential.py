@@ -45,7 +45,7 @@ def docker():
     """An engine of our own, whose client builds with BuildKit. No RUN is built there: it would leave cgroups."""
     before = os.environ.get("LABKIT_ROOT")
     # Short: containerd's socket is below it, and has 108 bytes.
-    with tempfile.TemporaryDirectory(prefix="bk") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{state.label()}-") as folder:
         os.environ["LABKIT_ROOT"] = folder
         try:
             with engine.private(images=()) as found:

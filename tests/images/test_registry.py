@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -18,7 +17,7 @@ from labkit.ground.errors import BadValue, LabError, NotFound
 from labkit.images import catalog, digests, registry
 from labkit.storage import garbage
 from tests.images.test_images import add_image
-from tests.images.test_store_crash import assert_sound, kill_in_the_middle, time_of
+from tests.images.test_store_crash import assert_sound, kill_in_the_middle, moments
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -166,20 +165,17 @@ def test_layer_that_was_exchanged_in_the_registry_is_refused(host, second, tmp_p
 
 @pytest.mark.slow
 def test_pull_killed_at_20_moments_leaves_a_sound_store(host, second):
-    """One moment in each twentieth of the time that a pull takes here, the interpreter's start set aside."""
     second("first")
     files = (entry(f"f{number}", data=os.urandom(20_000)) for number in range(600))
     layers = [tar(folder("."), *files), tar(folder("."), entry("big", data=os.urandom(12 << 20)))]
     add_image(catalog.store(), f"{host}/slow:1", *layers)
     registry.push(f"{host}/slow:1")
     second()
-    nothing = min(time_of("from labkit.images import registry") for _ in range(3))
-    code = f"from labkit.images import registry; registry.pull('{host}/slow:1')"
-    whole = time_of(code) - nothing
+    work = f"registry.pull('{host}/slow:1')"
+    when, killed, fetching, unpacking = moments(work, 20), 0, 0, 0
     garbage.remove(f"{host}/slow:1")
-    chance, killed, fetching, unpacking = random.Random("pull"), 0, 0, 0
-    for part in range(20):
-        killed += kill_in_the_middle(code, nothing + whole * (part + chance.random()) / 20)
+    for after in when:
+        killed += kill_in_the_middle(work, after)
         fetching += any(state.lib_dir("images").rglob("oci-put-blob*"))
         unpacking += any(state.lib_dir("layers").rglob("*.tmp"))
         assert_sound()

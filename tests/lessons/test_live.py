@@ -13,7 +13,7 @@ from labkit import Limits
 from labkit.cgroups import hierarchies
 from labkit.cgroups.cgroup import Cgroup
 from labkit.container.life import Container
-from labkit.ground import ledger, proc
+from labkit.ground import ledger, proc, state
 from labkit.ground.errors import BadValue, Unsupported
 from labkit.lessons import panels
 from labkit.lessons.panels import layers, trees
@@ -204,7 +204,9 @@ STACKS = [
 
 @pytest.mark.parametrize("stack", STACKS)
 def test_who_wins_is_who_wins_in_the_kernels_own_overlay(needs_root, stack):
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as root:  # /tmp may not do for an upperdir
+    with tempfile.TemporaryDirectory(
+        prefix=f"{state.label()}-", dir="/var/tmp"
+    ) as root:  # /tmp may not do for an upperdir
         place = Path(root)
         folders = [place / f"layer{number}" for number in range(len(stack))]
         for folder, tree in zip(folders, stack, strict=True):

@@ -41,7 +41,7 @@ def chosen():
 
 
 @pytest.mark.slow
-def test_the_lab_passes_its_tests_on_cgroup_v2_under_systemd(capsys, request):
+def test_the_lab_passes_its_tests_on_cgroup_v2_under_systemd(capsys):
     words, seconds = chosen()
     with capsys.disabled():
         disk = the_disk()
@@ -54,7 +54,7 @@ def test_the_lab_passes_its_tests_on_cgroup_v2_under_systemd(capsys, request):
                 print(error)
         else:
             pytest.skip("the virtual machine was gone twice, see above: not all was tested on cgroup v2")
-        here = _earlier(request.config) or _now(words)
+        here = _earlier() or _now(words)
         _print_side_by_side(there, {file: here[file] for file in there})
     assert status == 0, "see above what failed in the virtual machine, twice"
 
@@ -117,16 +117,12 @@ def counts(report):
     return found
 
 
-def _earlier(config):
-    """Return the same of what this run of pytest has done before, on this machine."""
-    stats = config.pluginmanager.get_plugin("terminalreporter").stats
-    found = defaultdict(Counter)
-    for word in (*WORDS, "error"):
-        for report in stats.get(word, ()):
-            file = re.sub(r"\.py$", "", report.nodeid.partition("::")[0].rpartition("/")[2])
-            if report.when == "call" or word != "passed":
-                found[file]["failed" if word == "error" else word] += 1
-    return found
+def _earlier():
+    """Return the same of what this run of `lab test` has done before, on this machine."""
+    reports = Path(os.environ["LAB_TEST_REPORTS"]).glob("*.xml")
+    return defaultdict(
+        Counter, {file: count for report in reports for file, count in counts(report.read_text()).items()}
+    )
 
 
 def _now(words):
