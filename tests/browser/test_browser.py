@@ -336,3 +336,21 @@ def test_nothing_is_left_when_the_lab_is_ended_in_the_middle_of_a_chapter(browse
     assert ledger.entries() == []
     assert [str(path) for tree in hierarchies.hierarchies() for path in tree.own.glob(state.label())] == []
     assert [mount.target for mount in proc.mounts() if str(tmp_path) in mount.target] == []
+
+
+def test_the_pages_beside_the_chapters_open_from_the_first_one_and_the_glossary_leads_back(notebook):
+    page = notebook("00-start-here.ipynb").page
+    page.locator(".jp-MarkdownCell a", has_text="cheat sheet").click()
+    page.frame_locator("iframe").locator("code", has_text="CLONE_NEWNS").wait_for()
+    page.locator(".lm-TabBar-tabLabel", has_text="00-start-here.ipynb").click()
+    page.locator(".jp-MarkdownCell a", has_text="glossary").click()
+    row = page.locator(".jp-MarkdownViewer tr", has_text="whiteout").first
+    row.locator("a", has_text="06").click()
+    page.wait_for_selector(".jp-Notebook .jp-MarkdownCell h1:has-text('06')")
+
+
+@pytest.mark.parametrize("paper", ["A4", "Letter"])
+def test_the_cheat_sheet_prints_on_one_page(page, paper):
+    page.goto((coursework.CHAPTERS / "cheat-sheet.html").as_uri())
+    margins = dict.fromkeys(("top", "bottom", "left", "right"), "9mm")
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format=paper, margin=margins))) == 1

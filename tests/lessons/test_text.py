@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from labkit.lessons import coursework
+from labkit.lessons.figures import chapters
+
 CHAPTERS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 # The commands of the post that the lab follows, where a reader of it will look for them.
 THE_POSTS = ("/proc/cgroups", "systemd-cgls cpu", "systemd-cgls cpuset", "systemd-cgls memory", "docker top", "/ # ps")
@@ -36,3 +39,10 @@ def test_a_chapter_about_storage_names_both_of_dockers_image_stores(number):
     (chapter,) = (chapter for chapter in CHAPTERS if chapter.name.startswith(number))
     text = "\n".join(texts(chapter))
     assert [word for word in STORES[number] if word not in text] == []
+
+
+def test_the_picture_of_the_way_names_every_chapter():
+    (axes,) = chapters.way(coursework.contents()).axes
+    drawn = {" ".join(text.get_text().split()) for text in axes.texts}
+    assert {f"{chapter.number} {chapter.title}" for chapter in coursework.contents()} <= drawn
+    assert len(coursework.contents()) == len(CHAPTERS)
