@@ -78,8 +78,7 @@ def test_the_mount_calls_in_their_order_make_a_root(needs_root, tmp_path):
             (getattr(sc, call, None) or getattr(os, call))(*arguments)
         os.chdir("/")
         seen = [mount.target for mount in proc.mounts()]
-        with pytest.raises(OSError, match="Read-only"):
-            os.open("/proc/sys/kernel/hostname", os.O_WRONLY)
+        assert not os.access("/proc/sys/kernel/hostname", os.W_OK)
         return made, seen, Path("/mine").read_text(), Path("/proc/interrupts").read_text()
 
     made, seen, mine, masked = in_child(work)
