@@ -286,6 +286,29 @@ def test_a_picture_of_layers_is_pressed_by_keys_and_follows_the_folders(notebook
     cell.locator("button", has_text="Follow").wait_for()
 
 
+CLIPPED = """buttons => buttons.filter(
+    one => one.scrollWidth > one.clientWidth
+        || getComputedStyle(one.parentElement).overflowX != "visible" && one.offsetWidth > one.parentElement.clientWidth
+).map(one => one.innerText)"""
+
+
+def test_in_a_narrow_window_no_word_of_a_picture_of_buttons_is_cut(notebook, seat, shots, tmp_path):
+    for name in "abcde":
+        (tmp_path / name).write_text(name)
+    chapter = notebook(solve(seat, "06-layers.ipynb"))
+    cell = chapter.page.locator(".jp-CodeCell").first
+    pictures = f"stack([{str(tmp_path)!r}]).widget, trees.namespaces('net').widget"
+    chapter.write(cell, f"from labkit.lessons.panels import trees\nfrom labkit.lessons.panels.layers import stack\n"
+                        f"display({pictures})")  # fmt: skip
+    chapter.run(cell)
+    chapter.page.set_viewport_size({"width": 700, "height": 720})
+    buttons = cell.locator("button.jupyter-button:visible")
+    buttons.nth(11).wait_for()  # merged and the folder have five each, and there are namespaces
+    assert buttons.evaluate_all(CLIPPED) == []
+    buttons.nth(11).scroll_into_view_if_needed()
+    chapter.page.screenshot(path=shots / "narrow.png")
+
+
 def test_a_figure_has_its_alt_in_the_page(notebook, seat, shots):
     chapter = notebook(solve(seat, FOUR))
     chapter.run(chapter.cell("import labkit"))

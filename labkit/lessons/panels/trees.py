@@ -44,7 +44,7 @@ class Tree(Live):
         import ipywidgets
 
         button = self.button_of(part, width="auto", flex="0 0 auto", margin=f"1px 8px 1px {28 * part.depth}px")
-        row = self._rows.get(part.key) or ipywidgets.HBox([button])
+        row = self._rows.get(part.key) or ipywidgets.HBox([button], layout={"overflow": "visible"})
         if part.share is None:
             row.children = (button,)
         else:
