@@ -35,6 +35,20 @@ class Mutation:
 
 ALL = [
     Mutation(
+        "a sysctl is written wherever its path leads",
+        "isolation/sysctls.py",
+        'open(path, "w", opener=_of_this_proc)',
+        'open(path, "w")',
+        "notebooks/11-locks.ipynb",
+    ),
+    Mutation(
+        "the console is bound by the terminal's name",
+        "container/steps.py",
+        'mounts.clone_tree("", slave, recursive=False)',
+        'mounts.clone_tree("/dev/pts/0", recursive=False)',
+        "tests/lessons/test_escapes.py -k console",
+    ),
+    Mutation(
         "two bridges are not kept apart",
         "network/firewall.py",
         """                f'oifname "{bridge}" drop',\n""",

@@ -33,7 +33,10 @@ _ROOM = {
         "codeCellConfig": {"lineWrap": True},
         "autoStartDefaultKernel": True,  # else who runs a cell very soon is asked for a kernel
     },
-    "@jupyterlab/docmanager-extension:plugin": {"autosaveInterval": 20},
+    "@jupyterlab/docmanager-extension:plugin": {
+        "autosaveInterval": 20,
+        "defaultViewers": {"markdown": "Markdown Preview"},  # the cheat sheet and the glossary are to be read
+    },
     "@jupyterlab/filebrowser-extension:browser": {"showLastModifiedColumn": False, "singleClickNavigation": True},
 }
 

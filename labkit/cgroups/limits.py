@@ -161,7 +161,7 @@ class Limits:
             value = getattr(self, name)
             if value is None or value == () or name == "cpu_period":
                 continue
-            text, v1, v2 = _DESCRIBED[name]
+            text, v1, v2 = DESCRIBED[name]
             if value == UNLIMITED:
                 text = name.replace("_", " ") + " without a limit"
             for one in value if name == "io" else (value,):
@@ -170,7 +170,7 @@ class Limits:
 
 
 # One row a limit: what it means, v1's file, v2's file.
-_DESCRIBED = {
+DESCRIBED = {
     "memory": ("memory at most {value} bytes", "memory.limit_in_bytes", "memory.max"),
     "memory_swap": ("swap at most {value} bytes", "memory.memsw.limit_in_bytes", "memory.swap.max"),
     "memory_high": ("slowed down above {value} bytes", "v1 has none", "memory.high"),
@@ -194,7 +194,7 @@ _DESCRIBED = {
 }
 
 # Which controller keeps which limit.
-CONTROLLER_OF = {name: "memory" if name == "oom_group" else name.partition("_")[0] for name in _DESCRIBED}
+CONTROLLER_OF = {name: "memory" if name == "oom_group" else name.partition("_")[0] for name in DESCRIBED}
 
 _IO_WORDS = {
     "device_read_bps": "rbps",

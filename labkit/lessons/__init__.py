@@ -2,6 +2,7 @@
 
 coursework   a participant's copies of the chapters, and what was passed
 gaps         exercises: the gap, the solution
+pages        the cheat sheet and the glossary
 scratch      a folder for as long as a block runs
 checks/      did it work? The kernel is asked, never the text
 figures/     pictures of what was measured

@@ -89,6 +89,8 @@ def copy_all() -> list[str]:
             f"{folder()} can't be written to, and your chapters are saved there",
             "make room for it, or name another place with LABKIT_ROOT=/folder",
         )
+    for page in (*CHAPTERS.glob("*.html"), *CHAPTERS.glob("*.md")):  # to look things up, not to work in
+        state.write_atomic(folder() / page.name, page.read_text(), mode=0o644)
     words = []
     for chapter in chapters():
         copy = folder() / chapter.name

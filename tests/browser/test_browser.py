@@ -286,6 +286,29 @@ def test_a_picture_of_layers_is_pressed_by_keys_and_follows_the_folders(notebook
     cell.locator("button", has_text="Follow").wait_for()
 
 
+CLIPPED = """buttons => buttons.filter(
+    one => one.scrollWidth > one.clientWidth
+        || getComputedStyle(one.parentElement).overflowX != "visible" && one.offsetWidth > one.parentElement.clientWidth
+).map(one => one.innerText)"""
+
+
+def test_in_a_narrow_window_no_word_of_a_picture_of_buttons_is_cut(notebook, seat, shots, tmp_path):
+    for name in "abcde":
+        (tmp_path / name).write_text(name)
+    chapter = notebook(solve(seat, "06-layers.ipynb"))
+    cell = chapter.page.locator(".jp-CodeCell").first
+    pictures = f"stack([{str(tmp_path)!r}]).widget, trees.namespaces('net').widget"
+    chapter.write(cell, f"from labkit.lessons.panels import trees\nfrom labkit.lessons.panels.layers import stack\n"
+                        f"display({pictures})")  # fmt: skip
+    chapter.run(cell)
+    chapter.page.set_viewport_size({"width": 700, "height": 720})
+    buttons = cell.locator("button.jupyter-button:visible")
+    buttons.nth(11).wait_for()  # merged and the folder have five each, and there are namespaces
+    assert buttons.evaluate_all(CLIPPED) == []
+    buttons.nth(11).scroll_into_view_if_needed()
+    chapter.page.screenshot(path=shots / "narrow.png")
+
+
 def test_a_figure_has_its_alt_in_the_page(notebook, seat, shots):
     chapter = notebook(solve(seat, FOUR))
     chapter.run(chapter.cell("import labkit"))
@@ -336,3 +359,21 @@ def test_nothing_is_left_when_the_lab_is_ended_in_the_middle_of_a_chapter(browse
     assert ledger.entries() == []
     assert [str(path) for tree in hierarchies.hierarchies() for path in tree.own.glob(state.label())] == []
     assert [mount.target for mount in proc.mounts() if str(tmp_path) in mount.target] == []
+
+
+def test_the_pages_beside_the_chapters_open_from_the_first_one_and_the_glossary_leads_back(notebook):
+    page = notebook("00-start-here.ipynb").page
+    page.locator(".jp-MarkdownCell a", has_text="cheat sheet").click()
+    page.frame_locator("iframe").locator("code", has_text="CLONE_NEWNS").wait_for()
+    page.locator(".lm-TabBar-tabLabel", has_text="00-start-here.ipynb").click()
+    page.locator(".jp-MarkdownCell a", has_text="glossary").click()
+    row = page.locator(".jp-MarkdownViewer tr", has_text="whiteout").first
+    row.locator("a", has_text="06").click()
+    page.wait_for_selector(".jp-Notebook .jp-MarkdownCell h1:has-text('06')")
+
+
+@pytest.mark.parametrize("paper", ["A4", "Letter"])
+def test_the_cheat_sheet_prints_on_one_page(page, paper):
+    page.goto((coursework.CHAPTERS / "cheat-sheet.html").as_uri())
+    margins = dict.fromkeys(("top", "bottom", "left", "right"), "9mm")
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format=paper, margin=margins))) == 1

@@ -72,6 +72,13 @@ def test_an_exercise_without_a_gap_is_refused(lab):
         coursework.copy_all()
 
 
+def test_the_pages_beside_the_chapters_are_always_the_newest(lab):
+    for text in ("old", "new"):
+        (coursework.CHAPTERS / "page.md").write_text(text)
+        coursework.copy_all()
+    assert (coursework.folder() / "page.md").read_text() == "new"
+
+
 def test_a_copy_has_no_output_and_folds_the_solution_into_a_text_cell(lab):
     coursework.copy_all()
     two, four = copy_of("02-two.ipynb"), copy_of("04-four.ipynb")

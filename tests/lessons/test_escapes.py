@@ -34,6 +34,8 @@ TWO_LOCKS = [
     ("the kernel's keyring", "keyring"),
     ("the kernel's keyring", "seccomp"),
     ("raising one's own limit", "cgroup_namespace"),
+    ("a console of another's making", "terminal_fd"),
+    ("a console of another's making", "masks_first"),
 ]
 
 

@@ -124,7 +124,12 @@ def test_a_panels_picture_is_said_too_and_its_words_follow_what_was_drawn():
 
 STILL = {  # what is said of the picture before anything was started: the limits
     cpu_panels.quota_panel: ("quota ÷ period = 0.5 CPUs", "cpus", 0.2, "quota ÷ period = 0.2 CPUs"),
-    cpu_panels.weights_panel: ("weight 100, weight 200, weight 400", "a", 700, "weight 700, weight 200, weight 400"),
+    cpu_panels.weights_panel: (
+        "a: weight 100, b: weight 200, c: weight 400",
+        "a",
+        700,
+        "a: weight 700, b: weight 200, c: weight 400",
+    ),
     memory_panels.memory_panel: ("limit = 48 MiB", "limit", 32, "limit = 32 MiB"),
     memory_panels.processes_panel: ("pids.max = 20 processes", "limit", 30, "pids.max = 30 processes"),
     memory_panels.freeze_panel: ("", "frozen", True, ""),

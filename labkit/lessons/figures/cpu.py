@@ -92,7 +92,7 @@ def contention(
         right.plot([ideal, ideal], [row - 0.4, row + 0.4], color=figures.BLACK, linestyle="--", linewidth=1.8)
         right.text(max(measured, ideal) + 2, row, f"{measured:.1f} %" if len(trace) else "", va="center")
     left.set(xlabel="time [s]", ylabel="share of the CPU [%]", ylim=(0, 100), xlim=(0, 1.02 * trace.until), title=title)
-    right.set_yticks(range(len(weights)), [f"weight {weight}" for weight in weights.values()])
+    right.set_yticks(range(len(weights)), [f"{label}: weight {weight}" for label, weight in weights.items()])
     right.set(xlabel="share [%], dashed: by weight", xlim=(0, 100))
     right.invert_yaxis()
     right.grid(axis="y", visible=False)

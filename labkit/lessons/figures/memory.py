@@ -81,6 +81,7 @@ def processes(trace: Trace, limit: figures.Limit, title: str = "A fork bomb runs
     below.step(trace.time, trace["pids_denied"] - trace["pids_denied"][:1], where="post", color=figures.RED)
     most = (trace["pids_denied"] - trace["pids_denied"][:1]).max(initial=1)
     below.set(ylabel="forks refused", xlabel="time [s]", xlim=(0, 1.02 * trace.until), ylim=(0, 1.05 * most))
+    below.yaxis.get_major_locator().set_params(integer=True)
     return figure
 
 

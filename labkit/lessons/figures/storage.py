@@ -95,7 +95,7 @@ def copy_up(
     if most:
         left.set(xlim=(1 << 9, 2 * most), ylim=(1e-2, 1e4))
         right.set(xlim=(1 << 9, 2 * most), ylim=(1 << 9, 2 * most))
-    none = [label for label, costs in series.items() if not any(cost.upper for cost in costs)]
+    none = [label for label, costs in series.items() if costs and not any(cost.upper for cost in costs)]
     if none:  # a logarithm has no place for nothing
         right.set_ylim(bottom=1 << 9)
         words = "\n".join(f"{label}: none" for label in none)

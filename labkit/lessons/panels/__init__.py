@@ -68,7 +68,8 @@ class OnScreen:
         self._end, self._lock = threading.Event(), threading.RLock()
         self.button = ipywidgets.ToggleButton(description=self.idle, icon="play", tooltip=self.tooltip)
         self.button.observe(self._pressed, "value")
-        self.widget = ipywidgets.VBox()
+        # In a narrow window the bar of the selected cell stands close by.
+        self.widget = ipywidgets.VBox(layout={"padding": "0 0 0 6px"})
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name}>"
@@ -217,7 +218,9 @@ class Panel(OnScreen):
 
     def _put(self, figure: Figure | None) -> None:
         if figure is not None:
-            self.picture.value = png(figure, dpi=80)
+            # The same pixels on a smaller sheet: letters that a narrow window leaves large enough to read.
+            figure.set_size_inches(0.8 * figure.get_size_inches())
+            self.picture.value = png(figure, dpi=100)
             self.picture.tooltip = ". ".join(filter(None, (self.alt, values(figure))))
 
 

@@ -46,6 +46,14 @@ class Stack(Live):
             Part(key, f"{key[1]} · {word}", 1, colour=self._colour(key[0], word)) for key, word in verdicts.items()
         ]
 
+    def text(self) -> str:
+        """Return the picture in words, a line a folder, the uppermost first and merged before it."""
+        rows = [("merged", "merged"), *reversed([(row, folder.name) for row, folder in enumerate(self.folders)])]
+        parts = self.parts()
+        return "\n".join(
+            f"{name:10}" + "   ".join(part.words for part in parts if part.key[0] == row) for row, name in rows
+        )
+
     def _colour(self, row: int, word: str = SEEN) -> str:
         if word in (HIDDEN, GONE):
             return figures.PALE if word == HIDDEN else "white"
@@ -71,7 +79,7 @@ class Stack(Live):
                 cells = [ipywidgets.Button(layout={"width": "150px"}) for _ in rows]
                 for row, cell in zip(rows, cells, strict=True):
                     cell.on_click(lambda _, key=(row, name): self.press(key))
-                self._columns[name] = ipywidgets.VBox(cells)
+                self._columns[name] = ipywidgets.VBox(cells, layout={"flex": "0 0 auto"})
             for row, cell in zip(rows, self._columns[name].children, strict=True):
                 part = by_key.get((row, name))
                 cell.layout.visibility = "visible" if part else "hidden"
@@ -82,7 +90,7 @@ class Stack(Live):
             titles = ["merged", *(folder.name for folder in reversed(self.folders))]
             layout = {"height": "28px", "margin": "2px", "width": "110px"}
             labels = [ipywidgets.HTML(html.escape(one), layout=layout) for one in titles]
-            self._titles = ipywidgets.VBox(labels)
+            self._titles = ipywidgets.VBox(labels, layout={"flex": "0 0 auto"})
             self._grid = ipywidgets.HBox()
         columns = (self._titles, *list(self._columns.values())[:MOST])
         if columns != self._grid.children:

@@ -47,12 +47,18 @@ class Live(OnScreen):
         self.choice: Any = choice
         self.pressed: Any = None  # the key of the part that is explained
         self.buttons: dict[Any, ipywidgets.Button | None] = {}  # by the parts' keys
-        self.body, self.words = ipywidgets.VBox(), ipywidgets.HTML()
+        # In a narrow window it is scrolled sideways: words that are cut say nothing.
+        self.body, self.words = ipywidgets.VBox(layout={"overflow": "auto"}), ipywidgets.HTML()
         top = [self.button] if choice is None else [choice, self.button]
         self.widget.children = (ipywidgets.HBox(top), self.body, self.words)
         if choice is not None:
             choice.observe(lambda _: self.press(None), "value")
         self.refresh()
+
+    def _repr_mimebundle_(self, **words: object) -> dict[str, Any]:
+        # In words, for who reads the saved notebook, where no widget lives.
+        said = f'<pre class="live">{html.escape(self.text(), quote=False)}</pre>'
+        return {**super()._repr_mimebundle_(**words), "text/html": said}
 
     def parts(self) -> list[Part]:
         """Return the Parts there are now."""

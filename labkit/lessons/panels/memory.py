@@ -109,7 +109,9 @@ def processes_panel(limit: int = 20) -> Panel:
 
 def freeze_panel() -> Panel:
     """Return the panel: frozen or not."""
-    return Panel("freeze", Freeze(), {"frozen": knob("ToggleButton", "frozen")}, alt="CPU use, none while frozen")
+    return Panel(
+        "freeze", Freeze(), {"frozen": knob("Checkbox", "frozen", indent=False)}, alt="CPU use, none while frozen"
+    )
 
 
 def memory(limit: int = 48, wants: int = 96, seconds: float = 3) -> Trace:

@@ -44,7 +44,7 @@ class CopyUp:
 
     def still(self, values: Values) -> Figure:
         self.turn(values)
-        return self._picture({})
+        return self._picture({self.change: []})
 
     def draw(self) -> Figure:
         costs = self.found.setdefault(self.change, {})

@@ -43,13 +43,16 @@ class Tree(Live):
     def _row(self, part: Part) -> "ipywidgets.HBox":
         import ipywidgets
 
-        button = self.button_of(part, width="auto", margin=f"1px 8px 1px {28 * part.depth}px")
-        row = self._rows.get(part.key) or ipywidgets.HBox([button])
+        button = self.button_of(part, width="auto", flex="0 0 auto", margin=f"1px 8px 1px {28 * part.depth}px")
+        row = self._rows.get(part.key) or ipywidgets.HBox([button], layout={"overflow": "visible"})
         if part.share is None:
             row.children = (button,)
         else:
             if len(row.children) == 1:
-                row.children = (button, ipywidgets.FloatProgress(max=1.0, layout={"width": "140px"}))
+                row.children = (
+                    button,
+                    ipywidgets.FloatProgress(max=1.0, layout={"flex": "0 1 140px", "min_width": "40px"}),
+                )
             row.children[1].value = min(1.0, part.share)
         return row
 

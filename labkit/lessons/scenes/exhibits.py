@@ -12,11 +12,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit.container.launch import Job
+from labkit.container.channel import Step
+from labkit.container.launch import Job, before
 from labkit.container.life import Container
+from labkit.container.steps import OpenTerminal, WriteSysctls
 from labkit.ground import ledger, proc, state
 from labkit.ground import syscalls as sc
 from labkit.ground.child import in_child
@@ -34,7 +37,7 @@ from labkit.lessons.scenes.attempts import (
     python,
     sh,
 )
-from labkit.lessons.scenes.unlocked import Unlocked, swapped_null
+from labkit.lessons.scenes.unlocked import CoverSysctl, SwapTerminal, Unlocked, swapped_null
 
 
 @exhibit("double chroot", "pivot_root")
@@ -60,17 +63,50 @@ def _kernel_files(unlocked: Locks) -> str:
 @exhibit("a mask of another's making", "mask_source")
 def _mask(unlocked: Locks) -> str:
     """A mask is /dev/null, bound; swapped for a link in that moment it opens a file instead (runc, CVE-2025-31133)."""
+    return _raced(lambda steps: swapped_null(steps, _READ_ONLY), "echo owned >/proc/interrupts", unlocked)
+
+
+@exhibit("a console of another's making", "terminal_fd", "masks_first")
+def _console(unlocked: Locks) -> str:
+    """/dev/console is a terminal, bound by name before the masks; a link has that name now (runc, CVE-2025-52565)."""
+    attack = SwapTerminal(_READ_ONLY)
+    script = "echo owned >/dev/console"
+    return _raced(lambda steps: before(steps, OpenTerminal, attack), script, unlocked, tty=True)
+
+
+@exhibit("a sysctl that is another file", "proc_itself")
+def _sysctl(unlocked: Locks) -> str:
+    """A sysctl is a write to a file of /proc; another file is mounted over it in that moment (runc, CVE-2025-52881)."""
+    # A container may use port 1: labkit writes 0 there.
+    covered = CoverSysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start", _READ_ONLY)
+    with contextlib.suppress(LabError):  # with the lock on it is refused, and says so
+        return _raced(lambda steps: before(steps, WriteSysctls, covered), "true", unlocked, owned="0")
+    return ""
+
+
+# The bait of these three is the container's own name: written by that file, which is read-only in a container.
+_READ_ONLY = "/proc/sys/kernel/hostname"
+
+
+def _raced(
+    attack: Callable[[tuple[Step, ...]], tuple[Step, ...]],
+    script: str,
+    unlocked: Locks,
+    owned: str = "owned",
+    **words: Any,
+) -> str:
+    """Run a script in a container with the attack among its steps; `owned` is the name that only the attack gives."""
 
     class Raced(Unlocked):
         def altered(self, job: Job) -> Job:
-            # The bait is the container's own name: written by that file, which is read-only in a container.
             job = super().altered(job)
-            return replace(job, steps=swapped_null(job.steps, "/proc/sys/kernel/hostname"))
+            return replace(job, steps=attack(job.steps))
 
-    script = "echo owned >/proc/interrupts; hostname"
-    with Raced("busybox", ["sh", "-c", script], unlocked=unlocked).start() as box:
-        box.wait(30)
-        return "wrote to a read-only file of /proc/sys" * (box.logs().strip() == "owned")
+    with bait() as (folder, _):
+        command = ["sh", "-c", f"{script}; hostname >/out/name"]
+        with Raced("busybox", command, unlocked=unlocked, volumes=[f"{folder}:/out"], **words).start() as box:
+            box.wait(30)
+        return "wrote to a read-only file of /proc/sys" * ((folder / "name").read_text() == f"{owned}\n")
 
 
 @exhibit("release_agent", "capabilities")

@@ -9,6 +9,7 @@ Only for a container of one's own, on a machine of one's own.
 import contextlib
 import os
 from collections.abc import Callable, Iterable
+from types import UnionType
 from typing import Any
 
 from labkit.container.channel import Child, Step
@@ -25,8 +26,11 @@ from labkit.container.steps import (
     NewKeyring,
     NewSession,
     NoNewPrivs,
+    OpenTerminal,
     PivotRoot,
     SealProgram,
+    StandardStreams,
+    WriteSysctls,
 )
 from labkit.ground import syscalls as sc
 from labkit.ground.dataclass import dataclass, replace
@@ -42,6 +46,9 @@ LOCKS = {
     "nodev": "a device node opens no device, whoever made it",
     "devices": "the cgroup opens no device but eleven harmless ones",
     "mask_source": "what covers a masked file is the host's /dev/null, whatever the container's has become",
+    "masks_first": "masks and read-only files are in place before anything else in the root is opened",
+    "terminal_fd": "what is bound to /dev/console is the terminal that labkit opened, whatever its name leads to now",
+    "proc_itself": "a file of /proc that labkit writes is that file, whatever was mounted over it",
     "masks": "files of /proc and /sys that tell too much are covered",
     "read_only": "files of /proc that change the whole machine can't be written",
     "cgroup_read_only": "a container can't write its own limits",
@@ -163,6 +170,74 @@ class SwapNull:
 
 
 @dataclass(frozen=True)
+class LateLocks(Step):
+    """Masks and read-only files, put in place when the container's own files were used already."""
+
+    locks: tuple[mounts.MountStep, ...]
+
+    def describe(self) -> list[str]:
+        return [lock.describe() for lock in self.locks]
+
+    def execute(self, child: Child) -> None:
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        for lock in self.locks:
+            lock.execute(root)
+        os.close(root)
+
+
+@dataclass(frozen=True)
+class TerminalByName(OpenTerminal):
+    """A terminal that goes to /dev/console by its name: the first of a new devpts is 0."""
+
+    def execute(self, child: Child) -> None:
+        OpenTerminal(False, self.size, self.returns).execute(child)
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        mounts.Bind("/dev/pts/0", "/dev/console", recursive=False).execute(root)
+        os.close(root)
+
+
+@dataclass(frozen=True)
+class SwapTerminal(Step):
+    """What another container in the same root does in the right moment: the terminal's name becomes a link."""
+
+    text: str
+
+    def describe(self) -> str:
+        return f"ATTACK: /dev/pts/0 becomes a link to {self.text}"
+
+    def execute(self, child: Child) -> None:
+        os.mkdir("/dev/moved")
+        sc.move_mount(sc.AT_FDCWD, "/dev/pts", sc.AT_FDCWD, "/dev/moved", 0)
+        os.unlink("/dev/ptmx")
+        os.symlink("moved/ptmx", "/dev/ptmx")
+        os.symlink(self.text, "/dev/pts/0")
+
+
+@dataclass(frozen=True)
+class SysctlsByPath(WriteSysctls):
+    """Sysctls written to whatever lies at their paths."""
+
+    def execute(self, child: Child) -> None:
+        for name, value in self.sysctls:
+            with open("/proc/sys/" + name.replace(".", "/"), "w") as file:
+                file.write(value)
+
+
+@dataclass(frozen=True)
+class CoverSysctl(Step):
+    """What a process that shares these mounts does in the right moment: another file lies over a sysctl."""
+
+    name: str
+    other: str
+
+    def describe(self) -> str:
+        return f"ATTACK: {self.other} is mounted over {self.name}"
+
+    def execute(self, child: Child) -> None:
+        sc.mount(self.other, self.name, None, sc.MS_BIND)
+
+
+@dataclass(frozen=True)
 class PlainExec(Exec):
     """The host's own program executes the container's: /proc/self/exe leads to it until then."""
 
@@ -188,6 +263,17 @@ def _plain_exec(steps: tuple[Step, ...]) -> tuple[Step, ...]:
     last = steps[-1]
     assert isinstance(last, Exec)
     return (*instead(steps[:-1], SealProgram), PlainExec(last.argv, last.env))
+
+
+def _masks_last(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """With the masks after the terminal: before the streams, the next step."""
+    plans = [step.plan for step in steps if isinstance(step, MakeMounts)]
+    late = tuple(one for plan in plans for one in plan.steps if isinstance(one, mounts.Mask | mounts.ReadOnly))
+    return before(_mounts(_no_kind(mounts.Mask | mounts.ReadOnly))(steps), StandardStreams, LateLocks(late))
+
+
+def _changed(kind: type[Step], change: Callable[[Any], Step]) -> Callable[[tuple[Step, ...]], tuple[Step, ...]]:
+    return lambda steps: tuple(change(step) if isinstance(step, kind) else step for step in steps)
 
 
 def _without(kind: type[Step], *new: Step) -> Callable[[tuple[Step, ...]], tuple[Step, ...]]:
@@ -221,7 +307,7 @@ def swapped_null(steps: tuple[Step, ...], text: str) -> tuple[Step, ...]:
     return _with_plan(steps, other)
 
 
-def _no_kind(kind: type) -> Callable[[Any], Any]:
+def _no_kind(kind: type | UnionType) -> Callable[[Any], Any]:
     return lambda step: None if isinstance(step, kind) else step
 
 
@@ -249,6 +335,9 @@ OTHERWISE: dict[str, Callable[[tuple[Step, ...]], tuple[Step, ...]]] = {
     "in_root": _mounts(_by_path),
     "nodev": _mounts(_devices_open),
     "mask_source": _mounts(_mask_from_inside),
+    "masks_first": _masks_last,
+    "terminal_fd": _changed(OpenTerminal, lambda step: TerminalByName(step.console, step.size, step.returns)),
+    "proc_itself": _changed(WriteSysctls, lambda step: SysctlsByPath(step.sysctls)),
     "masks": _mounts(_no_kind(mounts.Mask)),
     "read_only": _mounts(_no_kind(mounts.ReadOnly)),
     "cgroup_read_only": _mounts(_cgroups_writable),
