@@ -21,7 +21,7 @@ from labkit.container.life import Container, run
 from labkit.ground import proc
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import LabError
-from labkit.isolation import namespaces, security
+from labkit.isolation import last_exec, namespaces, security
 from labkit.lessons.checks.pid1 import zombies
 from labkit.lessons.watch import workloads
 from labkit.lessons.watch.measuring import ahead, until
@@ -141,6 +141,12 @@ def test_02_a_signal_that_pid_1_has_a_handler_for_ends_it_from_inside_too():
         assert until(lambda: len(box.top()) == 2)
         box.exec(["kill", "-INT", "1"])
         assert box.wait(timeout=30) == 128 + signal.SIGINT
+
+
+def test_02_no_file_is_copied_for_a_container_whose_users_are_others_outside():
+    with Container("busybox", "sleep 60", userns="remap").start() as box:
+        assert box.exec(["stat", "-c", "%u", "/bin/busybox"]).output == "0\n"
+        assert box.rootfs.usage().allocated == 0
 
 
 # ---- 03: a root ----
@@ -266,3 +272,11 @@ def test_07_an_index_lies_in_the_workdir_and_binds_the_upperdir(tmp_path):
         assert len(os.listdir(work / "index")) == 1
         assert refused(lambda: roots.mount(lower, upper, work, second, options=("index=on",))) == errno.EBUSY
     assert refused(lambda: roots.mount(other, upper, work, merged, options=("index=on",))) == errno.ESTALE
+
+
+# ---- 11: locks ----
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_11_the_last_program_is_some_90_bytes_behind_its_headers(machine):
+    assert 80 <= len(last_exec.elf(machine)) - 64 - 56 <= 100
