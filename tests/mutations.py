@@ -214,6 +214,11 @@ cgroups/quantities.py -- 05
 -size = int(Decimal(match[1]) * 1024**power)
 +size = int(Decimal(match[1]) * 1000**power)
 
+a limit is set on a partition
+cgroups/quantities.py -- cgroups/test_limits.py belongs_on_the_disk
+-whole_disk = device.parent if (device / "partition").exists() else device
++whole_disk = device
+
 a quota is twice what was said
 cgroups/limits.py -- 04
 -quota = int(Decimal(text) * period)

@@ -17,6 +17,7 @@ from labkit.cgroups import hierarchies
 from labkit.cgroups.cgroup import Cgroup, Limits
 from labkit.cgroups.limits import IoLimit
 from labkit.cgroups.quantities import disk_of
+from labkit.container import standard_mounts
 from labkit.container.life import Container, run
 from labkit.ground import proc
 from labkit.ground import syscalls as sc
@@ -141,6 +142,11 @@ def test_02_a_signal_that_pid_1_has_a_handler_for_ends_it_from_inside_too():
         assert until(lambda: len(box.top()) == 2)
         box.exec(["kill", "-INT", "1"])
         assert box.wait(timeout=30) == 128 + signal.SIGINT
+
+
+def test_02_the_small_init_is_tini():
+    words = [standard_mounts.init().source, "--version"]
+    assert subprocess.run(words, capture_output=True, text=True).stdout.startswith("tini version")
 
 
 def test_02_no_file_is_copied_for_a_container_whose_users_are_others_outside():
