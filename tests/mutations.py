@@ -6,8 +6,9 @@ r"""Break labkit in one place at a time, and see that the chapter or test that s
 
 Run by name, not in CI, and not under nice(1): chapter 02 prints what ps says of a process.
 Each is done in a copy of the tree, never in place, with a state of its own. What has noticed
-is run in a copy that is whole too, once: who fails there has noticed nothing. Nothing belongs here whose chapter or test would then change
-the host itself: chapter 03 really writes to core_pattern, so that lock is not taken off.
+is run in a copy that is whole too, once: who fails there has noticed nothing. Nothing belongs
+here whose chapter or test would then change the host itself: chapter 03 really writes to
+core_pattern, so that lock is not taken off.
 
 A mutation that nobody notices is a sentence that nothing holds: give it an assertion in a
 cell, or a test with a name. Exit status 1 if there is one.
