@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labkit.cgroups import quantities
 from labkit.cgroups.limits import (
     DEFAULT_PERIOD,
     MAX_BYTES,
@@ -184,3 +185,14 @@ def test_describe_names_value_and_both_files():
         f"50000 µs of CPU in every {DEFAULT_PERIOD} µs: cpu.cfs_quota_us, cpu.cfs_period_us (v1) / cpu.max (v2)",
         "at most 20 processes and threads: pids.max (v1) / pids.max (v2)",
     ]
+
+
+def test_a_partitions_limit_belongs_on_the_disk_that_it_is_a_part_of(monkeypatch, tmp_path):
+    part = tmp_path / "sda" / "sda1"
+    part.mkdir(parents=True)
+    for folder, number in ((part, "8:1"), (part.parent, "8:0")):
+        (folder / "dev").write_text(f"{number}\n")
+    monkeypatch.setattr(quantities, "Path", lambda _: part)
+    assert quantities.disk_of("/") == "8:1"  # a whole disk, as far as anybody says
+    (part / "partition").write_text("1\n")
+    assert quantities.disk_of("/") == "8:0"

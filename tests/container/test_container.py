@@ -208,16 +208,9 @@ def test_a_named_volume_begins_with_what_the_image_has_there_and_outlives_the_co
 
 def test_exec_is_in_all_its_namespaces_and_in_its_cgroup():
     with Container("busybox", "sleep 60", memory="64m").start() as box:
-        ended = box.exec(
-            [
-                "sh",
-                "-c",
-                "cd /proc/self/ns; for n in mnt uts ipc pid net cgroup; do readlink $n; done; readlink /proc/1/ns/mnt",
-            ]
-        )
-        inside = [line.strip() for line in ended.output.splitlines()]
-        assert inside[0] == inside[-1] == f"mnt:[{proc.namespace(box.pid, 'mnt')}]"
-        assert inside[3] == f"pid:[{proc.namespace(box.pid, 'pid')}]"
+        kinds = ("mnt", "uts", "ipc", "pid", "net", "cgroup")
+        ended = box.exec(["sh", "-c", f"cd /proc/self/ns; for kind in {' '.join(kinds)}; do readlink $kind; done"])
+        assert ended.output.split() == [f"{kind}:[{proc.namespace(box.pid, kind)}]" for kind in kinds]
         assert box.exec("sh -c 'exit 9'").code == 9
         with pytest.raises(CommandError):
             box.exec("no-such-command")

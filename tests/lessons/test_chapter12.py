@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import types
 
@@ -20,6 +21,7 @@ from labkit.lessons import checks
 from labkit.lessons.checks import build, promises
 from labkit.lessons.scenes.workbench import bench
 from labkit.lessons.watch import tracing
+from labkit.lessons.watch.measuring import until
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
@@ -103,6 +105,19 @@ def test_a_container_that_would_be_the_host_stops_before_it_changes_anything(kin
     code, _, complaint = promises.runner(sandbox)(["hostname"])
     assert code == 1 and "nothing was done" in complaint
     assert ledger.entries() == []
+
+
+def test_a_script_that_is_killed_takes_its_container_along_and_clean_takes_its_cgroups(script):
+    with subprocess.Popen([sys.executable, str(script), "sleep", "60"]) as one:
+        assert until(lambda: any(proc.cmdline(pid) == ["sleep", "60"] for pid in proc.children(one.pid)))
+        (pid,) = proc.children(one.pid)
+        ticks = proc.start_ticks(pid)
+        one.kill()
+    assert until(lambda: not proc.is_running(pid, ticks))
+    (entry,) = ledger.entries()
+    folders = [entry.what["path"], *entry.what["also"]]
+    assert all(map(os.path.isdir, folders))
+    assert ledger.clean()[0] == [entry] and not any(map(os.path.isdir, folders))
 
 
 def test_the_script_is_about_a_hundred_lines_of_code():

@@ -102,10 +102,12 @@ def test_containers_on_one_bridge_reach_each_other_by_name():
             Container("busybox", "sleep 30", network="bridge", name="first").start() as first,
             Container("busybox", "sleep 30", network="bridge", name="second").start() as second,
         ):
-            # The first one's hosts file learns of who came later.
-            return [box.exec(f"ping -c 1 -W 2 {name}").code for box, name in ((first, "second"), (second, "first"))]
+            # The first one's hosts file learns of who came later, and of who goes.
+            found = [box.exec(f"ping -c 1 -W 2 {name}").code for box, name in ((first, "second"), (second, "first"))]
+            second.delete()
+            return found, "second" in first.exec("cat /etc/hosts").output
 
-    assert worlds.inside(work) == [0, 0]
+    assert worlds.inside(work) == ([0, 0], False)
 
 
 def test_two_bridges_do_not_see_each_other_and_it_is_our_rule_that_parts_them():
@@ -229,6 +231,17 @@ def test_a_port_published_on_every_address_is_reached_from_outside():
             return world.fetch_from_outside(worlds.HOST, 8080)
 
     assert worlds.inside(work) == f"hello {worlds.OUTSIDE}"
+
+
+def test_a_port_published_on_every_address_is_reached_from_a_neighbour_whatever_the_host_passes_on():
+    def work(world):
+        with (
+            server(network="bridge", publish=["0.0.0.0:8080:80"]),
+            Container("busybox", "sleep 30", network="bridge").start() as neighbour,
+        ):
+            return neighbour.exec(f"nc -w 5 {worlds.HOST} 8080").output
+
+    assert worlds.inside(work, forwarding=False).startswith("hello 10.")
 
 
 def test_from_outside_only_the_published_port_is_reached():
