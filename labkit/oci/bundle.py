@@ -323,7 +323,7 @@ def job(
         *([WriteSysctls(checked)] if checked else []),
     )
     at_gate: tuple[Step, ...] = (
-        moments.WaitAtGate(how["keep_fds"]),
+        moments.WaitAtGate(),
         *(
             [moments.HooksInside(found, "startContainer", {**state, "status": "created"}, words["env"])]
             if found
@@ -461,8 +461,8 @@ def _plan(bundle, group):
     later = [step for step in steps if isinstance(step, mount_options.Mount) and step.is_empty_and_read_only()]
     steps = [step.writable() if step in later else step for step in steps]
     steps += [mounts.Seal(step.target) for step in later]
-    steps += [mounts.Mask(path) for path in _paths(linux, "maskedPaths")]
-    steps += [mounts.ReadOnly(path) for path in _paths(linux, "readonlyPaths")]
+    steps += [mounts.Mask(path) for path in dict.fromkeys(_paths(linux, "maskedPaths"))]
+    steps += [mounts.ReadOnly(path) for path in dict.fromkeys(_paths(linux, "readonlyPaths"))]
     if bundle.config["root"].get("readonly"):
         steps.append(mounts.Seal("/"))
     return mounts.Plan(mounts.BindRoot(bundle.rootfs, bundle.rootfs, 0), tuple(steps))

@@ -266,8 +266,10 @@ class Box:
     def kill(self, number, everyone=False):
         """Send a signal to its first process, or to all. Raise NotFound, in words that Docker's shim knows."""
         record = self.record()
-        if everyone:
-            group = self.cgroup(record)
+        linux = (state.read_json(self.folder / "config.json") or {}).get("linux") or {}
+        group, kinds = self.cgroup(record), [one["type"] for one in linux.get("namespaces") or ()]
+        # Without a pid namespace of its own the first one's end ends nobody else.
+        if everyone or (number == signal.SIGKILL and "pid" not in kinds and group.procs()):
             if number == signal.SIGKILL:
                 group.kill()
                 return

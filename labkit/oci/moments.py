@@ -8,7 +8,7 @@ See the runtime specification, "Lifecycle".
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -267,6 +267,19 @@ class TakePriorities(Step):
         priorities.take_on(self.scheduler, self.io, self.memory)
 
 
+@dataclass(frozen=True)
+class CloseOthersFds(CloseFds):
+    """And at once: a pipe that its caller had open would not end before `start`, which may never come."""
+
+    def execute(self, child: Child) -> None:
+        super().execute(child)
+        last = 2 + self.keep
+        for fd in (*sorted({child.channel.fileno(), *child.fds.values()}), 2**32 - 1):
+            if fd > last + 1:
+                sc.close_range(last + 1, fd - 1)
+            last = fd
+
+
 EVERY_CPU = tuple(range(1024))
 
 
@@ -347,27 +360,16 @@ class WaitAtGate(Step):
     says = "created"
     last = True
 
-    keep_fds: int
-
     def describe(self) -> str:
         return "wait at the gate until `start`"
 
     def execute(self, child: Child) -> None:
         child.say("created")
         child.report_to = child.fds["result"]
-        _close_all_but(2 + self.keep_fds, child.fds.values())
         gate.wait(child.fds["wait"])
 
     def answer(self, spawned: Spawned, value: object, fds: list[int]) -> bool:
         return True
-
-
-def _close_all_but(last: int, kept: Iterable[int]) -> None:
-    """Close what its caller had open: a pipe of his would not end before `start`, which may never come."""
-    for fd in (*sorted(kept), 2**32 - 1):
-        if fd > last + 1:
-            sc.close_range(last + 1, fd - 1)
-        last = fd
 
 
 @dataclass(frozen=True)
@@ -476,7 +478,7 @@ def inside(
         StandardStreams(files=False),
         GoTo(words["cwd"]),
         *([NewKeyring()] if new_keyring else []),
-        CloseFds(keep_fds),
+        CloseOthersFds(keep_fds),
         *([AskForRlimits(wanted.rlimits)] if wanted.rlimits else []),
         *([TakePriorities(*words["priorities"])] if any(one is not None for one in words["priorities"]) else []),
         *([] if wanted.personality is None else [TakePersonality(wanted.personality)]),

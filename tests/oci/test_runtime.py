@@ -503,9 +503,9 @@ def test_priorities_of_the_config_are_the_processs(box):
     box.config["process"]["scheduler"] = {"policy": "SCHED_BATCH", "nice": 7}
     box.config["process"]["ioPriority"] = {"class": "IOPRIO_CLASS_BE", "priority": 2}
     box.config["linux"]["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0"}
-    box.shell("cut -d' ' -f19,41 /proc/self/stat; head -1 /proc/self/numa_maps")
+    box.shell("cut -d' ' -f19,41 /proc/self/stat; ionice; head -1 /proc/self/numa_maps")
     words = box.run().stdout.split()
-    assert words[:2] == ["7", "3"] and "bind:0" in words
+    assert words[:5] == ["7", "3", "best-effort:", "prio", "2"] and "bind:0" in words
 
 
 def test_missing_working_directory_on_a_read_only_root_is_said_to_be_missing(box):
@@ -671,7 +671,7 @@ def test_seccomp_listener_gets_the_fd_and_the_state_and_decides(box, no_new_priv
 @pytest.mark.parametrize("no_new_privs", [True, False])
 def test_seccomp_profile_of_the_config_is_on(box, no_new_privs):
     box.set("process.noNewPrivileges", no_new_privs)
-    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 16}
+    rule = {"names": ["mkdir", "mkdirat", "close_range"], "action": "SCMP_ACT_ERRNO", "errnoRet": 16}
     box.set(
         "linux.seccomp",
         {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"], "syscalls": [rule]},
@@ -1236,7 +1236,11 @@ def test_events_tell_what_its_cgroup_counts(running):
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as watching:
         assert json.loads(watching.stdout.readline())["data"]["memory"]["usage"]["limit"] == 16 << 20
         running("exec", running.id, "sh", "-c", "x=$(head -c 64m /dev/zero | tr '\\0' x)")
-        told = [json.loads(line) for line in iter(watching.stdout.readline, "") if '"oom"' in line or running.delete()]
+        told = [
+            json.loads(line)
+            for line in iter(watching.stdout.readline, "")
+            if '"oom"' in line or running("kill", running.id, "KILL")
+        ]
         assert {"type": "oom", "id": running.id} in told
         assert watching.wait(20) == 0, "it ends with its container"
     assert "no time" in running("events", "--interval", "soon", running.id).stderr
