@@ -16,7 +16,7 @@ def make_rootfs(folder):
     for name in ("bin", "proc", "dev", "sys", "etc", "tmp", "data"):
         (folder / name).mkdir(parents=True)
     shutil.copy2(shutil.which("busybox"), folder / "bin/busybox")
-    for name in "sh cat echo id ls mkdir mount ps sleep stat test touch true umask ulimit wc grep env tr head mknod dd readlink hostname cut".split():
+    for name in "sh cat echo id ls mkdir mount ps sleep stat test touch true umask ulimit wc grep env tr head mknod dd readlink hostname cut uname ip ionice".split():
         (folder / "bin" / name).symlink_to("busybox")
     (folder / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nana:x:1000:1000::/home/ana:/bin/sh\n")
     (folder / "etc/group").write_text("root:x:0:\nana:x:1000:\n")

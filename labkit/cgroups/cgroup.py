@@ -111,7 +111,7 @@ class Cgroup:
         if found:
             found([str(folder) for _, folder in places])
         if inside := cgroupfs.members([str(folder) for _, folder in places]):
-            raise InUse(f"the cgroup {path} has processes already: {inside}", "another cgroupsPath")
+            raise InUse(f"the container's cgroup is not empty: {inside} are in {path}", "another cgroupsPath")
         for tree, folder in places:
             cgroupfs.make_parents(tree, folder)
             if folder.exists():

@@ -35,6 +35,7 @@ _OLD = {
     "bpf": (321, 280),
     "syncfs": (306, 267),
     "sched_setattr": (314, 274),
+    "personality": (135, 92),
     "ioprio_set": (251, 30),
     "set_mempolicy": (238, 237),
 }
@@ -51,6 +52,7 @@ _NEW = {
     "mount_setattr": 442,
 }
 _COLUMN = {"x86_64": 0, "aarch64": 1, "arm64": 1}
+MACHINE = os.uname().machine  # asked now: personality(2) can have it answer otherwise
 
 AnyPath = str | os.PathLike[str]
 
@@ -58,7 +60,7 @@ AnyPath = str | os.PathLike[str]
 @functools.cache  # a container's start asks some 300 times
 def number(name: str, machine: str | None = None) -> int:
     """Return the number of the syscall `name` on `machine` (this one's by default)."""
-    machine = machine or os.uname().machine
+    machine = machine or MACHINE
     if machine not in _COLUMN:
         raise Unsupported(f"labkit has no syscall numbers for {machine}", "the lab runs on x86-64 and arm64")
     return _NEW[name] if name in _NEW else _OLD[name][_COLUMN[machine]]
@@ -135,6 +137,7 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 # linux/seccomp.h
 SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
 
 # linux/bpf.h
 _BPF_PROG_LOAD = 5
@@ -402,10 +405,13 @@ class _sock_fprog(ctypes.Structure):
     _fields_ = [("len", ctypes.c_ushort), ("filter", c_char_p)]
 
 
-def seccomp(operation: int, flags: int, program: bytes) -> None:
-    """Put a filter, a BPF program as bytes, on one's own syscalls. See seccomp(2)."""
+def seccomp(operation: int, flags: int, program: bytes) -> int:
+    """Put a filter, a BPF program as bytes, on one's own syscalls; return the listener's fd, if flags ask for one.
+
+    See seccomp(2).
+    """
     filter = _sock_fprog(len(program) // 8, program)
-    _syscall("seccomp", c_uint(operation), c_uint(flags), ctypes.byref(filter))
+    return _syscall("seccomp", c_uint(operation), c_uint(flags), ctypes.byref(filter))
 
 
 def syncfs(fd: int) -> None:
@@ -421,6 +427,11 @@ def sched_setattr(pid: int, attributes: bytes) -> None:
 def ioprio_set(which: int, who: int, ioprio: int) -> None:
     """Set the I/O priority of a process. See ioprio_set(2)."""
     _syscall("ioprio_set", c_int(which), c_int(who), c_int(ioprio))
+
+
+def personality(persona: int) -> None:
+    """Say which system this process and its children are to take this one for. See personality(2)."""
+    _syscall("personality", c_ulong(persona))
 
 
 def set_mempolicy(mode: int, nodes: int) -> None:

@@ -17,6 +17,7 @@ the outer ids. See mount_setattr(2), MOUNT_ATTR_IDMAP; Documentation/filesystems
 
 import errno
 import os
+import signal
 import socket
 from typing import NoReturn
 
@@ -24,7 +25,7 @@ from labkit.ground import proc
 from labkit.ground import syscalls as sc
 from labkit.ground.dataclass import replace
 from labkit.ground.errors import BadValue, KernelError, LabError, Unsupported
-from labkit.isolation import mounts
+from labkit.isolation import mounts, namespaces
 
 # Where systemd's range for containers begins; no distribution gives these to people.
 FIRST, COUNT = 524288, 65536
@@ -45,6 +46,20 @@ def parse(text: str | bool | None) -> tuple[int, int] | None:
             f"--userns {text!r}: ids {first} to {first + count - 1} can't be given away", "from 1000 to 4294967293"
         )
     return first, count
+
+
+def namespace(uid_map: namespaces.IdMap, gid_map: namespaces.IdMap) -> int:
+    """Return the fd of a user namespace with these maps and nobody in it. The caller has one thread."""
+    pid, _ = sc.clone3(sc.CLONE_NEWUSER, signal.SIGCHLD)
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        namespaces.map_ids(pid, uid_map, gid_map)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def root(step: mounts.Root, pid: int) -> int:

@@ -50,7 +50,7 @@ def _make(path: str, root: int, folder: bool, follow: bool) -> int:
     try:
         if is_link:
             raise BadValue(
-                f"the image has a symbolic link at {path}, where labkit must mount",
+                f"{path} must be mounted on ordinary directory, and the image has a symbolic link there",
                 "a container's own mounts go on real folders only",
             )
         if not folder:

@@ -22,7 +22,7 @@ from typing import Any
 from labkit.ground import syscalls as sc
 from labkit.ground.dataclass import dataclass, replace
 from labkit.ground.errors import BadValue, KernelError, Unsupported, from_oserror
-from labkit.isolation import inroot, mounts
+from labkit.isolation import idmap, inroot, mounts, namespaces
 
 # linux/mount.h; RELATIME is 0: the kernel's default
 _ATIME_MASK, _NOATIME, _STRICTATIME, _NODIRATIME, _NOSYMFOLLOW = 0x70, 0x10, 0x20, 0x80, 0x200000
@@ -42,8 +42,6 @@ _SPREAD = {"private": sc.MS_PRIVATE, "slave": sc.MS_SLAVE, "shared": sc.MS_SHARE
 _OF_FILESYSTEM = {"sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime"}
 _NOT_HERE = {
     "remount": "a new mount has nothing to change",
-    "idmap": "mounts with other ids",
-    "ridmap": "mounts with other ids",
     **{f"r{word}": f"access times of more than one mount at a time: use {word!r}" for word in _ATIME},
 }
 
@@ -59,6 +57,7 @@ class Options:
     bind: bool = False
     recursive: bool = False
     copy_up: bool = False
+    idmap: int | None = None  # 0, or AT_RECURSIVE: under other ids
     data: tuple[str, ...] = ()  # for the filesystem itself
 
 
@@ -75,6 +74,8 @@ def _table() -> dict[str, tuple[Change, ...]]:
         "bind": (("bind", _put, True),),
         "rbind": (("bind", _put, True), ("recursive", _put, True)),
         "tmpcopyup": (("copy_up", _put, True),),
+        "idmap": (("idmap", _put, 0),),
+        "ridmap": (("idmap", _put, sc.AT_RECURSIVE),),
         **dict.fromkeys(("defaults", "loud", "silent"), ()),  # the last two say how much the kernel logs
         **{word: (("atime", _put, value),) for word, value in _ATIME.items()},
     }
@@ -126,6 +127,7 @@ class Mount:
     options: Options = Options()
     words: tuple[str, ...] = ()
     tree: int | None = None  # a bind's source as an fd, if it was taken before
+    id_maps: tuple[namespaces.IdMap, namespaces.IdMap] | None = None  # under which a bind's files are shown
 
     def describe(self) -> str:
         what = f"bind {self.source}" if self.options.bind else f"mount {self.kind}"
@@ -176,8 +178,16 @@ class Mount:
     def _bound(self) -> int:
         whole = sc.AT_RECURSIVE if self.options.recursive else 0
         tree = sc.open_tree(sc.AT_FDCWD, self.source, sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | whole)
-        if not self.options.spread:
-            sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | whole, propagation=sc.MS_PRIVATE)
+        try:
+            if not self.options.spread:
+                sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | whole, propagation=sc.MS_PRIVATE)
+            if self.id_maps:
+                users, depth = idmap.namespace(*self.id_maps), sc.AT_EMPTY_PATH | (self.options.idmap or 0)
+                sc.mount_setattr(tree, "", depth, attr_set=sc.MOUNT_ATTR_IDMAP, userns_fd=users)
+                os.close(users)
+        except BaseException:
+            os.close(tree)
+            raise
         return tree
 
     def _new(self) -> int:

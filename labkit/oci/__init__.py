@@ -8,10 +8,13 @@ Read in this order:
     moments      the steps that only a runtime is asked for, and where they belong
     gate         created but not started: a finished container that waits
     hooks        programs of somebody else, at fixed moments
+    links        network links that become the container's
+    handed       what goes to such a program through its socket
     settings     rlimits, sysctls, umask and the like
     priorities   who goes first for a processor, a disk, memory nodes
     terms        the specification's words and the kernel's numbers
     resources    its limits and ours
+    usage        what it has used of them
     systemd      a cgroup that systemd makes for us
 """
 

@@ -23,17 +23,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from labkit.cgroups import quantities
 from labkit.cgroups.cgroup import Cgroup
 from labkit.container import joining, launch, standard_mounts
 from labkit.container.channel import Step
 from labkit.container.entry import Entry
 from labkit.container.launch import Job, ParentStep
-from labkit.container.steps import WriteSysctls
+from labkit.container.steps import GoTo, WriteSysctls
 from labkit.ground import proc
 from labkit.ground.dataclass import dataclass, field, replace
 from labkit.ground.errors import BadValue, NotFound, Unsupported, from_oserror
 from labkit.isolation import mount_options, mounts, namespaces, seccomp, security, sysctls
-from labkit.oci import hooks, moments, priorities, resources, settings
+from labkit.oci import hooks, links, moments, priorities, resources, settings
 
 # the specification's word: ours
 KINDS = {
@@ -51,20 +52,17 @@ _KNOWN = {
     "": "ociVersion root process hostname domainname mounts hooks annotations linux",
     "root": "path readonly",
     "process": "terminal consoleSize user args env cwd capabilities rlimits noNewPrivileges apparmorProfile "
-    "oomScoreAdj scheduler ioPriority",
+    "oomScoreAdj scheduler ioPriority execCPUAffinity",
     "process.user": "uid gid umask additionalGids",
     "linux": "uidMappings gidMappings sysctl resources cgroupsPath namespaces devices seccomp rootfsPropagation "
-    "maskedPaths readonlyPaths timeOffsets memoryPolicy",
+    "maskedPaths readonlyPaths timeOffsets memoryPolicy personality netDevices",
 }
 # What the specification has and labkit has not, with what is lost without it.
 _NOT_HERE = {
     "process.selinuxLabel": "labkit sets no SELinux labels",
     "process.commandLine": "that is for Windows",
-    "process.execCPUAffinity": "labkit binds to CPUs by cpuset only",
     "linux.mountLabel": "labkit sets no SELinux labels",
     "linux.intelRdt": "labkit does not part the processor's cache",
-    "linux.personality": "labkit runs programs of this machine's own personality",
-    "linux.netDevices": "labkit moves no links: a createRuntime hook can",
     **{name: "that is for another system than Linux" for name in ("windows", "solaris", "vm", "zos", "freebsd")},
 }
 
@@ -185,7 +183,8 @@ def check_process(process):
     for pair in process.get("env") or ():
         if not isinstance(pair, str) or "=" not in pair[1:] or "\0" in pair:
             raise BadValue(f"process.env: {pair!r} is not NAME=value")
-    return [*_strange("process", process), *_strange("process.user", process.get("user") or {})]
+    strange = [*_strange("process", process), *_strange("process.user", process.get("user") or {})]
+    return [*strange, *_power(process.get("capabilities"))[1]]
 
 
 def _strange(where, words):
@@ -204,10 +203,10 @@ def _strange(where, words):
 # ---- a process ----
 
 
-def process_words(process, kinds, filter_words=None, memory_policy=None):
+def process_words(process, linux, at_listener=None):
     """Return what a `process` object means, for the first process or a further one: the words of `moments.inside`."""
     user = process.get("user") or {}
-    power = _power(process.get("capabilities"))
+    power, _ = _power(process.get("capabilities"))
     size = process.get("consoleSize")
     return {
         "argv": tuple(process["args"]),
@@ -217,13 +216,13 @@ def process_words(process, kinds, filter_words=None, memory_policy=None):
         "power": power,
         "terminal": bool(process.get("terminal")),
         "console_size": (size["height"], size["width"]) if size and size.get("height") else None,
-        "seccomp": _filter(filter_words, power.bounding),
+        "filters": _filters(linux.get("seccomp"), power.bounding, at_listener),
         # To gain privilege by exec stays possible, as with docker, unless the config forbids it.
         "no_new_privs": bool(process.get("noNewPrivileges")),
         "priorities": (
             priorities.scheduler(process.get("scheduler")),
             priorities.io_priority(process.get("ioPriority")),
-            priorities.memory_policy(memory_policy),
+            priorities.memory_policy(linux.get("memoryPolicy")),
         ),
         "settings": settings.Settings(
             rlimits=tuple(
@@ -232,38 +231,52 @@ def process_words(process, kinds, filter_words=None, memory_policy=None):
             oom_score_adj=process.get("oomScoreAdj"),
             umask=user.get("umask", 0o022),
             apparmor=process.get("apparmorProfile") or None,
+            personality=settings.personality(linux.get("personality")),
         ),
     }
 
 
-def _power(words):
-    """Return the capability sets. Raises Unsupported for one that this machine itself does not have."""
-    words = words or {}
-    sets = security.Sets(
-        *(
-            tuple(security.names(security.mask(words.get(name) or ())))
-            for name in ("bounding", "effective", "permitted", "inheritable", "ambient")
-        )
-    )
-    lacking = {name for names in vars(sets).values() for name in names} - set(security.choose(("ALL",)))
-    if lacking:
-        raise Unsupported(
-            f"process.capabilities: this machine's own bounding set lacks {', '.join(sorted(lacking))}",
-            "whoever started this machine took it away; nothing here can give it back",
-        )
-    return sets
+def _power(words: dict[str, Any] | None) -> tuple[security.Sets, list[str]]:
+    """Return the capability sets that can be given, and warnings: less power than asked for is no lock less."""
+    asked = {
+        name: [str(one).upper().removeprefix("CAP_") for one in (words or {}).get(name) or ()]
+        for name in ("bounding", "effective", "permitted", "inheritable", "ambient")
+    }
+    here = security.choose(("ALL",))
+    given = {name: tuple(one for one in names if one in here) for name, names in asked.items()}
+    lacking = sorted({one for names in asked.values() for one in names} - set(here))
+    vain = set(given["ambient"]) - (set(given["permitted"]) & set(given["inheritable"]))
+    given["ambient"] = tuple(one for one in given["ambient"] if one not in vain)
+    return security.Sets(**given), [
+        *(f"process.capabilities: this machine has no {one} to give, and goes on without" for one in lacking),
+        *(f"can't raise ambient capability CAP_{one}: not permitted, or not inheritable" for one in sorted(vain)),
+    ]
 
 
-def _filter(words, capabilities):
+def _filters(
+    words: dict[str, Any] | None, capabilities: tuple[str, ...], at_listener: Callable[[int, int], None] | None
+) -> tuple[moments.InstallFilterOfConfig, ...]:
+    """Return the step that installs the filter of a `linux.seccomp`, if there is one."""
     if not words:
-        return b""
-    for flag in words.get("flags") or ():
-        if flag != "SECCOMP_FILTER_FLAG_TSYNC":  # one thread: nothing to bring in line
-            raise Unsupported(f"linux.seccomp.flags: labkit sets no {flag}", "leave it out")
-    for name in ("listenerPath", "listenerMetadata"):
-        if words.get(name):
-            raise Unsupported(f"linux.seccomp.{name}: labkit hands no syscalls to another program")
-    return seccomp.kept(seccomp.parse(words, capabilities, "linux.seccomp"))
+        return ()
+    flags = 0
+    for name in words.get("flags") or ():
+        if name not in seccomp.FLAGS:
+            raise Unsupported(f"linux.seccomp.flags: labkit sets no {name}", "there are: " + ", ".join(seccomp.FLAGS))
+        flags |= seccomp.FLAGS[name]
+    asked = {name for rule in words.get("syscalls") or () if rule["action"] == _NOTIFY for name in rule["names"]}
+    if words.get("defaultAction") == _NOTIFY:
+        raise BadValue("linux.seccomp: SCMP_ACT_NOTIFY cannot be used as the default action", "name the syscalls")
+    # Until the listener has its fd nobody answers.
+    for name in asked & {"write", "sendmsg", "recvmsg"}:
+        raise BadValue(f"linux.seccomp: SCMP_ACT_NOTIFY cannot be used for the {name} syscall", "the fd goes out by it")
+    if asked and not words.get("listenerPath"):
+        raise BadValue("linux.seccomp: SCMP_ACT_NOTIFY without listenerPath", "a socket that somebody listens on")
+    program = seccomp.kept(seccomp.parse(words, capabilities, "linux.seccomp"))
+    return (moments.InstallFilterOfConfig(program, "of the config", flags, at_listener if asked else None),)
+
+
+_NOTIFY = "SCMP_ACT_NOTIFY"
 
 
 # ---- the first process: its namespaces and its root ----
@@ -278,16 +291,18 @@ def job(
     gate: str,
     state: dict[str, Any],
     at_hooks: Callable[[int], None],
+    at_listener: Callable[[int, int], None],
     **how: Any,
 ) -> Job:
     """Return the Job of a bundle's container in a cgroup.
 
     `gate` is the folder of the one it waits at, `state` is what hooks in it are told,
-    `at_hooks` runs those on the host. `how` goes to `moments.inside`.
+    `at_hooks` runs those on the host, `at_listener` takes its pid and the fd of its
+    seccomp listener. `how` goes to `moments.inside`.
     """
     linux, config, found = bundle.linux, bundle.config, bundle.hooks()
     made, paths = _namespaces(linux.get("namespaces") or ())
-    words = process_words(bundle.process, bundle.kinds(), linux.get("seccomp"), linux.get("memoryPolicy"))
+    words = process_words(bundle.process, linux, at_listener)
     checked = tuple(sysctls.check(name, value, bundle.kinds()) for name, value in (linux.get("sysctl") or {}).items())
     for name in ("hostname", "domainname"):
         if not isinstance(config.get(name, ""), str):
@@ -298,7 +313,12 @@ def job(
             )
     if config.get("domainname") and "kernel.domainname" in (linux.get("sysctl") or {}):
         raise BadValue("domainname and linux.sysctl kernel.domainname are the same thing", "say it once")
+    if devices := linux.get("netDevices") or {}:
+        links.check(devices)
+        if "net" not in made and _is_own("net", dict(paths).get("net")):
+            raise BadValue("linux.netDevices without a network namespace of the container's own")
     at_root: tuple[Step, ...] = (
+        *([moments.MoveLinks(devices)] if devices else []),
         *([moments.HooksOnHost(at_hooks), moments.HooksInside(found, "createContainer", state)] if found else []),
         *([WriteSysctls(checked)] if checked else []),
     )
@@ -311,8 +331,9 @@ def job(
         ),
     )
     map_ids = launch.MapIds(_maps(linux, "uidMappings"), _maps(linux, "gidMappings")) if "user" in made else None
+    plan = _plan(bundle, group)
     first = moments.furnish(
-        _plan(bundle, group),
+        plan,
         made,
         paths=paths,
         clocks=_clocks(linux.get("timeOffsets"), "time" in made),
@@ -323,6 +344,7 @@ def job(
     )
     return Job(
         (
+            moments.TakeCpus(),
             moments.ComeToGate(gate),
             *_host_proc(words),
             *first,
@@ -331,22 +353,41 @@ def job(
         () if paths else launch.at_birth(made),
         entry,
         (*parent, *moments.oom_score(words), *([map_ids] if map_ids and not paths else [])),
-        sources_first="user" in (*made, *dict(paths)),
+        # To show files under other ids takes power over their filesystem, and a pid that is found in this /proc.
+        sources_first="user" in (*made, *dict(paths)) or any(getattr(step, "id_maps", None) for step in plan.steps),
     )
 
 
-def further(process: dict[str, Any], pid: int, entry: Entry, linux: dict[str, Any], **how: Any) -> Job:
-    """Return the Job of a further process in the container whose first one is `pid`. `how` goes to `moments.inside`."""
+def further(
+    process: dict[str, Any],
+    pid: int,
+    entry: Entry,
+    linux: dict[str, Any],
+    at_listener: Callable[[int, int], None],
+    **how: Any,
+) -> Job:
+    """Return the Job of a further process in the container whose first one is `pid`. See `job`."""
     kinds = own_kinds(pid)
-    words = process_words(process, kinds, linux.get("seccomp"), linux.get("memoryPolicy"))
+    words = process_words(process, linux, at_listener)
     # Or no filter can be installed, where no_new_privs does not allow it to anyone.
-    more = ("SYS_ADMIN",) if words["seccomp"] and not words["no_new_privs"] else ()
-    steps = (
-        *_host_proc(words),
-        *joining.join(pid, kinds, (*words["power"].bounding, *more)),
-        *moments.inside(words, console=False, **how),
-    )
-    return Job(steps, entry=entry, parent=moments.oom_score(words))
+    more = ("SYS_ADMIN",) if words["filters"] and not words["no_new_privs"] else ()
+    steps = joining.join(pid, kinds, (*words["power"].bounding, *more))
+    inside = moments.inside(words, console=False, **how)
+    if "user" not in kinds:
+        # Into a folder that is not the user's own, by the power that the next step leaves outside.
+        steps = launch.before(steps, joining.LeavePowerOutside, GoTo(words["cwd"]))
+        inside = launch.instead(inside, GoTo)
+    initial, final = (_cpus(process, when) for when in ("initial", "final"))
+    if initial:
+        os.sched_setaffinity(0, initial)  # this process has nothing else to do: its child begins there
+    if final or not initial:
+        steps = (moments.TakeCpus(final or moments.EVERY_CPU), *steps)
+    return Job((*_host_proc(words), *steps, *inside), entry=entry, parent=moments.oom_score(words))
+
+
+def _cpus(process: dict[str, Any], when: str) -> tuple[int, ...]:
+    text = (process.get("execCPUAffinity") or {}).get(when)
+    return tuple(sorted(quantities.parse_list(f"process.execCPUAffinity.{when}", text))) if text else ()
 
 
 def _host_proc(words: dict[str, Any]) -> tuple[Step, ...]:
@@ -420,8 +461,8 @@ def _plan(bundle, group):
     later = [step for step in steps if isinstance(step, mount_options.Mount) and step.is_empty_and_read_only()]
     steps = [step.writable() if step in later else step for step in steps]
     steps += [mounts.Seal(step.target) for step in later]
-    steps += [mounts.Mask(path) for path in _paths(linux, "maskedPaths")]
-    steps += [mounts.ReadOnly(path) for path in _paths(linux, "readonlyPaths")]
+    steps += [mounts.Mask(path) for path in dict.fromkeys(_paths(linux, "maskedPaths"))]
+    steps += [mounts.ReadOnly(path) for path in dict.fromkeys(_paths(linux, "readonlyPaths"))]
     if bundle.config["root"].get("readonly"):
         steps.append(mounts.Seal("/"))
     return mounts.Plan(mounts.BindRoot(bundle.rootfs, bundle.rootfs, 0), tuple(steps))
@@ -429,11 +470,14 @@ def _plan(bundle, group):
 
 def _mount(bundle, group, words, where):
     target, kind = words.get("destination"), words.get("type") or "none"
-    if not isinstance(target, str) or not target.startswith("/"):
-        raise BadValue(f"{where}: destination {target!r} must be absolute")
-    if words.get("uidMappings") or words.get("gidMappings"):
-        raise Unsupported(f"{where}: labkit does not make mounts with other ids", "leave uidMappings out of the mount")
-    target, source, options = os.path.normpath(target), words.get("source") or "", list(words.get("options") or ())
+    if not isinstance(target, str) or not target:
+        raise BadValue(f"{where}: destination {target!r} is no path")
+    # Old tools leave the first / out, and the specification lets them.
+    target, source, options = (
+        os.path.normpath("/" + target.lstrip("/")),
+        words.get("source") or "",
+        list(words.get("options") or ()),
+    )
     parsed = mount_options.parse(options)
     if kind in ("bind", "rbind") and not parsed.bind:
         parsed = replace(parsed, bind=True, recursive=kind == "rbind")
@@ -446,7 +490,16 @@ def _mount(bundle, group, words, where):
         source = os.path.join(bundle.path, source)
     elif kind == "none":
         raise BadValue(f"{where}: {target} has neither a type nor the option bind")
-    return [mount_options.Mount(kind, source, target, parsed, tuple(options))]
+    id_maps = _maps(words, "uidMappings"), _maps(words, "gidMappings")
+    if bool(id_maps[0]) != bool(id_maps[1]):
+        raise BadValue(f"{where}: uidMappings and gidMappings must be specified together")
+    if not id_maps[0] and parsed.idmap is not None:
+        id_maps = _maps(bundle.linux, "uidMappings"), _maps(bundle.linux, "gidMappings")
+        if not id_maps[0] or "user" not in bundle.kinds():
+            raise BadValue(f"{where}: idmap without uidMappings, and the container has no user namespace of its own")
+    if id_maps[0] and not parsed.bind:
+        raise Unsupported(f"{where}: labkit shows only a bind under other ids (idmap)", "leave the mappings out")
+    return [mount_options.Mount(kind, source, target, parsed, tuple(options), id_maps=id_maps if id_maps[0] else None)]
 
 
 def _paths(linux, name):

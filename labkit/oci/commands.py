@@ -9,7 +9,7 @@ other that understands the same words can take its place. This one is labkit's.
 
     create start state kill delete      the specification's five
     run exec ps list pause resume       runc's, which Docker, Podman and
-    update features spec                people use as well
+    update events features spec         people use as well
 
 Errors go to stderr, and with --log as one JSON line to a file, where Docker's shim
 looks for the sentence that it shows. See runtime.md of the runtime specification.
@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 
@@ -33,6 +34,7 @@ subprocess, quantities = Later("subprocess"), Later("labkit.cgroups.quantities")
 attach, spawner = Later("labkit.container.attach"), Later("labkit.container.spawner")
 named_file, bundle = Later("labkit.ground.named_file"), Later("labkit.oci.bundle")
 resources, terms = Later("labkit.oci.resources"), Later("labkit.oci.terms")
+cgroupfs, usage = Later("labkit.cgroups.cgroupfs"), Later("labkit.oci.usage")
 
 _COMMANDS = (
     "create start run state kill delete exec ps list pause resume update features spec checkpoint restore events"
@@ -41,7 +43,6 @@ _COMMANDS = (
 _NOT_HERE = {
     "checkpoint": "to freeze a container to disk needs CRIU",
     "restore": "to bring one back from disk needs CRIU",
-    "events": "its numbers are in the files of its cgroup",
 }
 
 
@@ -58,13 +59,14 @@ def main(argv=None):
         return status
     except CommandError as error:
         _log(options, "error", error)
-        return error.exit_status if options.command in ("run", "exec") else 1
+        failed = error.exit_status if options.command == "run" else 1
     except LabError as error:
         _log(options, "error", error)
-        return 1
+        failed = 1
     except OSError as error:
         _log(options, "error", from_oserror(error, f"{options.command}"))
-        return 1
+        failed = 1
+    return 255 if options.command == "exec" else failed  # runc's: a program's own status is seldom that
 
 
 def _log(options, level, error):
@@ -205,10 +207,10 @@ def _process(options, box):
         process["noNewPrivileges"] = True
     if options.apparmor:
         process["apparmorProfile"] = options.apparmor
-    for name in ("bounding", "effective", "permitted"):
-        if options.cap:
-            process["capabilities"] = dict(process.get("capabilities") or {})
-            process["capabilities"][name] = [*(process["capabilities"].get(name) or ()), *options.cap]
+    power = dict(process.get("capabilities") or {})
+    for name in ("bounding", "effective", "permitted", *(["ambient"] if power.get("inheritable") else [])):
+        power[name] = [*(power.get(name) or ()), *options.cap]
+    process["capabilities"] = power
     return process
 
 
@@ -272,29 +274,56 @@ def _resume(options):
 def _update(options):
     words = {}
     if options.resources:
-        words = json.load(sys.stdin) if options.resources == "-" else bundle.read_json(options.resources)
-    for part, name, value in (
-        ("memory", "limit", _bytes("--memory", options.memory)),
-        ("memory", "swap", _bytes("--memory-swap", options.memory_swap)),
-        ("memory", "reservation", _bytes("--memory-reservation", options.memory_reservation)),
-        ("cpu", "quota", options.cpu_quota),
-        ("cpu", "period", options.cpu_period),
-        ("cpu", "shares", options.cpu_share),
-        ("cpu", "cpus", options.cpuset_cpus),
-        ("cpu", "mems", options.cpuset_mems),
-        ("pids", "limit", options.pids_limit),
-        ("blockIO", "weight", options.blkio_weight),
-    ):
-        if value is not None:
-            words.setdefault(part, {})[name] = value
-    group = _box(options).cgroup()
-    v1 = group.version("cpu") == 1 if any("cpu" in folder.controllers for folder in group.folders) else False
-    resources.read(words, v1).apply(group, rules=False)
+        words = bundle.read_json("/dev/stdin" if options.resources == "-" else options.resources)
+    for flag, (part, name, number) in _LIMITS.items():
+        if text := getattr(options, flag.replace("-", "_")):
+            words.setdefault(part, {})[name] = number(f"--{flag}", text) if number else text
+    # In a file 0 is Docker's word for "not said"; whoever types it means that no process may be added.
+    if options.pids_limit == "0":
+        words["pids"]["limit"] = 1
+    box = _box(options)
+    box.update(words)
+    _warn(options, box.warnings)
 
 
-def _bytes(flag, text):
-    """Return the number of bytes that runc's `50M` means; -1 for no limit, None if the flag was not given."""
-    return None if text is None else quantities.parse_size(flag, text)
+_LIMITS = {
+    "memory": ("memory", "limit", quantities.parse_size),
+    "memory-swap": ("memory", "swap", quantities.parse_size),
+    "memory-reservation": ("memory", "reservation", quantities.parse_size),
+    "kernel-memory": ("memory", "kernel", quantities.parse_size),
+    "kernel-memory-tcp": ("memory", "kernelTCP", quantities.parse_size),
+    "cpu-quota": ("cpu", "quota", quantities.parse_count),
+    "cpu-period": ("cpu", "period", quantities.parse_count),
+    "cpu-burst": ("cpu", "burst", quantities.parse_count),
+    "cpu-share": ("cpu", "shares", quantities.parse_count),
+    "cpu-idle": ("cpu", "idle", quantities.parse_count),
+    "cpu-rt-runtime": ("cpu", "realtimeRuntime", quantities.parse_count),
+    "cpu-rt-period": ("cpu", "realtimePeriod", quantities.parse_count),
+    "cpuset-cpus": ("cpu", "cpus", None),
+    "cpuset-mems": ("cpu", "mems", None),
+    "pids-limit": ("pids", "limit", quantities.parse_count),
+    "blkio-weight": ("blockIO", "weight", quantities.parse_count),
+}
+
+
+def _events(options):
+    box = _box(options)
+    record = box.record()
+    if box.status(record) == "stopped":
+        raise NotFound(f"container with id {box.id} is not running", "its numbers went with its cgroup")
+    group = box.cgroup(record)
+    for data in [usage.stats(group)] if options.stats else usage.watched(group, options.interval):
+        words = {"type": "stats", "id": box.id, "data": data} if data else {"type": "oom", "id": box.id}
+        print(json.dumps(words, separators=(",", ":")), flush=True)
+
+
+def _seconds(text):
+    """Return the seconds in Go's `1m30s`."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)(h|ms|us|m|s)", text, re.ASCII)
+    seconds = sum(float(number) * {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6}[unit] for number, unit in parts)
+    if "".join(map("".join, parts)) != text or seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time above 0, like 5s or 100ms")
+    return seconds
 
 
 def _features(_):
@@ -302,12 +331,14 @@ def _features(_):
 
 
 def _spec(options):
-    if options.rootless:
-        raise Unsupported("spec --rootless: labkit-runtime is for root", "lab run --user says who it is inside")
     path = os.path.join(options.bundle, "config.json")
     if os.path.exists(path):
         raise BadValue(f"{path} is there already", "remove it first, or name another --bundle")
-    state.write_json(path, terms.example(), sync=False)
+    config = terms.rootless_example() if options.rootless else terms.example()
+    if cgroupfs.trees()[0].version == 1:
+        # v1's folders have names that programs expect to see: runc's example shows them too.
+        config["linux"]["namespaces"].remove({"type": "cgroup"})
+    state.write_json(path, config, sync=False)
     os.chmod(path, 0o644)
 
 
@@ -387,13 +418,10 @@ def _parser(argv):
     command("list", _list, form, (("--quiet", "-q"), yes), number=False, help="list containers")
     command("pause", _pause, help="freeze it")
     command("resume", _resume, help="let it go on")
-    number = {"type": int}
-    command(
-        "update", _update, (("--resources", "-r"), {}), (("--memory",), {}), (("--memory-swap",), {}),
-        (("--memory-reservation",), {}), (("--cpu-quota",), number), (("--cpu-period",), number),
-        (("--cpu-share",), number), (("--cpuset-cpus",), {}), (("--cpuset-mems",), {}), (("--pids-limit",), number),
-        (("--blkio-weight",), number), help="change its limits",
-    )  # fmt: skip
+    limits = [((f"--{flag}",), {}) for flag in _LIMITS]
+    command("update", _update, (("--resources", "-r"), {}), *limits, help="change its limits")
+    interval = (("--interval",), {"type": _seconds, "default": 5.0})
+    command("events", _events, (("--stats",), yes), interval, help="tell what it uses, as JSON, again and again")
     command("features", _features, number=False, help="tell what this runtime can, as JSON")
     command(
         "spec",

@@ -33,6 +33,7 @@ from labkit.oci import gate, hooks
 socket, cgroup, entry = Later("socket"), Later("labkit.cgroups.cgroup"), Later("labkit.container.entry")
 spawner, bundles = Later("labkit.container.spawner"), Later("labkit.oci.bundle")
 moments, systemd = Later("labkit.oci.moments"), Later("labkit.oci.systemd")
+resources, handed = Later("labkit.oci.resources"), Later("labkit.oci.handed")
 
 PROGRAM = state.REPO / "vagrant" / "labkit-runtime"
 
@@ -175,6 +176,7 @@ class Box:
                 gate=str(self.folder),
                 state=self.state(status="creating"),
                 at_hooks=lambda pid: hooks.run(bundle.hooks(), hooks.ON_CREATE, self.state(status="creating", pid=pid)),
+                at_listener=self._at_listener(bundle.linux, status="creating"),
                 keep_fds=keep_fds,
                 survives=survives,
                 new_keyring=new_keyring,
@@ -183,7 +185,7 @@ class Box:
         spawned = spawner.spawn(job, (0, 1, 2))
         try:
             if console:
-                send_terminal(console, spawned.terminal)
+                handed.terminal(console, spawned.terminal)
             ticks = proc.start_ticks(spawned.pid)
             self._write(pid=spawned.pid, start_ticks=ticks)
             self._answer_for((spawned.pid, ticks, proc.boot_id()))
@@ -228,6 +230,7 @@ class Box:
                 record["pid"],
                 _entry(self.cgroup(record)),
                 config.get("linux") or {},
+                self._at_listener(config.get("linux") or {}),
                 keep_fds=keep_fds,
                 survives=survives,
             )
@@ -235,16 +238,40 @@ class Box:
         _give_stdio_to(box.owner())
         spawned = spawner.spawn(job, (0, 1, 2))
         if console:
-            send_terminal(console, spawned.terminal)
+            handed.terminal(console, spawned.terminal)
         return spawned
+
+    def _at_listener(self, linux, **news):
+        def send(pid, fd):
+            first = {"pid": pid} if news else {}
+            handed.listener(linux["seccomp"], self.state(**news, **first), pid, fd)
+
+        return send
+
+    # ---- what it may use ----
+
+    def update(self, words):
+        """Change its limits: `words` are a `linux.resources`, of which counts what is in it."""
+        record, config = self.record(), self.config()
+        if self.status(record) == "stopped":
+            raise NotFound(f"container not running: {self.id}", "it has ended, and uses nothing")
+        linux, group = config.get("linux") or {}, self.cgroup(record)
+        with bundles.shaped("linux.resources"):
+            self.warnings = resources.ignored(words)
+            now, whole = resources.merge(linux.get("resources") or {}, words)
+            resources.read(now, "cpu" in now and group.version("cpu") == 1).apply(group, rules=False)
+        config["linux"] = linux | {"resources": whole}
+        state.write_json(self.folder / "config.json", config, sync=False)
 
     # ---- ended, gone ----
 
     def kill(self, number, everyone=False):
         """Send a signal to its first process, or to all. Raise NotFound, in words that Docker's shim knows."""
         record = self.record()
-        if everyone:
-            group = self.cgroup(record)
+        linux = (state.read_json(self.folder / "config.json") or {}).get("linux") or {}
+        group, kinds = self.cgroup(record), [one["type"] for one in linux.get("namespaces") or ()]
+        # Without a pid namespace of its own the first one's end ends nobody else.
+        if everyone or (number == signal.SIGKILL and "pid" not in kinds and group.procs()):
             if number == signal.SIGKILL:
                 group.kill()
                 return
@@ -354,14 +381,3 @@ def _give_stdio_to(owner):
             found = os.fstat(fd)
             if found.st_rdev != null and found.st_uid != owner[0]:
                 os.fchown(fd, owner[0], -1)
-
-
-def send_terminal(path, terminal):
-    """Send a terminal's master side through a unix socket to who will read it. See SCM_RIGHTS in unix(7)."""
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as console:
-            console.connect(path)
-            socket.send_fds(console, [b"/dev/pts/0"], [terminal])
-    except OSError as error:
-        raise from_oserror(error, f"sending the terminal to {path}") from None
-    os.close(terminal)

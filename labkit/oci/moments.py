@@ -46,7 +46,7 @@ from labkit.ground import syscalls as sc
 from labkit.ground.dataclass import dataclass
 from labkit.isolation import mounts, namespaces, security
 from labkit.isolation.users import home_of
-from labkit.oci import gate, hooks, priorities, settings
+from labkit.oci import gate, hooks, links, priorities, settings
 
 # ---- while it may still do everything ----
 
@@ -158,6 +158,26 @@ class PassOn(Step):
 
 
 @dataclass(frozen=True)
+class MoveLinks(Step):
+    """Its parent can see them: they are the host's."""
+
+    says = "links"
+    waits = True
+
+    devices: dict[str, Any]  # linux.netDevices
+
+    def describe(self) -> str:
+        return f"move the links {', '.join(self.devices)} into this network namespace"
+
+    def execute(self, child: Child) -> None:
+        child.ask("links")
+
+    def answer(self, spawned: Spawned, value: object, fds: list[int]) -> bool:
+        links.move(self.devices, spawned.pid)
+        return True
+
+
+@dataclass(frozen=True)
 class HooksOnHost(Step):
     """The root is complete, the host's files are still there: its parent runs programs on the host."""
 
@@ -245,6 +265,76 @@ class TakePriorities(Step):
 
     def execute(self, child: Child) -> None:
         priorities.take_on(self.scheduler, self.io, self.memory)
+
+
+@dataclass(frozen=True)
+class CloseOthersFds(CloseFds):
+    """And at once: a pipe that its caller had open would not end before `start`, which may never come."""
+
+    def execute(self, child: Child) -> None:
+        super().execute(child)
+        last = 2 + self.keep
+        for fd in (*sorted({child.channel.fileno(), *child.fds.values()}), 2**32 - 1):
+            if fd > last + 1:
+                sc.close_range(last + 1, fd - 1)
+            last = fd
+
+
+EVERY_CPU = tuple(range(1024))
+
+
+@dataclass(frozen=True)
+class TakeCpus(Step):
+    """Its cpuset's, of those; what its caller was bound to is not the container's. See sched_setaffinity(2)."""
+
+    cpus: tuple[int, ...] = EVERY_CPU
+
+    def describe(self) -> str:
+        return f"CPUs {self.cpus[0]} to {self.cpus[-1]}"
+
+    def execute(self, child: Child) -> None:
+        os.sched_setaffinity(0, self.cpus)
+
+
+@dataclass(frozen=True)
+class TakePersonality(Step):
+    """Before a filter that may forbid it."""
+
+    number: int
+
+    def describe(self) -> str:
+        return f"personality {self.number:#x}"
+
+    def execute(self, child: Child) -> None:
+        sc.personality(self.number)
+
+
+@dataclass(frozen=True)
+class InstallFilterOfConfig(InstallFilter):
+    """With a listener, the fd behind which somebody else answers syscalls: its parent hands it on. See seccomp(2)."""
+
+    says = "listener"
+    waits = True
+
+    flags: int = 0
+    at_listener: Callable[[int, int], None] | None = None  # takes the pid and the fd
+
+    def execute(self, child: Child) -> None:
+        listens = sc.SECCOMP_FILTER_FLAG_NEW_LISTENER if self.at_listener else 0
+        fd = sc.seccomp(sc.SECCOMP_SET_MODE_FILTER, self.flags | listens, self.program)
+        if listens:
+            child.say("listener", fds=[fd])
+            child.await_go()
+            os.close(fd)
+
+    def answer(self, spawned: Spawned, value: object, fds: list[int]) -> bool:
+        if not self.at_listener or len(fds) != 1:
+            return False
+        try:
+            self.at_listener(spawned.pid, fds[0])
+        finally:
+            os.close(fds[0])
+        return True
 
 
 @dataclass(frozen=True)
@@ -374,8 +464,9 @@ def inside(
     `ready` is done when all is ready but the exec.
     """
     wanted, power, argv, env = words["settings"], words["power"], words["argv"], words["env"]
-    filters = (InstallFilter(words["seccomp"], "of the config"),) if words["seccomp"] else ()
-    locked = words["no_new_privs"]
+    filters, locked = words["filters"], words["no_new_privs"]
+    # Who hands a listener on must be there still.
+    early = any(step.at_listener for step in filters)
     uid, gid, groups = words["ids"]
     return (
         BeNumbers(uid, gid, groups),
@@ -387,21 +478,23 @@ def inside(
         StandardStreams(files=False),
         GoTo(words["cwd"]),
         *([NewKeyring()] if new_keyring else []),
-        CloseFds(keep_fds),
+        CloseOthersFds(keep_fds),
         *([AskForRlimits(wanted.rlimits)] if wanted.rlimits else []),
         *([TakePriorities(*words["priorities"])] if any(one is not None for one in words["priorities"]) else []),
+        *([] if wanted.personality is None else [TakePersonality(wanted.personality)]),
         # Without no_new_privs only CAP_SYS_ADMIN may install a filter: while it is there.
         *(() if locked else filters),
         LimitBoundingSet(power.bounding),
         BecomeUser(f"{uid}:{gid}", keep_capabilities=True),
         SetPower(power),
         *([NoNewPrivs()] if locked else []),
+        *(filters if locked and early else ()),
         ResetSignals(wanted.umask),
         *([] if survives else [DieWithParent()]),
         FindCommand(argv[0], env),
         *ready,
         *([TakeProfile(wanted.apparmor)] if wanted.apparmor else []),
         SealProgram(keep_fds),
-        *(filters if locked else ()),
+        *(filters if locked and not early else ()),
         Exec(argv, env),
     )

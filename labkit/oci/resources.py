@@ -5,7 +5,7 @@ kernel, so here is only a change of names. Three things differ:
 
     memory.swap    is memory and swap together; Limits has what comes beyond memory
     cpu.shares     1024 is the default; as a weight that is 100. v1 takes them as they are
-    a number of 0  means "not said" wherever 0 itself can't be meant
+    a number of 0  means "not said", but for those where Docker never says it so
 
 A limit that this machine has no controller for is refused by its name. See
 "Control groups" in the runtime specification, config-linux.md.
@@ -13,7 +13,8 @@ A limit that this machine has no controller for is refused by its name. See
 
 from typing import Any
 
-from labkit.cgroups import devices
+from labkit.cgroups import cgroupfs, devices
+from labkit.cgroups.cgroup import Cgroup
 from labkit.cgroups.limits import PER_SHARE, UNLIMITED, IoLimit, Limits
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, Unsupported
@@ -43,10 +44,40 @@ _IGNORED = {
 }
 
 
+_ZERO_COUNTS = ("burst", "idle", "swappiness")
+# What the kernel judges by each other is told to it together.
+_TOGETHER = (("memory", ("limit", "swap")), ("cpu", ("quota", "period", "burst")))
+
+
 def ignored(words: dict[str, Any] | None) -> list[str]:
-    """Return a warning for each limit that is let pass."""
-    memory = (words or {}).get("memory") or {}
-    return [f"linux.resources.memory.{name} is ignored: {why}" for name, why in _IGNORED.items() if memory.get(name)]
+    """Return a warning for each limit that is let pass, and for each word that is not the specification's."""
+    words = words or {}
+    memory = words.get("memory") or {}
+    found = [f"linux.resources.memory.{name} is ignored: {why}" for name, why in _IGNORED.items() if memory.get(name)]
+    strange = [name for name in words if name not in (*_KNOWN, *_NOT_HERE, "devices", "unified")]
+    strange += [
+        f"{part}.{name}" for part in _KNOWN for name in words.get(part) or () if name not in _KNOWN[part].split()
+    ]
+    return found + [f"linux.resources.{name} is no word of the specification, and is ignored" for name in strange]
+
+
+def merge(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (what to tell a cgroup now, all that holds then) for `new` words where `old` ones hold."""
+    now = {
+        part: {name: value for name, value in words.items() if value or (value == 0 and name in _ZERO_COUNTS)}
+        if isinstance(words, dict)
+        else words
+        for part, words in new.items()
+    }
+    whole = old | {
+        part: (old.get(part) or {}) | words if isinstance(words, dict) else words for part, words in now.items()
+    }
+    if now.get("memory", {}).get("limit") == UNLIMITED and "swap" not in now["memory"]:
+        whole["memory"].pop("swap", None)  # the limit on both goes with it
+    for part, names in _TOGETHER:
+        if set(names) & set(now.get(part, ())):
+            now[part] = {name: whole[part][name] for name in names if name in whole[part]} | now[part]
+    return now, whole
 
 
 @dataclass(frozen=True)
@@ -56,10 +87,12 @@ class Resources:
     limits: Limits = Limits()
     rules: tuple | None = devices.DEFAULT  # None: all devices
     files: tuple = ()  # (name, value, as the config calls it)
+    realtime: tuple[int | None, int | None] = (None, None)  # runtime and period, µs
 
     def apply(self, group, rules=True):
         """Write it all. Raises Unsupported, by name, for what this machine has no file for."""
         group.set(self.limits)
+        _give_realtime(group, *self.realtime)
         for name, value, word in self.files:
             try:
                 group.write(name, value)
@@ -67,6 +100,27 @@ class Resources:
                 raise Unsupported(f"linux.resources.{word}: {error.message}", error.hint) from None
         if rules and self.rules is not None:
             devices.allow_only(group, self.rules)
+
+
+def _give_realtime(group: Cgroup, runtime: int | None, period: int | None) -> None:
+    """Write the share of time for real-time processes, first above: a group has no more than its parent, at first 0."""
+    if runtime is None and period is None:
+        return
+    if group.version("cpu") == 2:
+        raise Unsupported("linux.resources.cpu.realtimeRuntime, realtimePeriod: cgroup v2 has no such limit")
+    path = group.path("cpu")
+    top = cgroupfs.tree_at(path).mount
+    for above in reversed(path.parents):
+        folder = cgroupfs.folder_at(above) if top in above.parents else None
+        if folder and folder.number("cpu.rt_runtime_us") == 0:
+            _give_realtime(Cgroup(str(above), [folder]), runtime, period)
+    steps = [("cpu.rt_period_us", period), ("cpu.rt_runtime_us", runtime)]
+    # Between the two writes the share must not pass the parent's.
+    if runtime is not None and runtime < int(group.read("cpu.rt_runtime_us")):
+        steps.reverse()
+    for name, value in steps:
+        if value is not None:
+            group.write(name, value)
 
 
 def read(words, v1_cpu=False):
@@ -78,10 +132,9 @@ def read(words, v1_cpu=False):
     for name, value in words.items():
         if name in _NOT_HERE:
             raise Unsupported(f"linux.resources.{name}: {_NOT_HERE[name]}", "leave it out")
-        if name not in (*_KNOWN, "devices", "unified"):
-            raise Unsupported(f"linux.resources.{name} is not known here", "leave it out")
-        if name in _KNOWN:
-            _check_part(name, value)
+        for inner in value if name in _KNOWN else ():
+            if f"{name}.{inner}" in _NOT_HERE and value[inner]:
+                raise Unsupported(f"linux.resources.{name}.{inner}: {_NOT_HERE[f'{name}.{inner}']}", "leave it out")
     memory, cpu, block = (words.get(name, {}) for name in ("memory", "cpu", "blockIO"))
     files = []
     if cpu.get("shares") and v1_cpu:
@@ -89,18 +142,15 @@ def read(words, v1_cpu=False):
     for name, word, value in (
         ("cpuset.mems", "cpu.mems", cpu.get("mems")),
         ("cpu.idle", "cpu.idle", cpu.get("idle")),
-        ("cpu.rt_period_us", "cpu.realtimePeriod", cpu.get("realtimePeriod")),
-        ("cpu.rt_runtime_us", "cpu.realtimeRuntime", cpu.get("realtimeRuntime")),
         ("memory.swappiness", "memory.swappiness", memory.get("swappiness")),
         ("memory.oom_control", "memory.disableOOMKiller", 1 if memory.get("disableOOMKiller") else None),
     ):
-        # Swappiness 0 can be meant; a group that has the default already is spared the write.
-        if value or (value == 0 and name == "memory.swappiness"):
+        if value or (value == 0 and word.endswith(_ZERO_COUNTS)):
             files.append((name, value, word))
     for name, value in words.get("unified", {}).items():
         if "/" in name or "." not in name or not isinstance(value, str):
             raise BadValue(f"linux.resources.unified: {name!r} is no file of a cgroup")
-        files.append((name, value, f"unified.{name}"))
+        files.append((name, value, f"unified.{name}: invalid configuration"))
     limits = Limits(
         **_memory(memory),
         **_cpu(cpu),
@@ -108,20 +158,15 @@ def read(words, v1_cpu=False):
         io=_io(block),
         io_weight=block.get("weight") or None,
     )
-    return Resources(limits, _rules(words.get("devices", ())), tuple(files))
-
-
-def _check_part(part, value):
-    for name, inner in value.items():
-        if name not in _KNOWN[part].split():
-            raise Unsupported(f"linux.resources.{part}.{name} is not known here", "leave it out")
-        if f"{part}.{name}" in _NOT_HERE and inner:
-            raise Unsupported(f"linux.resources.{part}.{name}: {_NOT_HERE[f'{part}.{name}']}", "leave it out")
+    realtime = cpu.get("realtimeRuntime") or None, cpu.get("realtimePeriod") or None
+    return Resources(limits, _rules(words.get("devices", ())), tuple(files), realtime)
 
 
 def _memory(words):
     limit, swap = words.get("limit") or None, words.get("swap") or None
     beyond = None
+    if swap == UNLIMITED and limit is None:
+        limit = UNLIMITED
     if swap is not None:
         if limit is None:
             raise BadValue(
@@ -142,7 +187,7 @@ def _cpu(words):
     return {
         "cpu_quota": quota,
         "cpu_period": period,
-        "cpu_burst": words.get("burst") or None,
+        "cpu_burst": words.get("burst"),
         "cpu_weight": max(1, min(10_000, round(shares / PER_SHARE))) if shares else None,
         "cpuset_cpus": words.get("cpus") or None,
     }

@@ -7,11 +7,13 @@ before he started the program by hand:
     oom_score_adj    who goes first when memory is short: proc(5)
     umask            which permissions its new files do not get: umask(2)
     apparmor         the profile that the next exec takes on
+    personality      which processor uname(2) names: personality(2)
 """
 
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 from labkit.ground import proc
 from labkit.ground.dataclass import dataclass
@@ -29,6 +31,7 @@ class Settings:
     oom_score_adj: int | None = None
     umask: int = 0o022
     apparmor: str | None = None
+    personality: int | None = None
 
 
 def check_rlimit(name, soft, hard):
@@ -38,6 +41,16 @@ def check_rlimit(name, soft, hard):
     if not all(isinstance(number, int) and 0 <= number <= INFINITE for number in (soft, hard)) or soft > hard:
         raise BadValue(f"{name}: soft {soft!r} and hard {hard!r} can't be meant", "0 ≤ soft ≤ hard")
     return name, soft, hard
+
+
+def personality(words: dict[str, Any] | None) -> int | None:
+    """Return the number of a `linux.personality`. Raises BadValue."""
+    if not words:
+        return None
+    domains = {"LINUX": 0, "LINUX32": 8}  # linux/personality.h
+    if words.get("domain") not in domains or words.get("flags"):
+        raise BadValue(f"linux.personality {words}", f"a domain, and no flags: {' or '.join(domains)}")
+    return domains[words["domain"]]
 
 
 def set_rlimits(pid, rlimits):

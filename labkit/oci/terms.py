@@ -3,16 +3,20 @@
 See features.md and config.md of the runtime specification.
 """
 
+import os
+
 from labkit.container import standard_mounts
 from labkit.isolation import mount_options, seccomp, security
-from labkit.oci import VERSION, bundle, hooks
+from labkit.oci import VERSION, bundle, hooks, priorities
+
+NEWEST = "1.3.0"  # of which each word is built, or refused by its name
 
 
 def features():
     """Return what this runtime can."""
     return {
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": VERSION,
+        "ociVersionMax": NEWEST,
         "hooks": list(hooks.NAMES),
         "mountOptions": mount_options.words(),
         "linux": {
@@ -30,12 +34,15 @@ def features():
                 "actions": sorted(seccomp.ACTIONS),
                 "operators": sorted(seccomp.OPERATORS),
                 "archs": ["SCMP_ARCH_X86", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32", "SCMP_ARCH_ARM", "SCMP_ARCH_AARCH64"],
-                "supportedFlags": ["SECCOMP_FILTER_FLAG_TSYNC"],
+                "knownFlags": list(seccomp.FLAGS),
+                "supportedFlags": list(seccomp.FLAGS),
             },
             "apparmor": {"enabled": True},
             "selinux": {"enabled": False},
+            "memoryPolicy": {"modes": list(priorities.MODES), "flags": list(priorities.MODE_FLAGS)},
             "intelRdt": {"enabled": False},
-            "mountExtensions": {"idmap": {"enabled": False}},
+            "mountExtensions": {"idmap": {"enabled": True}},
+            "netDevices": {"enabled": True},
         },
     }
 
@@ -90,3 +97,18 @@ def example():
             "readonlyPaths": list(standard_mounts.READ_ONLY),
         },
     }
+
+
+def rootless_example():
+    """Return the same for a user namespace in which whoever calls is root: what is not his is left out, or bound."""
+    config = example()
+    for mount in config["mounts"]:
+        mount["options"] = [word for word in mount.get("options", ()) if not word.startswith(("gid=", "uid="))]
+        if mount["type"] == "sysfs":
+            mount.update(type="none", source="/sys", options=["rbind", "nosuid", "noexec", "nodev", "ro"])
+    linux = config["linux"]
+    del linux["resources"]
+    linux["namespaces"] = [one for one in linux["namespaces"] if one["type"] != "network"] + [{"type": "user"}]
+    for name, number in (("uidMappings", os.geteuid()), ("gidMappings", os.getegid())):
+        linux[name] = [{"containerID": 0, "hostID": number, "size": 1}]
+    return config

@@ -1,10 +1,14 @@
 """labkit-runtime does what the runtime specification says, as Docker and Podman would ask for it."""
 
+import errno
+import fcntl
+import functools
 import json
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -208,6 +212,14 @@ def test_spec_writes_what_the_public_schema_allows(box):
     _schema("config-schema.json").validate(config)
     assert not _schema("config-schema.json").is_valid({**config, "root": {}}), "the schema must be the real one"
     assert box("spec", "--bundle", box.folder).returncode == 1, "it never writes over one"
+    (box.folder / "config.json").unlink()
+    assert box("spec", "--rootless", "--bundle", box.folder).returncode == 0
+    config = json.loads((box.folder / "config.json").read_text())
+    _schema("config-schema.json").validate(config)
+    box.config = {**config, "root": box.config["root"], "process": {**config["process"], "terminal": False}}
+    box.shell("id -u; cat /proc/self/uid_map")
+    done = box.run()
+    assert done.stdout.split() == ["0", "0", str(os.geteuid()), "1"], done.stderr
 
 
 def test_state_is_as_the_public_schema_has_it_at_each_moment(box):
@@ -224,6 +236,8 @@ def test_state_is_as_the_public_schema_has_it_at_each_moment(box):
 
 # ---- what is refused ----
 
+NOTIFY = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}]}
+MAPS = [{"containerID": 0, "hostID": 100000, "size": 65536}]
 REFUSED = [
     ("ociVersion", "2.0.0", "ociVersion"),
     ("ociVersion", "0.9.0", "ociVersion"),
@@ -231,11 +245,11 @@ REFUSED = [
     ("process.cwd", "relative", "process.cwd"),
     ("process.args", [], "process.args"),
     ("process.env", ["NOVALUE"], "process.env"),
-    ("process.capabilities.bounding", ["CAP_FLY"], "CAP_FLY"),
     ("process.rlimits", [{"type": "RLIMIT_LUCK", "soft": 1, "hard": 1}], "RLIMIT_LUCK"),
     ("process.rlimits", [{"type": "RLIMIT_NOFILE", "soft": 2, "hard": 1}], "RLIMIT_NOFILE"),
     ("linux.intelRdt", {"closID": "x"}, "linux.intelRdt"),
-    ("linux.personality", {"domain": "LINUX32"}, "linux.personality"),
+    ("linux.personality", {"domain": "BSD"}, "linux.personality"),
+    ("linux.personality", {"domain": "LINUX", "flags": ["ADDR_NO_RANDOMIZE"]}, "linux.personality"),
     ("linux.mountLabel", "x", "linux.mountLabel"),
     ("linux.sysctl", {"kernel.core_pattern": "|/bin/sh"}, "kernel.core_pattern"),
     ("linux.sysctl", {"vm.overcommit_memory": "1"}, "vm.overcommit_memory"),
@@ -246,11 +260,13 @@ REFUSED = [
     ("linux.resources.rdma", {"mlx5": {"hcaHandles": 3}}, "linux.resources.rdma"),
     ("linux.resources.hugepageLimits", [{"pageSize": "2MB", "limit": 1}], "hugepageLimits"),
     ("linux.resources.network", {"classID": 1}, "linux.resources.network"),
-    ("linux.resources.memory", {"tea": 1}, "memory.tea"),
     ("linux.resources.unified", {"../../x": "1"}, "unified"),
-    ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}, "listenerPath"),
+    ("linux.seccomp", {**NOTIFY, "listenerPath": "/no/such/socket"}, "failed to connect with seccomp agent"),
+    ("linux.seccomp", NOTIFY, "without listenerPath"),
+    ("linux.seccomp", {"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/x"}, "default action"),
+    ("linux.seccomp", {**NOTIFY, "syscalls": [{"names": ["write"], "action": "SCMP_ACT_NOTIFY"}]}, "write syscall"),
     ("linux.seccomp", {"defaultAction": "SCMP_ACT_PANIC"}, "SCMP_ACT_PANIC"),
-    ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"]}, "FLAG_LOG"),
+    ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_TEA"]}, "FLAG_TEA"),
     ("linux.rootfsPropagation", "sideways", "sideways"),
     ("linux.cgroupsPath", "../../escape", "`..`"),
     ("hooks", {"prestart": [{"path": "relative"}]}, "hooks.prestart"),
@@ -274,7 +290,16 @@ REFUSED = [
     ("linux.memoryPolicy", {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_X"]}, "invalid memory policy flag"),
     ("windows", {"layerFolders": ["x"]}, "windows"),
     ("root.path", "/no/such/root", "/no/such/root"),
-    ("mounts", [{"destination": "relative", "type": "tmpfs"}], "mounts[0]"),
+    ("mounts", [{"destination": "", "type": "tmpfs"}], "mounts[0]"),
+    ("mounts", [{"destination": "/x", "source": "/tmp", "options": ["bind", "idmap"]}], "no user namespace of its own"),
+    (
+        "mounts",
+        [{"destination": "/x", "source": "/tmp", "options": ["bind"], "uidMappings": MAPS}],
+        "specified together",
+    ),
+    ("mounts", [{"destination": "/x", "type": "tmpfs", "uidMappings": MAPS, "gidMappings": MAPS}], "only a bind"),
+    ("linux.netDevices", {"eth/0": {}}, "link's name"),
+    ("linux.netDevices", {"nosuchlink": {}}, "nosuchlink"),
     ("mounts", [{"destination": "/x", "source": "/x"}], "mounts[0]"),
     ("mounts", [{"destination": "/data", "type": "tmpfs", "options": ["idmap"]}], "idmap"),
     ("mounts", [{"destination": "/data", "source": "/no/such/source", "options": ["bind"]}], "/no/such/source"),
@@ -337,6 +362,14 @@ def test_words_that_the_specification_does_not_have_are_ignored_but_not_in_silen
     assert "linux.moonPhase" in line["msg"]
 
 
+def test_capabilities_that_can_not_be_given_are_left_out_and_warned_of(box):
+    power = {name: ["CAP_FLY", "CAP_KILL", "CAP_CHOWN"] for name in ("bounding", "effective", "permitted", "ambient")}
+    box.set("process.capabilities", {**power, "inheritable": ["CAP_KILL"]}).shell("grep ^CapAmb: /proc/self/status")
+    done = box.run()
+    assert done.stdout.split() == ["CapAmb:", f"{1 << 5:016x}"]
+    assert "no FLY to give" in done.stderr and "can't raise ambient capability CAP_CHOWN" in done.stderr
+
+
 def test_errors_go_to_the_log_as_one_json_line_each(box):
     log = box.folder / "log.json"
     done = box("state", "nobody", global_words=("--log", str(log), "--log-format", "json"))
@@ -346,7 +379,7 @@ def test_errors_go_to_the_log_as_one_json_line_each(box):
 
 
 def test_commands_of_runc_that_are_not_here_are_refused_by_name(box):
-    for word in ("checkpoint", "restore", "events"):
+    for word in ("checkpoint", "restore"):
         assert f"no {word}" in box(word, "--image-path", "x", box.id).stderr
     assert "--no-pivot" in box.run("--no-pivot").stderr
 
@@ -480,9 +513,9 @@ def test_priorities_of_the_config_are_the_processs(box):
     box.config["process"]["scheduler"] = {"policy": "SCHED_BATCH", "nice": 7}
     box.config["process"]["ioPriority"] = {"class": "IOPRIO_CLASS_BE", "priority": 2}
     box.config["linux"]["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0"}
-    box.shell("cut -d' ' -f19,41 /proc/self/stat; head -1 /proc/self/numa_maps")
+    box.shell("cut -d' ' -f19,41 /proc/self/stat; ionice; head -1 /proc/self/numa_maps")
     words = box.run().stdout.split()
-    assert words[:2] == ["7", "3"] and "bind:0" in words
+    assert words[:5] == ["7", "3", "best-effort:", "prio", "2"] and "bind:0" in words
 
 
 def test_missing_working_directory_on_a_read_only_root_is_said_to_be_missing(box):
@@ -513,10 +546,11 @@ def test_clock_offsets_have_nanoseconds(box):
 def test_what_means_nothing_is_warned_of_and_let_pass(box):
     bind = {"destination": "/mnt", "source": "/tmp", "options": ["bind", "size=1m"]}
     box.config["mounts"].append(bind)
-    box.config["linux"].setdefault("resources", {}).setdefault("memory", {})["kernel"] = 1 << 30
+    box.set("linux.resources.memory", {"kernel": 1 << 30, "tea": 1}).set("linux.resources.CPU", {"Cpus": "0"})
     done = box.shell("true").run()
     assert done.returncode == 0
-    assert "size=1m" in done.stderr and "memory.kernel is ignored" in done.stderr
+    for word in ("size=1m", "memory.kernel is ignored", "memory.tea is no word", "resources.CPU is no word"):
+        assert word in done.stderr
 
 
 def test_without_a_mount_namespace_the_hosts_mounts_stay_as_they_are(box):
@@ -610,10 +644,44 @@ def test_privilege_by_exec_stays_possible_unless_forbidden(box):
         assert done.stdout.split() == ["NoNewPrivs:", str(int(wanted))]
 
 
+def test_personality_is_the_configs_for_a_further_process_too(box):
+    machine = os.uname().machine
+    box.set("linux.personality", {"domain": "LINUX32"}).shell("uname -m; sleep 100").create()
+    box("start", box.id)
+    wait_for(lambda: box.output())
+    assert box.output().strip() == box("exec", box.id, "uname", "-m").stdout.strip() != machine
+    box.delete()
+    assert box.set("linux.personality", {"domain": "LINUX"}).shell("uname -m").run().stdout.strip() == machine
+
+
+@pytest.mark.parametrize("no_new_privs", [True, False])
+def test_seccomp_listener_gets_the_fd_and_the_state_and_decides(box, no_new_privs):
+    path, listener = _console(box)
+    words = {**NOTIFY, "listenerPath": path, "listenerMetadata": "mine"}
+    box.set("process.noNewPrivileges", no_new_privs).set("linux.seccomp", words)
+    box.shell("mkdir /data/x; sleep 100").create()
+    with listener, listener.accept()[0] as peer:
+        message, (fd,), _, _ = socket.recv_fds(peer, 1 << 16, 2)
+    told = json.loads(message)
+    assert told["fds"] == ["seccompFd"] and told["metadata"] == "mine" and told["pid"] == box.state()["pid"]
+    assert (told["state"]["id"], told["state"]["status"], told["state"]["pid"]) == ("box", "creating", told["pid"])
+    box("start", box.id)
+    SECCOMP_IOCTL_NOTIF_RECV, SECCOMP_IOCTL_NOTIF_SEND = 0xC0502100, 0xC0182101
+    request = bytearray(80)
+    fcntl.ioctl(fd, SECCOMP_IOCTL_NOTIF_RECV, request)
+    fcntl.ioctl(
+        fd,
+        SECCOMP_IOCTL_NOTIF_SEND,
+        bytearray(struct.pack("=QqiI", *struct.unpack_from("Q", request), 0, -errno.EXDEV, 0)),
+    )
+    os.close(fd)
+    wait_for(lambda: "ross-device" in (box.folder / "err").read_text())
+
+
 @pytest.mark.parametrize("no_new_privs", [True, False])
 def test_seccomp_profile_of_the_config_is_on(box, no_new_privs):
     box.set("process.noNewPrivileges", no_new_privs)
-    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 16}
+    rule = {"names": ["mkdir", "mkdirat", "close_range"], "action": "SCMP_ACT_ERRNO", "errnoRet": 16}
     box.set(
         "linux.seccomp",
         {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"], "syscalls": [rule]},
@@ -633,6 +701,17 @@ def test_seccomp_filter_holds_an_exec_too(box):
     box.shell("sleep 100").create()
     box("start", box.id)
     assert "not permitted" in box("exec", box.id, "mkdir", "/data/x").stderr
+
+
+def test_created_one_holds_nothing_that_its_caller_had_open(box):
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    box.shell("true").create(close_fds=False)
+    os.close(write)
+    os.set_blocking(read, False)
+    assert os.read(read, 1) == b"", "the pipe has an end before `start`"
+    os.close(read)
+    assert box("start", box.id).returncode == 0
 
 
 def test_fds_are_preserved_and_no_others(box):
@@ -738,6 +817,52 @@ def test_user_namespace_maps_ids_and_may_join_a_hosts_namespace(box, tmp_path, r
     assert lines[0].startswith("uid=0(root)")
     assert lines[1].split() == ["0", "100000", "65536"]
     assert lines[2] == f"net:[{proc.namespace(pid, 'net')}]"
+
+
+def test_files_of_an_idmapped_bind_belong_to_others(box, tmp_path):
+    share = tmp_path / "share"
+    (share / "below").mkdir(parents=True)
+    for number, name in ((0, "zero"), (5, "five"), (70000, "far")):
+        (share / name).touch()
+        os.chown(share / name, number, number)
+    maps = {"uidMappings": MAPS, "gidMappings": [{"containerID": 0, "hostID": 200000, "size": 65536}]}
+    box.config["mounts"] += [
+        {"destination": "data/a", "source": str(share), "options": ["bind", "idmap"], **maps},
+        {"destination": "/data/b", "source": str(share), "options": ["rbind", "ridmap"], **maps},
+        {"destination": "/data/c", "source": str(share), "options": ["bind"]},
+    ]
+    box.shell("cd /data; stat -c %u:%g a/zero a/five a/far b/five c/five; touch c/mine && echo still mine")
+    done = box.run()
+    nobody = f"{Path('/proc/sys/kernel/overflowuid').read_text().strip()}:65534"
+    assert done.stdout.split("\n")[:-1] == [
+        "100000:200000",
+        "100005:200005",
+        nobody,
+        "100005:200005",
+        "5:5",
+        "still mine",
+    ]
+
+
+def test_link_of_the_host_becomes_the_containers_with_what_it_has(box):
+    if shutil.which("ip") is None:
+        pytest.skip("no ip(8)")
+    name = f"lo{os.getpid() % 100000}"
+    ip = functools.partial(subprocess.run, check=True)
+    ip(["ip", "link", "add", name, "mtu", "1789", "type", "veth", "peer", "name", f"{name}p"])
+    try:
+        ip(["ip", "address", "add", "192.0.2.77/32", "dev", name])
+        ip(["ip", "address", "add", "192.0.2.78/32", "scope", "host", "dev", name])
+        box.set("linux.netDevices", {name: {"name": "inside%d"}}).shell("ip address show dev inside0")
+        said = box.run()
+        assert "mtu 1789" in said.stdout and "192.0.2.77/32" in said.stdout and ",UP" in said.stdout, said.stderr
+        assert "192.0.2.78" not in said.stdout
+        box.config["linux"]["namespaces"] = [
+            one for one in box.config["linux"]["namespaces"] if one["type"] != "network"
+        ]
+        assert "without a network namespace" in box.run().stderr
+    finally:
+        subprocess.run(["ip", "link", "del", f"{name}p"], stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("joined", [False, True], ids=["all its own", "beside a network that is joined"])
@@ -961,7 +1086,7 @@ def test_exec_takes_runcs_words(running):
     done = running("exec", "--user", "1000:1000", "--additional-gids", "7", "--env", "COLOUR=blue", "--cwd", "/data", running.id,
                    "sh", "-c", "id; echo $COLOUR; pwd")  # fmt: skip
     assert done.stdout.splitlines() == ["uid=1000(ana) gid=1000(ana) groups=7", "blue", "/data"]
-    assert running("exec", running.id, "nonsense").returncode == 127
+    assert running("exec", running.id, "nonsense").returncode == 255
 
 
 def test_exec_of_a_process_file_detached_with_a_terminal(running):
@@ -984,6 +1109,38 @@ def test_exec_of_a_process_file_detached_with_a_terminal(running):
     assert os.read(terminal, 64) == b"hello\r\n"
     os.close(terminal)
     assert "sleep 100" in running("ps", running.id).stdout
+
+
+def test_exec_of_a_process_from_a_pipe(running):
+    process = {"args": ["id"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 1000, "gid": 5, "additionalGids": [7]}}
+    script = (
+        f"{' '.join(running.command('exec', '--process', '/dev/fd/3', running.id))} 3< <(echo '{json.dumps(process)}')"
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    assert done.stdout == "uid=1000(ana) gid=5 groups=7\n", done.stderr
+
+
+def test_exec_goes_to_a_folder_that_is_not_its_users(running, rootfs):
+    (rootfs / "data/shut").mkdir(0o700)
+    os.chown(rootfs / "data/shut", 42, 42)
+    done = running("exec", "--cwd", "/data/shut", running.id, "sh", "-c", "pwd")
+    shutil.rmtree(rootfs / "data/shut")
+    assert done.stdout == "/data/shut\n", done.stderr
+
+
+def test_exec_is_on_the_cpus_that_its_process_names(running):
+    process = {"cwd": "/", "env": ["PATH=/bin"], "args": ["grep", "Cpus_allowed_list", "/proc/self/status"]}
+    every = running("exec", running.id, *process["args"]).stdout.split()[1]
+    last = max(os.sched_getaffinity(0))
+    for words, wanted in (({"initial": "0", "final": str(last)}, str(last)), ({"final": "0"}, "0"), ({}, every)):
+        (running.folder / "process").write_text(json.dumps({**process, "execCPUAffinity": words}))
+        bound = subprocess.run(
+            ["taskset", "-c", "0", *running.command("exec", "--process", running.folder / "process", running.id)],
+            capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert bound.stdout.split()[1:] == [wanted], bound.stderr
+    (running.folder / "process").write_text(json.dumps({**process, "execCPUAffinity": {"final": "many"}}))
+    assert "execCPUAffinity.final" in running("exec", "--process", running.folder / "process", running.id).stderr
 
 
 def test_exec_in_one_that_does_not_run_is_refused(box):
@@ -1024,6 +1181,79 @@ def test_resources_are_what_the_cgroup_says(box):
     assert box("update", "--memory", "50M", box.id).returncode == 0
     assert int(group.read("memory.max")) == 50 << 20
     assert "--memory" in box("update", "--memory", "50X", box.id).stderr
+
+
+def test_update_takes_every_word_and_what_is_not_said_stays(box):
+    box.set("linux.resources.memory", {"limit": 32 << 20}).set("linux.resources.cpu", {"quota": 50_000})
+    box.shell("sleep 100").create()
+    group = lifecycle.Box(box.root, box.id).cgroup()
+    v1 = group.version("cpu") == 1
+
+    def quota():
+        return group.read("cpu.cfs_quota_us").strip() if v1 else group.read("cpu.max").split()[0]
+
+    assert box("update", "--cpu-period", "200000", "--cpu-burst", "1000", box.id).returncode == 0
+    assert quota() == "50000" and int(group.read("cpu.max.burst")) == 1000
+    assert box("update", "--cpu-burst", "0", box.id).returncode == 0
+    assert int(group.read("cpu.max.burst")) == 0
+    assert "more than the quota" in box("update", "--cpu-burst", "60000", box.id).stderr
+    assert box("update", "--memory-swap", "-1", "--memory-reservation", "8M", box.id).returncode == 0
+    assert int(group.read("memory.max")) == 32 << 20 and int(group.read("memory.low")) == 8 << 20
+    for number, wanted in (("-1", "max"), ("40", "40"), ("0", "1")):
+        assert box("update", "--pids-limit", number, box.id).returncode == 0
+        assert group.read("pids.max").strip() == wanted
+    done = subprocess.run(
+        box.command("update", "--resources", "-", box.id), capture_output=True, text=True, timeout=30,
+        input=json.dumps({"cpu": {"idle": 1, "cpus": "0", "mems": "0"}, "pids": {"limit": 0}, "memory": {"kernel": 9}, "tea": {}}),
+    )  # fmt: skip
+    assert done.returncode == 0 and "memory.kernel is ignored" in done.stderr and "resources.tea" in done.stderr
+    assert group.read("cpu.idle").strip() == "1" and group.read("cpuset.cpus").strip() == "0"
+    assert group.read("pids.max").strip() == "1" and quota() == "50000"
+    box("kill", box.id, "KILL")
+    wait_for(lambda: box.state()["status"] == "stopped")
+    assert "not running" in box("update", "--memory", "1g", box.id).stderr
+
+
+def test_real_time_is_given_through_the_folders_above_where_the_kernel_has_it(box):
+    box.set("linux.cgroupsPath", f"{state.label()}/deep/er").set("linux.resources.cpu", {"realtimeRuntime": 2000})
+    box.set("process.scheduler", {"policy": "SCHED_FIFO", "priority": 1}).shell(
+        "cut -d' ' -f41 /proc/self/stat"
+    ).write()
+    done = box.run()
+    try:
+        group = cgroup.Cgroup.at(f"{state.label()}/deep")
+        if group.version("cpu") == 2 or not (group.path("cpu") / "cpu.rt_runtime_us").exists():
+            assert done.returncode and "realtimeRuntime" in done.stderr
+            return
+        assert done.stdout == "1\n", done.stderr
+        # More than the parent has is refused, and by name.
+        done = box.set("linux.resources.cpu", {"realtimeRuntime": 990_000}).run()
+        assert done.returncode and "cpu.rt_runtime_us" in done.stderr
+    finally:
+        for folder in group.folders:
+            cgroup.cgroupfs.remove_tree(str(folder.path))
+
+
+def test_events_tell_what_its_cgroup_counts(running):
+    event = json.loads(running("events", "--stats", running.id).stdout)
+    assert (event["type"], event["id"]) == ("stats", running.id)
+    data, group = event["data"], lifecycle.Box(running.root, running.id).cgroup()
+    assert data["pids"]["current"] == len(group.procs()) and data["cpu"]["usage"]["total"] > 0
+    assert 0 < data["memory"]["usage"]["usage"] <= data["memory"]["usage"]["max"]
+    assert data["cpuset"]["mems"] == [0] and {"hugetlb", "blkio", "intel_rdt", "network_interfaces"} <= set(data)
+    running("update", "--memory", "16M", running.id)
+    words = running.command("events", "--interval", "100ms", running.id)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as watching:
+        assert json.loads(watching.stdout.readline())["data"]["memory"]["usage"]["limit"] == 16 << 20
+        running("exec", running.id, "sh", "-c", "x=$(head -c 64m /dev/zero | tr '\\0' x)")
+        told = [
+            json.loads(line)
+            for line in iter(watching.stdout.readline, "")
+            if '"oom"' in line or running("kill", running.id, "KILL")
+        ]
+        assert {"type": "oom", "id": running.id} in told
+        assert watching.wait(20) == 0, "it ends with its container"
+    assert "no time" in running("events", "--interval", "soon", running.id).stderr
 
 
 def test_kill_0_sends_nothing_and_tells_whether_it_lives(running):
@@ -1107,6 +1337,9 @@ def test_features_names_what_there_is(box):
     assert words["hooks"] == list(hooks.NAMES)
     assert set(words["linux"]["namespaces"]) == set(bundle.KINDS)
     assert "rro" in words["mountOptions"] and "SCMP_ACT_ERRNO" in words["linux"]["seccomp"]["actions"]
+    assert "MPOL_BIND" in words["linux"]["memoryPolicy"]["modes"] and words["linux"]["netDevices"] == {"enabled": True}
+    assert words["linux"]["mountExtensions"]["idmap"] == {"enabled": True}
+    assert "SECCOMP_FILTER_FLAG_LOG" in words["linux"]["seccomp"]["supportedFlags"]
 
 
 def test_list_shows_each(running):
