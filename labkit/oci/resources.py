@@ -109,9 +109,9 @@ def _give_realtime(group: Cgroup, runtime: int | None, period: int | None) -> No
     if group.version("cpu") == 2:
         raise Unsupported("linux.resources.cpu.realtimeRuntime, realtimePeriod: cgroup v2 has no such limit")
     path = group.path("cpu")
-    top = cgroupfs.tree_at(path).mount
+    tree = next(folder.tree for folder in group.folders if folder.path == path)
     for above in reversed(path.parents):
-        folder = cgroupfs.folder_at(above) if top in above.parents else None
+        folder = cgroupfs.folder_at(above, tree) if tree.mount in above.parents else None
         if folder and folder.number("cpu.rt_runtime_us") == 0:
             _give_realtime(Cgroup(str(above), [folder]), runtime, period)
     steps = [("cpu.rt_period_us", period), ("cpu.rt_runtime_us", runtime)]
