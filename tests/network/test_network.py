@@ -584,7 +584,7 @@ def test_name_servers_on_the_hosts_loopback_are_left_out(monkeypatch, tmp_path):
 def test_where_no_bridge_can_be_made_the_container_runs_and_it_is_said():
     command = [sys.executable, "-m", "labkit", "run", "--rm", "busybox", "echo", "runs"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": "/nowhere"})
-    assert done.stdout == "runs\n" and done.returncode == 0
+    assert (done.stdout, done.returncode) == ("runs\n", 0), done.stderr
     assert "no network but the container's own loopback: the command `ip` is not here" in done.stderr
 
 
