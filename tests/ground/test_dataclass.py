@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from labkit.ground import dataclass as ours
+from labkit.ground import state
 
 
 def classes(of):
@@ -106,3 +107,11 @@ def test_no_command_loads_the_standard_librarys():
     words = "import sys, labkit.oci.commands, labkit.container.life, labkit.app.cli; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout.split()
     assert "labkit.ground.dataclass" in loaded and not {"dataclasses", "inspect"} & set(loaded)
+
+
+def test_no_module_mixes_the_two():
+    """`replace` and `fields` of the one know nothing of a class of the other."""
+    texts = {path: path.read_text() for path in (state.REPO / "labkit").rglob("*.py")}
+    assert [
+        path for path, text in texts.items() if "\nfrom dataclasses" in text or "\nimport dataclasses" in text
+    ] == []
