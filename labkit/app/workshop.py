@@ -118,22 +118,38 @@ def _side_by_side(counts: "_Counts") -> list[int]:
     """Run every group in a pytest of its own, print what each said when it is done; return the exit statuses.
 
     A test waits for its container more than it computes, so one group more than there are CPUs runs at once.
+    A group that did not end well runs once more, alone: what only its neighbours disturbed passes then.
     """
+    again: list[list[str]] = []
     with ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
         running = {pool.submit(_apart, group): group for group in _groups()}
         try:
             for one in as_completed(running):
-                print(re.sub("(?m)^-+ generated xml file.*\n", "", one.result().stdout), flush=True)
-                counts.add(one.result().stdout, running[one])
+                if not counts.add(_told(one.result())):
+                    again.append(running[one])
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
-    return [one.result().returncode for one in running]
+    statuses = [0] if running else []
+    for group in again:
+        print("once more, alone:", *group, flush=True)
+        _report(group).unlink(missing_ok=True)
+        done = _told(_apart(group))
+        statuses.append(0 if counts.add(done, group) else done.returncode or 1)
+    return statuses
+
+
+def _told(done: "subprocess.CompletedProcess[str]") -> "subprocess.CompletedProcess[str]":
+    print(re.sub("(?m)^-+ generated xml file.*\n", "", done.stdout), flush=True)
+    return done
+
+
+def _report(group: list[str]) -> Path:
+    return Path(os.environ["LAB_TEST_REPORTS"], group[0].replace("/", "-") + ".xml")
 
 
 def _apart(group: list[str]) -> "subprocess.CompletedProcess[str]":
-    report = Path(os.environ["LAB_TEST_REPORTS"], group[0].replace("/", "-") + ".xml")
-    command = [sys.executable, "-P", "-m", "labkit", "test", *group, f"--junitxml={report}"]
+    command = [sys.executable, "-P", "-m", "labkit", "test", *group, f"--junitxml={_report(group)}"]
     # The group in its environment tells its processes from another's, see tests/hosts.py.
     env = os.environ | {"LAB_TEST_GROUP": group[0]}
     return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)
@@ -200,13 +216,20 @@ class _Counts:
         self.passed = self.failed = self.skipped = 0
         self.lost: list[str] = []  # what failed or was left in another pytest, a line each
 
-    def add(self, said: str, group: list[str]) -> None:
-        """Add what another `lab test` counted, by the sentence it ends with; without one it broke off, which fails."""
-        found = re.search(r"(\d+) passed, (\d+) failed, (\d+) skipped, in \d+ s\n$|nothing was tested\n$", said)
-        passed, failed, skipped = (int(one or 0) for one in found.groups()) if found else (0, 1, 0)
-        self.passed, self.failed, self.skipped = self.passed + passed, self.failed + failed, self.skipped + skipped
-        self.lost += re.findall(r"^(?:FAILED|ERROR|left:|gone:) .*", said, re.MULTILINE)
-        self.lost += [] if found else [f"ERROR {' '.join(group)}: broken off"]
+    def add(self, done: "subprocess.CompletedProcess[str]", at_last: Sequence[str] = ()) -> bool:
+        """Add what another `lab test` counted, by the sentence it ends with, if all was well; tell whether it was.
+
+        Without such a sentence it broke off. What was not well counts `at_last`, when it is known of which group.
+        """
+        end = r"(\d+) passed, (\d+) failed, (\d+) skipped, in \d+ s\n$|nothing was tested\n$"
+        found = re.search(end, done.stdout)
+        well = bool(found) and done.returncode in (0, NOTHING)
+        if well or at_last:
+            passed, failed, skipped = (int(one or 0) for one in found.groups()) if found else (0, 1, 0)
+            self.passed, self.failed, self.skipped = self.passed + passed, self.failed + failed, self.skipped + skipped
+            self.lost += re.findall(r"^(?:FAILED|ERROR|left:|gone:) .*", done.stdout, re.MULTILINE)
+            self.lost += [] if found else [f"ERROR {' '.join(at_last)}: broken off"]
+        return well
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.failed += report.failed

@@ -376,6 +376,16 @@ def test_what_failed_in_any_of_the_runs_side_by_side_is_said_last(tmp_path):
     assert clone.run("test")[0] == 1, "one that broke off is enough"
 
 
+def test_what_failed_beside_others_and_passes_alone_is_well(tmp_path):
+    clone = Clone(tmp_path)
+    shutil.rmtree(clone.folder / "notebooks")
+    once = "import pathlib\ndef test_twice():\n    mark = pathlib.Path('mark')\n    was = mark.exists()\n    mark.touch()\n"
+    (clone.folder / "tests" / "test_it.py").write_text(once + "    assert was\ndef test_other(): pass\n")
+    status, out, _ = clone.run("test")
+    assert status == 0 and "all is well: 2 passed, 0 failed" in out.splitlines()[-1], out
+    assert "once more, alone: tests/test_it.py" in out
+
+
 def test_the_virtual_machine_comes_last_where_it_is_asked_for(tmp_path):
     clone = Clone(tmp_path)
     shutil.rmtree(clone.folder / "notebooks")
