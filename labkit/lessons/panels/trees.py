@@ -168,9 +168,10 @@ class Cgroups(Tree):
         if self.choice.value == "cpu":
             self._now[path] = (time.monotonic(), used["usage_usec"])
             when, usec = self._before.get(path, self._now[path])
-            if when == self._now[path][0]:
+            seconds = self._now[path][0] - when
+            if seconds < 0.5:  # a share of so little time says nothing
                 return f"{used['usage_usec'] / 1e6:.2f} s of CPU so far", 0.0
-            cpus = (used["usage_usec"] - usec) / 1e6 / (self._now[path][0] - when)
+            cpus = (used["usage_usec"] - usec) / 1e6 / seconds
             return f"{cpus:.2f} CPUs", cpus / os.cpu_count()
         if self.choice.value == "memory":
             now, most = used.get("memory_current") or 0, used.get("memory_max")
