@@ -610,6 +610,7 @@ def failure(notices: tuple[str, ...], mutation: Mutation | None) -> str:
     """Run what should notice in a copy that is broken, or whole; return what failed first, "" if nothing did."""
     # Below /var/tmp, as tests are: an upperdir can't lie on every kind of /tmp.
     with tempfile.TemporaryDirectory(prefix="mutation-", dir="/var/tmp", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # chapter 02 has an ordinary user run it
         home = tree(Path(folder), mutation)
         words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *notices]
         if notices[0].endswith(".ipynb"):
