@@ -460,7 +460,11 @@ def _plan(bundle, group):
         steps += _devices(bundle)
     later = [step for step in steps if isinstance(step, mount_options.Mount) and step.is_empty_and_read_only()]
     steps = [step.writable() if step in later else step for step in steps]
-    steps += [mounts.Seal(step.target) for step in later]
+    if bundle.process.get("terminal"):
+        steps.append(mounts.Place("/dev/console", folder=False))
+    if bundle.process:
+        steps.append(mounts.Place(os.path.normpath(bundle.process["cwd"])))
+    steps += [mounts.Seal(step.target, follow=True) for step in later]
     steps += [mounts.Mask(path) for path in dict.fromkeys(_paths(linux, "maskedPaths"))]
     steps += [mounts.ReadOnly(path) for path in dict.fromkeys(_paths(linux, "readonlyPaths"))]
     if bundle.config["root"].get("readonly"):
