@@ -476,12 +476,9 @@ def _mount(bundle, group, words, where):
     target, kind = words.get("destination"), words.get("type") or "none"
     if not isinstance(target, str) or not target:
         raise BadValue(f"{where}: destination {target!r} is no path")
-    # Old tools leave the first / out, and the specification lets them.
-    target, source, options = (
-        os.path.normpath("/" + target.lstrip("/")),
-        words.get("source") or "",
-        list(words.get("options") or ()),
-    )
+    # Old tools leave the first / out, or say where it is on the host.
+    target = os.path.normpath("/" + target.removeprefix(f"{bundle.rootfs}/").lstrip("/"))
+    source, options = words.get("source") or "", list(words.get("options") or ())
     parsed = mount_options.parse(options)
     if kind in ("bind", "rbind") and not parsed.bind:
         parsed = replace(parsed, bind=True, recursive=kind == "rbind")

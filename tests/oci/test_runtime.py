@@ -1007,6 +1007,16 @@ def test_no_mount_goes_through_a_link_out_of_the_root(box, tmp_path):
     assert done.returncode == 1 and "symbolic link" in done.stderr
     (root / "proc").unlink()
     (root / "proc").mkdir()
+    (tmp_path / "outside").mkdir()
+    (root / "data/gone").symlink_to(f"../../../../..{tmp_path}/outside/deep")
+    (root / "data/loop").symlink_to("loop/x")
+    box.config["mounts"].append({"destination": "/data/gone/er", "type": "tmpfs", "source": "gone"})
+    assert " /data/gone" not in (said := box.shell("cat /proc/self/mounts").run().stdout) and "gone " in said
+    assert list((tmp_path / "outside").iterdir()) == [] and (root / f".{tmp_path}/outside/deep/er").is_dir()
+    box.config["mounts"][-1]["destination"] = "/data/loop/x"
+    assert "/data/loop" in box.run().stderr
+    box.config["mounts"][-1] = {"destination": f"{root}/data/host", "type": "tmpfs", "source": "said"}
+    assert "said /data/host " in box.run().stdout
     box.config["mounts"].append({"destination": "/way/sub", "type": "tmpfs", "source": "x"})
     done = box.shell("ls -d /etc/sub").run()
     assert done.stdout == "/etc/sub\n" and not os.path.exists("/etc/sub"), done.stderr
