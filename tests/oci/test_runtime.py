@@ -1313,6 +1313,18 @@ def test_cgroups_path_is_where_the_processes_are_and_goes_with_the_container(box
         cgroup.cgroupfs.remove_tree(str(folder.parent))
 
 
+def test_parent_made_by_somebody_else_may_be_bare(box):
+    places = [cgroup.cgroupfs.place(tree, f"{state.label()}/pod") for tree in cgroup.cgroupfs.trees()]
+    for place in places:
+        place.mkdir(parents=True)
+    try:
+        done = box.set("linux.cgroupsPath", f"{state.label()}/pod/{box.id}").run()
+    finally:
+        for place in places:
+            cgroup.cgroupfs.remove_tree(str(place))
+    assert done.returncode == 0, done.stderr
+
+
 def test_resources_are_translated_word_by_word():
     found = resources.read(
         {
