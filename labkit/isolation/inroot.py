@@ -50,8 +50,9 @@ def _make(path: str, root: int, folder: bool, follow: bool, links: int = 8) -> i
     try:
         if is_link:
             raise BadValue(
-                f"{path} must be mounted on ordinary directory, and the image has a symbolic link there",
-                "a container's own mounts go on real folders only",
+                f"the image has a symbolic link at {path}, where labkit must mount",
+                "a container's own mounts go on real folders only; in runc's words, each "
+                "must be mounted on ordinary directory",
             )
         if not folder:
             return os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent)
