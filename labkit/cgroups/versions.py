@@ -209,8 +209,7 @@ class V1(_Folder):
         """Make the folder fit for processes: a v1 cpuset is born empty, and nothing may enter it then."""
         if "cpuset" in self.controllers:
             for name in ("cpuset.cpus", "cpuset.mems"):
-                if not self.text(name).strip():
-                    proc.write_plain(self.path / name, proc.read_plain(self.path.parent / name))
+                _inherit(self.path, name)
 
     def plan(self, limits: Limits) -> list[tuple[str, str]]:
         """Return the (file, text) to write for what `limits` sets. Raise Unsupported for what only v2 has."""
@@ -310,6 +309,15 @@ class V1(_Folder):
         hits = sum(self.number(f"memory.{which}failcnt") or 0 for which in ("", "memsw."))
         peak, limit = self.number("memory.max_usage_in_bytes"), self.number("memory.limit_in_bytes")
         return None if hits == 0 and peak is not None and limit is not None and peak >= limit else hits
+
+
+def _inherit(folder: Path, name: str) -> str:
+    """Return what a cpuset's file says; if that is nothing, it is given what the folder above has."""
+    text = proc.read_plain(folder / name)
+    if not text.strip():
+        text = _inherit(folder.parent, name)
+        proc.write_plain(folder / name, text)
+    return text
 
 
 Folder = V1 | V2

@@ -471,7 +471,7 @@ class Exec(Step):
     def replace_process(self, program: int | str, argv: list[str], child: Child) -> None:
         """Execute a program with this step's environment. Raises CommandError."""
         try:
-            os.execve(program, argv, {"HOME": child.home, **as_dict(self.env)})
+            os.execve(program, argv, as_dict(self.env, child.home))
         except (ValueError, OSError) as error:
             raise CommandError(child.path, getattr(error, "errno", None) or errno.EINVAL) from None
 
@@ -481,6 +481,7 @@ class Exec(Step):
         return False
 
 
-def as_dict(env: tuple[str, ...]) -> dict[str, str]:
-    """Return "NAME=value" pairs as a dict."""
-    return dict(pair.split("=", 1) for pair in env)
+def as_dict(env: tuple[str, ...], home: str = "") -> dict[str, str]:
+    """Return "NAME=value" pairs as a dict, with `home` for a HOME that is missing or empty."""
+    found = dict(pair.split("=", 1) for pair in env)
+    return {**found, "HOME": found.get("HOME") or home} if home else found

@@ -141,6 +141,7 @@ class CommandError(LabError):
             hint = 'a word of more than 128 KiB, or more in all than the stack has room for: see execve(2), "Limits"'
         super().__init__(f"exec of {command!r:.200} in the container failed: {errno_name(errno)}", hint)
         self.errno = errno
+        self.command = command
         self.exit_status = 127 if not_found else 126
 
 

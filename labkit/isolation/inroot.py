@@ -38,7 +38,7 @@ def make_in_root(root: int, path: str | Path, folder: bool = True, follow: bool 
     return _make("/" + "/".join(parts), root, folder, follow)
 
 
-def _make(path: str, root: int, folder: bool, follow: bool) -> int:
+def _make(path: str, root: int, folder: bool, follow: bool, links: int = 8) -> int:
     try:
         return open_in_root(root, path, follow=follow)
     except KernelError as error:
@@ -46,19 +46,27 @@ def _make(path: str, root: int, folder: bool, follow: bool) -> int:
             raise
         is_link = error.errno == errno.ELOOP
     above, name = os.path.split(path)
-    parent = _make(above, root, True, follow)  # a link that is further up is found there
+    parent = _make(above, root, True, follow, links)  # a link that is further up is found there
     try:
         if is_link:
             raise BadValue(
-                f"{path} must be mounted on ordinary directory, and the image has a symbolic link there",
-                "a container's own mounts go on real folders only",
+                f"the image has a symbolic link at {path}, where labkit must mount",
+                "a container's own mounts go on real folders only; in runc's words, each "
+                "must be mounted on ordinary directory",
             )
         if not folder:
             return os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent)
         os.mkdir(name, 0o755, dir_fd=parent)
     except FileExistsError:
-        # A dangling link: openat2 says it leads nowhere, mkdir says it is there.
-        raise BadValue(f"the image has a broken link at {path}, where labkit must mount") from None
+        # A dangling link: openat2 says it leads nowhere, mkdir says it is there. Where it leads to, in
+        # this root, is made by the same steps.
+        try:
+            end = os.path.normpath(os.path.join(above, os.readlink(name, dir_fd=parent)))
+        except OSError:
+            end = ""
+        if not links or not end:
+            raise BadValue(f"the image has a broken link at {path}, where labkit must mount") from None
+        os.close(_make(end, root, folder, follow, links - 1))
     except OSError as error:
         raise from_oserror(error, f"making {path} in the container's root") from None
     finally:

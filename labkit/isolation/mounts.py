@@ -333,16 +333,32 @@ class ReadOnly:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A folder or an empty file that is there before what it is in is sealed; that it can't be made is told later."""
+
+    target: str
+    folder: bool = True
+
+    def describe(self) -> str:
+        return f"make {self.target}, if it is missing"
+
+    def execute(self, root: int) -> None:
+        with contextlib.suppress(KernelError, BadValue):
+            os.close(make_in_root(root, self.target, self.folder, follow=True))
+
+
+@dataclass(frozen=True)
 class Seal:
     """A mount made read-only as it stands; the mounts in it stay as they are."""
 
     target: str = "/"
+    follow: bool = False
 
     def describe(self) -> str:
         return f"make the mount at {self.target} read-only"
 
     def execute(self, root: int) -> None:
-        mount_fd = open_in_root(root, self.target, follow=False)
+        mount_fd = open_in_root(root, self.target, follow=self.follow)
         try:
             sc.mount_setattr(mount_fd, "", sc.AT_EMPTY_PATH, attr_set=RDONLY)
         finally:

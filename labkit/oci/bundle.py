@@ -460,7 +460,11 @@ def _plan(bundle, group):
         steps += _devices(bundle)
     later = [step for step in steps if isinstance(step, mount_options.Mount) and step.is_empty_and_read_only()]
     steps = [step.writable() if step in later else step for step in steps]
-    steps += [mounts.Seal(step.target) for step in later]
+    if bundle.process.get("terminal"):
+        steps.append(mounts.Place("/dev/console", folder=False))
+    if bundle.process:
+        steps.append(mounts.Place(os.path.normpath(bundle.process["cwd"])))
+    steps += [mounts.Seal(step.target, follow=True) for step in later]
     steps += [mounts.Mask(path) for path in dict.fromkeys(_paths(linux, "maskedPaths"))]
     steps += [mounts.ReadOnly(path) for path in dict.fromkeys(_paths(linux, "readonlyPaths"))]
     if bundle.config["root"].get("readonly"):
@@ -472,12 +476,9 @@ def _mount(bundle, group, words, where):
     target, kind = words.get("destination"), words.get("type") or "none"
     if not isinstance(target, str) or not target:
         raise BadValue(f"{where}: destination {target!r} is no path")
-    # Old tools leave the first / out, and the specification lets them.
-    target, source, options = (
-        os.path.normpath("/" + target.lstrip("/")),
-        words.get("source") or "",
-        list(words.get("options") or ()),
-    )
+    # Old tools leave the first / out, or say where it is on the host.
+    target = os.path.normpath("/" + target.removeprefix(f"{bundle.rootfs}/").lstrip("/"))
+    source, options = words.get("source") or "", list(words.get("options") or ())
     parsed = mount_options.parse(options)
     if kind in ("bind", "rbind") and not parsed.bind:
         parsed = replace(parsed, bind=True, recursive=kind == "rbind")

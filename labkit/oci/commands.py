@@ -74,7 +74,7 @@ def _log(options, level, error):
     text = str(error)
     if isinstance(error, CommandError):
         # Docker and Podman look for these words, as Go writes them, to know 126 from 127.
-        text = f"{error.message}: {os.strerror(error.errno).lower()}"
+        text = f"{error.message}: exec {error.command}: {os.strerror(error.errno).lower()}"
     print(f"labkit-runtime: {'warning: ' if level == 'warning' else ''}{text}", file=sys.stderr)
     if not options.log:
         return

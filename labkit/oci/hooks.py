@@ -4,7 +4,7 @@ Docker's network comes into a container by one: dockerd names itself as the pres
 hook, is told the container's pid, and moves a veth into that pid's network namespace.
 
     prestart, createRuntime    namespaces and mounts are there; run on the host
-    createContainer            the same moment; in the container's namespaces, before pivot_root
+    createContainer            the same moment; in the container's namespaces and root, before pivot_root
     startContainer             `start` was said; in the container, before its program
     poststart                  the program runs; on the host
     poststop                   the container is deleted; on the host
@@ -80,6 +80,7 @@ def run(
 
 def _run(hook: Hook, state: dict[str, Any], env: dict[str, str] | None) -> None:
     what = f"error running {hook.when} hook #{hook.number}: {hook.when} hook"  # as runc says it
+    place = state["rootfs" if hook.when == "createContainer" else "bundle"]
     try:
         done = subprocess.run(
             [*(hook.args or (hook.path,))],
@@ -88,7 +89,7 @@ def _run(hook: Hook, state: dict[str, Any], env: dict[str, str] | None) -> None:
             input=json.dumps(state).encode(),
             capture_output=True,
             timeout=hook.timeout,
-            cwd=state["bundle"] if os.path.isdir(state["bundle"]) else "/",
+            cwd=place if os.path.isdir(place) else "/",
         )
     except subprocess.TimeoutExpired:
         raise LabError(f"{what} {hook.path} took more than {hook.timeout} s and was killed") from None

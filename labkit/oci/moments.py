@@ -210,7 +210,7 @@ class HooksInside(Step):
         return f"hooks {self.when}"
 
     def execute(self, child: Child) -> None:
-        env = None if self.env is None else {"HOME": child.home, **as_dict(self.env)}
+        env = None if self.env is None else as_dict(self.env, child.home)
         hooks.run(self.hooks, [self.when], {**self.state, "pid": os.getpid()}, env)
 
 

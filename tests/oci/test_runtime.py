@@ -450,11 +450,16 @@ def test_hooks_on_the_host_run_in_their_order_and_are_told_the_state(box):
 
 
 def test_create_container_hook_sees_the_hosts_files_and_the_containers_namespaces(box, rootfs):
-    _hook(box, "createContainer", f"readlink /proc/self/ns/uts > {box.folder}/uts; hostname > {box.folder}/name")
+    _hook(
+        box,
+        "createContainer",
+        f"readlink /proc/self/ns/uts > {box.folder}/uts; hostname > {box.folder}/name; pwd > {box.folder}/pwd",
+    )
     box.set("hostname", "inside").shell("readlink /proc/self/ns/uts")
     done = box.run()
     assert (box.folder / "uts").read_text() == done.stdout
     assert (box.folder / "name").read_text() == "inside\n"
+    assert (box.folder / "pwd").read_text() == f"{rootfs}\n"
 
 
 def test_start_container_hook_runs_in_the_container_after_start(box, rootfs):
@@ -518,10 +523,29 @@ def test_priorities_of_the_config_are_the_processs(box):
     assert words[:5] == ["7", "3", "best-effort:", "prio", "2"] and "bind:0" in words
 
 
-def test_missing_working_directory_on_a_read_only_root_is_said_to_be_missing(box):
-    box.config["root"]["readonly"] = True
-    box.config["process"]["cwd"] = "/no/such/folder"
-    assert "ENOENT" in box.run().stderr
+def test_working_directory_is_made_before_a_read_only_root_is_sealed(box, rootfs):
+    box.set("root.readonly", True).set("process.cwd", "/data/new/folder").shell("pwd; touch x; sleep 100").create()
+    box("start", box.id)
+    wait_for(lambda: "ead-only" in (box.folder / "err").read_text())
+    assert box.output() == "/data/new/folder\n"
+    assert "ENOENT" in box("exec", "--cwd", "/no/such/folder", box.id, "true").stderr
+    shutil.rmtree(rootfs / "data/new")
+
+
+def test_empty_home_is_the_users(box):
+    box.set("process.env", ["PATH=/bin", "HOME="]).set("process.user", {"uid": 1000, "gid": 1000})
+    assert box.shell("echo $HOME").run().stdout == "/home/ana\n"
+
+
+def test_terminal_and_a_read_only_dev_and_a_tmpfs_behind_a_link(box, rootfs):
+    (rootfs / "data/way").symlink_to("/data/there")
+    (rootfs / "data/there").mkdir()
+    dev = next(mount for mount in box.config["mounts"] if mount["destination"] == "/dev")
+    dev["options"] = [*dev["options"], "ro"]
+    box.config["mounts"].append({"destination": "/data/way", "type": "tmpfs", "source": "x", "options": ["ro"]})
+    done = box.set("process.terminal", True).shell("ls /dev/console; touch /data/there/x").run()
+    (rootfs / "data/way").unlink()
+    assert "/dev/console" in done.stdout and "ead-only" in done.stdout, done.stderr
 
 
 def test_read_only_dev_is_furnished_and_then_sealed(box):
@@ -993,6 +1017,16 @@ def test_no_mount_goes_through_a_link_out_of_the_root(box, tmp_path):
     assert done.returncode == 1 and "symbolic link" in done.stderr
     (root / "proc").unlink()
     (root / "proc").mkdir()
+    (tmp_path / "outside").mkdir()
+    (root / "data/gone").symlink_to(f"../../../../..{tmp_path}/outside/deep")
+    (root / "data/loop").symlink_to("loop/x")
+    box.config["mounts"].append({"destination": "/data/gone/er", "type": "tmpfs", "source": "gone"})
+    assert " /data/gone" not in (said := box.shell("cat /proc/self/mounts").run().stdout) and "gone " in said
+    assert list((tmp_path / "outside").iterdir()) == [] and (root / f".{tmp_path}/outside/deep/er").is_dir()
+    box.config["mounts"][-1]["destination"] = "/data/loop/x"
+    assert "/data/loop" in box.run().stderr
+    box.config["mounts"][-1] = {"destination": f"{root}/data/host", "type": "tmpfs", "source": "said"}
+    assert "said /data/host " in box.run().stdout
     box.config["mounts"].append({"destination": "/way/sub", "type": "tmpfs", "source": "x"})
     done = box.shell("ls -d /etc/sub").run()
     assert done.stdout == "/etc/sub\n" and not os.path.exists("/etc/sub"), done.stderr
@@ -1287,6 +1321,18 @@ def test_cgroups_path_is_where_the_processes_are_and_goes_with_the_container(box
     assert not any(folder.exists() for folder in folders)
     for folder in folders:  # what is above it is its caller's
         cgroup.cgroupfs.remove_tree(str(folder.parent))
+
+
+def test_parent_made_by_somebody_else_may_be_bare(box):
+    places = [cgroup.cgroupfs.place(tree, f"{state.label()}/pod") for tree in cgroup.cgroupfs.trees()]
+    for place in places:
+        place.mkdir(parents=True)
+    try:
+        done = box.set("linux.cgroupsPath", f"{state.label()}/pod/{box.id}").run()
+    finally:
+        for place in places:
+            cgroup.cgroupfs.remove_tree(str(place))
+    assert done.returncode == 0, done.stderr
 
 
 def test_resources_are_translated_word_by_word():

@@ -383,6 +383,7 @@ def test_podman_life(podman):
     wait_for(lambda: "tick" in podman("logs", "one"))
     assert podman("exec", "one", "id", "-u").strip() == "0"
     assert podman("exec", "--user", "1000", "one", "id", "-u").strip() == "1000"
+    assert podman("exec", "one", "nonsense", check=False).returncode == 127
     assert "sleep" in podman("top", "one") or "sh -c" in podman("top", "one")
     assert podman("stats", "--no-stream", "--format", "{{.MemUsage}}", "one").strip().endswith("33.55MB")
     podman("pause", "one")
