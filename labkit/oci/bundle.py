@@ -19,7 +19,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,37 +72,37 @@ class Bundle:
     """A config.json and where it lies. Made by `read`."""
 
     path: str
-    config: dict
-    warnings: tuple = ()
-    process: dict = field(default_factory=dict)
+    config: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    process: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def linux(self):
+    def linux(self) -> dict[str, Any]:
         """Its `linux` part."""
         return self.config.get("linux") or {}
 
     @property
-    def rootfs(self):
+    def rootfs(self) -> str:
         """The absolute path of its root filesystem."""
         return os.path.realpath(os.path.join(self.path, self.config["root"]["path"]))
 
-    def kinds(self):
+    def kinds(self) -> tuple[str, ...]:
         """Return the kinds of namespace that are the container's own, made or joined."""
         return tuple(KINDS[entry["type"]] for entry in self.linux.get("namespaces") or ())
 
-    def resources(self, v1_cpu=False):
+    def resources(self, v1_cpu: bool = False) -> resources.Resources:
         """Return what its cgroup is to be told."""
         return resources.read(self.linux.get("resources"), v1_cpu)
 
-    def hooks(self):
+    def hooks(self) -> tuple[hooks.Hook, ...]:
         """Return its Hooks."""
         return hooks.read(self.config.get("hooks"))
 
-    def owner(self):
+    def owner(self) -> tuple[int, int]:
         """Return (uid, gid) that the container's user has outside of its user namespace."""
         user = self.process.get("user") or {}
-        maps = (_maps(self.linux, "uidMappings"), _maps(self.linux, "gidMappings"))
-        return tuple(_outside(user.get(name, 0), table) for name, table in zip(("uid", "gid"), maps, strict=True))
+        uid, gid = (_outside(user.get(name, 0), _maps(self.linux, f"{name}Mappings")) for name in ("uid", "gid"))
+        return uid, gid
 
 
 def read(path: str, config_file: str | None = None) -> Bundle:
@@ -147,18 +147,18 @@ def _with_mounts_apart(bundle: Bundle) -> Bundle:
 
 
 @contextlib.contextmanager
-def shaped(what="config.json"):
+def shaped(what: str = "config.json") -> Iterator[None]:
     """Turn what a text in place of a list, or a missing word, leads to into a BadValue."""
     try:
         yield
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        missing = f"{error} is missing" if isinstance(error, KeyError) else error
+        missing = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise BadValue(
             f"{what} has another shape than the specification's: {missing}", "config.md of the runtime specification"
         ) from None
 
 
-def read_json(file):
+def read_json(file: str | Path) -> dict[str, Any]:
     """Return the object in a JSON file. Raises NotFound or BadValue."""
     try:
         value = json.loads(Path(file).read_bytes())
@@ -173,7 +173,7 @@ def read_json(file):
     return value
 
 
-def check_process(process):
+def check_process(process: dict[str, Any]) -> list[str]:
     """Return warnings about a `process` object; raise BadValue or Unsupported for what can't be done."""
     args, cwd = process.get("args"), process.get("cwd")
     if not isinstance(args, list) or not args or not all(isinstance(word, str) and "\0" not in word for word in args):
@@ -187,7 +187,7 @@ def check_process(process):
     return [*strange, *_power(process.get("capabilities"))[1]]
 
 
-def _strange(where, words):
+def _strange(where: str, words: dict[str, Any]) -> list[str]:
     """Refuse what is not here; return a warning for each word that the specification does not have."""
     found = []
     for name, value in words.items():
@@ -203,7 +203,9 @@ def _strange(where, words):
 # ---- a process ----
 
 
-def process_words(process, linux, at_listener=None):
+def process_words(
+    process: dict[str, Any], linux: dict[str, Any], at_listener: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
     """Return what a `process` object means, for the first process or a further one: the words of `moments.inside`."""
     user = process.get("user") or {}
     power, _ = _power(process.get("capabilities"))
@@ -395,10 +397,11 @@ def _host_proc(words: dict[str, Any]) -> tuple[Step, ...]:
     return (moments.OpenHostProc(profile),) if profile else ()
 
 
-def _namespaces(entries):
-    made, paths = [], []
+def _namespaces(entries: Iterable[dict[str, Any]]) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    made: list[str] = []
+    paths: list[tuple[str, str]] = []
     for entry in entries:
-        kind = KINDS.get(entry.get("type"))
+        kind = KINDS.get(str(entry.get("type")))
         if kind is None:
             raise BadValue(f"linux.namespaces: {entry.get('type')!r} is no kind of namespace", ", ".join(KINDS))
         if kind in made or kind in dict(paths):
@@ -439,20 +442,20 @@ def _clocks(words: dict[str, Any] | None, has_time: bool) -> tuple[int, int, tup
     return seconds[0], seconds[1], (nanoseconds[0], nanoseconds[1])
 
 
-def _maps(linux, name):
+def _maps(linux: dict[str, Any], name: str) -> tuple[tuple[int, int, int], ...]:
     return tuple((one["containerID"], one["hostID"], one["size"]) for one in linux.get(name) or ())
 
 
-def _outside(number, table):
+def _outside(number: int, table: Iterable[tuple[int, int, int]]) -> int:
     for inside, outside, length in table:
         if inside <= number < inside + length:
             return outside + number - inside
     return number
 
 
-def _plan(bundle, group):
+def _plan(bundle: Bundle, group: Cgroup) -> mounts.Plan:
     linux = bundle.linux
-    steps = []
+    steps: list[mounts.MountStep] = []
     for number, words in enumerate(bundle.config.get("mounts") or ()):
         steps += _mount(bundle, group, words, f"mounts[{number}]")
     # A /dev that is bound from the host is not the container's to furnish.
@@ -472,7 +475,7 @@ def _plan(bundle, group):
     return mounts.Plan(mounts.BindRoot(bundle.rootfs, bundle.rootfs, 0), tuple(steps))
 
 
-def _mount(bundle, group, words, where):
+def _mount(bundle: Bundle, group: Cgroup, words: dict[str, Any], where: str) -> Iterable[mounts.MountStep]:
     target, kind = words.get("destination"), words.get("type") or "none"
     if not isinstance(target, str) or not target:
         raise BadValue(f"{where}: destination {target!r} is no path")
@@ -503,15 +506,15 @@ def _mount(bundle, group, words, where):
     return [mount_options.Mount(kind, source, target, parsed, tuple(options), id_maps=id_maps if id_maps[0] else None)]
 
 
-def _paths(linux, name):
+def _paths(linux: dict[str, Any], name: str) -> list[str]:
     found = linux.get(name) or []
     if not isinstance(found, list) or not all(isinstance(path, str) and path.startswith("/") for path in found):
         raise BadValue(f"linux.{name} must be a list of absolute paths")
     return found
 
 
-def _devices(bundle):
-    steps = []
+def _devices(bundle: Bundle) -> list[mounts.MountStep]:
+    steps: list[mounts.MountStep] = []
     for number, words in enumerate(bundle.linux.get("devices") or ()):
         path, kind = words.get("path"), words.get("type")
         if not isinstance(path, str) or not path.startswith("/") or kind not in ("c", "b", "u", "p"):
@@ -520,16 +523,16 @@ def _devices(bundle):
         if "user" in bundle.kinds():  # a user namespace may not mknod: the host's own node, bound
             steps.append(mounts.Bind(path, path, recursive=False))
             continue
-        numbers = [words.get(name, 0) for name in ("major", "minor")]
+        major, minor, uid, gid = (words.get(name, 0) for name in ("major", "minor", "uid", "gid"))
         mode = words.get("fileMode", 0o666)
-        steps.append(mount_options.Device(path, kind, *numbers, mode & 0o777, words.get("uid", 0), words.get("gid", 0)))
+        steps.append(mount_options.Device(path, kind, major, minor, mode & 0o777, uid, gid))
     steps += [
         mounts.Bind(f"/dev/{name}", f"/dev/{name}", recursive=False, follow=True) for name in standard_mounts.DEVICES
     ]
     return [*steps, *standard_mounts.device_links()]
 
 
-def own_kinds(pid):
+def own_kinds(pid: int) -> tuple[str, ...]:
     """Return the kinds of namespace in which a process is not in the caller's."""
     mine, its = proc.namespaces(), proc.namespaces(pid)
     return tuple(kind for kind in namespaces.KINDS if its.get(kind) != mine.get(kind))

@@ -22,12 +22,18 @@ import os
 import re
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from labkit.ground import signals, state
 from labkit.ground.arguments import Parser
 from labkit.ground.errors import BadValue, CommandError, LabError, NotFound, Unsupported, from_oserror
 from labkit.ground.later import Later
 from labkit.oci import VERSION, lifecycle
+
+if TYPE_CHECKING:
+    from labkit.container.channel import Spawned
 
 # What only one of the commands needs, and each is a process of its own.
 subprocess, quantities = Later("subprocess"), Later("labkit.cgroups.quantities")
@@ -46,7 +52,7 @@ _NOT_HERE = {
 }
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser(argv)
@@ -69,7 +75,7 @@ def main(argv=None):
     return 255 if options.command == "exec" else failed  # runc's: a program's own status is seldom that
 
 
-def _log(options, level, error):
+def _log(options: Namespace, level: str, error: object) -> None:
     """Say it to the person on stderr, and to the program that called in the file it named."""
     text = str(error)
     if isinstance(error, CommandError):
@@ -88,7 +94,7 @@ def _log(options, level, error):
         file.write(line + "\n")
 
 
-def _warn(options, warnings):
+def _warn(options: Namespace, warnings: Iterable[object]) -> None:
     for warning in warnings:
         _log(options, "warning", warning)
 
@@ -96,11 +102,11 @@ def _warn(options, warnings):
 # ---- the commands ----
 
 
-def _box(options):
+def _box(options: Namespace) -> lifecycle.Box:
     return lifecycle.Box(options.root or lifecycle.default_root(), options.id)
 
 
-def _create(options):
+def _create(options: Namespace) -> None:
     box = _box(options)
     spawned = _made(options, box, survives=True)
     os.close(spawned.pidfd)
@@ -112,7 +118,7 @@ def _sockets() -> int:
     return _count(number) if number.isdigit() else 0
 
 
-def _made(options, box, survives):
+def _made(options: Namespace, box: lifecycle.Box, survives: bool) -> "Spawned":
     if options.no_pivot:
         raise Unsupported(
             "--no-pivot: labkit never leaves a container in a chroot", "a root filesystem that is not the initramfs"
@@ -132,17 +138,17 @@ def _made(options, box, survives):
     return spawned
 
 
-def _write_pid(options, spawned):
+def _write_pid(options: Namespace, spawned: "Spawned") -> None:
     if options.pid_file:
         with named_file.writing(options.pid_file) as file:
             file.write(str(spawned.pid).encode())
 
 
-def _start(options):
+def _start(options: Namespace) -> None:
     _box(options).start()
 
 
-def _run(options):
+def _run(options: Namespace) -> int:
     box = _box(options)
     spawned = _made(options, box, survives=options.detach)
     try:
@@ -161,7 +167,7 @@ def _run(options):
     return code
 
 
-def _in_front(spawned, wakeup):
+def _in_front(spawned: "Spawned", wakeup: Any) -> int:
     """Be in front of a process until it ends: its terminal, if it has one, and signals; return its status."""
     if spawned.terminal is not None:
         attach.foreground(spawned, [None] * 3, [None] * 2, True, lambda: None, wakeup)
@@ -170,7 +176,7 @@ def _in_front(spawned, wakeup):
     return spawner.reap(spawned.pidfd)
 
 
-def _exec(options):
+def _exec(options: Namespace) -> int:
     box = _box(options)
     spawned = box.exec(
         _process(options, box), console=options.console_socket, keep_fds=options.preserve_fds, survives=options.detach,
@@ -184,7 +190,7 @@ def _exec(options):
         return _in_front(spawned, wakeup)
 
 
-def _process(options, box):
+def _process(options: Namespace, box: lifecycle.Box) -> dict[str, Any]:
     """Return the `process` object of an exec: a file's, or the container's own with the words given."""
     if options.process:
         if options.args:
@@ -214,17 +220,17 @@ def _process(options, box):
     return process
 
 
-def _state(options):
+def _state(options: Namespace) -> None:
     print(json.dumps(_box(options).state(), indent=2))
 
 
-def _kill(options):
+def _kill(options: Namespace) -> None:
     # 0 sends nothing, and fails where there is nobody to send it to: kill(2).
     number = 0 if options.signal == "0" else signals.number(options.signal)
     _box(options).kill(number, options.all)
 
 
-def _delete(options):
+def _delete(options: Namespace) -> None:
     box = _box(options)
     try:
         _warn(options, box.delete(options.force))
@@ -233,7 +239,7 @@ def _delete(options):
             raise
 
 
-def _ps(options):
+def _ps(options: Namespace) -> None:
     box = _box(options)
     pids = box.pids()
     if options.format == "json":
@@ -246,7 +252,7 @@ def _ps(options):
     print("\n".join([table[0], *(line for line in table[1:] if line.split()[column] in map(str, pids))]))
 
 
-def _list(options):
+def _list(options: Namespace) -> None:
     root = options.root or lifecycle.default_root()
     if options.root and not os.path.isdir(root):
         raise NotFound(f"there is no folder {root}", "--root is the one that the containers were made with")
@@ -263,16 +269,16 @@ def _list(options):
             print(" ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _pause(options):
+def _pause(options: Namespace) -> None:
     _box(options).cgroup().freeze()
 
 
-def _resume(options):
+def _resume(options: Namespace) -> None:
     _box(options).cgroup().thaw()
 
 
-def _update(options):
-    words = {}
+def _update(options: Namespace) -> None:
+    words: dict[str, Any] = {}
     if options.resources:
         words = bundle.read_json("/dev/stdin" if options.resources == "-" else options.resources)
     for flag, (part, name, number) in _LIMITS.items():
@@ -306,7 +312,7 @@ _LIMITS = {
 }
 
 
-def _events(options):
+def _events(options: Namespace) -> None:
     box = _box(options)
     record = box.record()
     if box.status(record) == "stopped":
@@ -317,7 +323,7 @@ def _events(options):
         print(json.dumps(words, separators=(",", ":")), flush=True)
 
 
-def _seconds(text):
+def _seconds(text: str) -> float:
     """Return the seconds in Go's `1m30s`."""
     parts = re.findall(r"(\d+(?:\.\d+)?)(h|ms|us|m|s)", text, re.ASCII)
     seconds = sum(float(number) * {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6}[unit] for number, unit in parts)
@@ -326,11 +332,11 @@ def _seconds(text):
     return seconds
 
 
-def _features(_):
+def _features(_: Namespace) -> None:
     print(json.dumps(terms.features(), indent=2))
 
 
-def _spec(options):
+def _spec(options: Namespace) -> None:
     path = os.path.join(options.bundle, "config.json")
     if os.path.exists(path):
         raise BadValue(f"{path} is there already", "remove it first, or name another --bundle")
@@ -348,13 +354,13 @@ def _spec(options):
 class _Unnamed:
     """In place of the words of a command that was not called."""
 
-    def add_argument(self, *_, **__):
+    def add_argument(self, *_: Any, **__: Any) -> None:
         """Take no notice."""
 
     set_defaults = add_argument
 
 
-def _parser(argv):
+def _parser(argv: Sequence[str]) -> Parser:
     parser = Parser(prog="labkit-runtime", description="an OCI runtime")
     parser.add_argument("--version", "-v", action="version", version=f"labkit-runtime version 0.1.0\nspec: {VERSION}")
     parser.add_argument("--root", help="the folder that keeps containers")
@@ -372,7 +378,7 @@ def _parser(argv):
     # Called for each step of each container: only the command that is named is set up.
     named = {word for word in argv if word in _COMMANDS}
 
-    def command(name, function, *words, number=True, help=""):
+    def command(name: str, function: Any, *words: Any, number: bool = True, help: str = "") -> Any:
         if named and name not in named:
             return _Unnamed()
         sub = commands.add_parser(name, help=help)
@@ -383,13 +389,13 @@ def _parser(argv):
         sub.set_defaults(do=function)
         return sub
 
-    yes = {"action": "store_true"}
-    console = [
+    yes: dict[str, Any] = {"action": "store_true"}
+    console: list[Any] = [
         (("--console-socket",), {}),
         (("--pid-file",), {}),
         (("--preserve-fds",), {"type": _count, "default": 0}),
     ]
-    make = [
+    make: list[Any] = [
         (("--bundle", "-b"), {"default": "."}),
         (("--config", "-f"), {}),
         *console,
@@ -418,7 +424,7 @@ def _parser(argv):
     command("list", _list, form, (("--quiet", "-q"), yes), number=False, help="list containers")
     command("pause", _pause, help="freeze it")
     command("resume", _resume, help="let it go on")
-    limits = [((f"--{flag}",), {}) for flag in _LIMITS]
+    limits: list[Any] = [((f"--{flag}",), {}) for flag in _LIMITS]
     command("update", _update, (("--resources", "-r"), {}), *limits, help="change its limits")
     interval = (("--interval",), {"type": _seconds, "default": 5.0})
     command("events", _events, (("--stats",), yes), interval, help="tell what it uses, as JSON, again and again")
@@ -438,11 +444,11 @@ def _parser(argv):
     return parser
 
 
-def _refuse(options):
+def _refuse(options: Namespace) -> NoReturn:
     raise Unsupported(f"labkit-runtime has no {options.command}: {options.why}", "runc has it")
 
 
-def _count(text):
+def _count(text: str) -> int:
     if not text.isdigit() or int(text) > 1024:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of fds")
     return int(text)

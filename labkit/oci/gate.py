@@ -17,35 +17,38 @@ See fifo(7).
 import errno
 import os
 import select
+from collections.abc import Sequence
+from pathlib import Path
 
 from labkit.ground.errors import CommandError, InUse, LabError, NotFound, from_plain
 
 _WAIT, _RESULT = "exec.fifo", "exec.result"
 
 
-def make(folder):
+def make(folder: str | Path) -> None:
     """Make both pipes in `folder`."""
     for name in (_WAIT, _RESULT):
         os.mkfifo(os.path.join(folder, name), 0o600)
 
 
-def is_shut(folder):
+def is_shut(folder: str | Path) -> bool:
     """Tell whether a process still waits, or could: nobody has opened the gate yet."""
     return os.path.exists(os.path.join(folder, _WAIT))
 
 
-def come_to(folder):
+def come_to(folder: str | Path) -> tuple[int, int]:
     """Open both pipes as the one who will wait; return their fds."""
-    return tuple(os.open(os.path.join(folder, name), os.O_RDWR | os.O_CLOEXEC) for name in (_WAIT, _RESULT))
+    wait_fd, result = (os.open(os.path.join(folder, name), os.O_RDWR | os.O_CLOEXEC) for name in (_WAIT, _RESULT))
+    return wait_fd, result
 
 
-def wait(fd):
+def wait(fd: int) -> None:
     """Sleep until the gate is opened."""
     while os.read(fd, 1) != b"1":
         pass
 
 
-def open_for(folder, argv, seconds=10):
+def open_for(folder: str | Path, argv: Sequence[str], seconds: float = 10) -> None:
     """Open the gate; return once the program runs. Raises what stopped it.
 
     Raises InUse if it was opened before, NotFound if the process that waited is gone.
@@ -68,7 +71,7 @@ def open_for(folder, argv, seconds=10):
         os.close(result)
 
 
-def _await_exec(result, argv, seconds):
+def _await_exec(result: int, argv: Sequence[str], seconds: float) -> None:
     while True:
         if not select.select([result], [], [], seconds)[0]:
             raise LabError(

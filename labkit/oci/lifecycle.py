@@ -21,13 +21,22 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from labkit.ground import ledger, proc, state, syscalls
 from labkit.ground.dataclass import replace
 from labkit.ground.errors import BadValue, InUse, LabError, NotFound, from_oserror
 from labkit.ground.later import Later
 from labkit.oci import gate, hooks
+
+if TYPE_CHECKING:
+    from labkit.cgroups.cgroup import Cgroup
+    from labkit.container.channel import Spawned
+    from labkit.container.entry import Entry
+    from labkit.oci.bundle import Bundle
+    from labkit.oci.resources import Resources
 
 # What only one of the commands needs, and each is a process of its own.
 socket, cgroup, entry = Later("socket"), Later("labkit.cgroups.cgroup"), Later("labkit.container.entry")
@@ -38,7 +47,7 @@ resources, handed = Later("labkit.oci.resources"), Later("labkit.oci.handed")
 PROGRAM = state.REPO / "vagrant" / "labkit-runtime"
 
 
-def check_id(number):
+def check_id(number: str) -> str:
     """Return a container's id if it can be a folder's name that is not hidden. Raises BadValue."""
     if not re.fullmatch(r"[\w+-][\w+.-]{0,254}", number, re.ASCII):
         raise BadValue(
@@ -51,25 +60,25 @@ def check_id(number):
 class Box:
     """One container below the folder `root`."""
 
-    def __init__(self, root, number):
+    def __init__(self, root: str | Path, number: str) -> None:
         self.id = check_id(number)
         self.root = Path(root)
         self.folder = self.root / number
 
     # ---- what is known of it ----
 
-    def record(self):
+    def record(self) -> dict[str, Any]:
         """Return what was written down about it. Raise NotFound."""
         record = state.read_json(self.folder / "state.json") if self.folder.is_dir() else None
         if record is None:
             raise NotFound(f"container {self.id} does not exist", f"no folder {self.folder}")
         return record
 
-    def _write(self, **news):
+    def _write(self, **news: Any) -> None:
         old = state.read_json(self.folder / "state.json") or {}
         state.write_json(self.folder / "state.json", old | news, sync=False)
 
-    def status(self, record=None):
+    def status(self, record: dict[str, Any] | None = None) -> str:
         """Return creating, created, running, paused or stopped."""
         record = record or self.record()
         if "pid" not in record:
@@ -80,7 +89,7 @@ class Box:
             return "created"
         return "paused" if self.cgroup(record).is_frozen() else "running"
 
-    def state(self, **other):
+    def state(self, **other: Any) -> dict[str, Any]:
         """Return its state, in the specification's words."""
         record = self.record()
         status = other.get("status") or self.status(record)
@@ -88,15 +97,15 @@ class Box:
         order = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner")
         return {name: (record | news)[name] for name in order} | other
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         """Return its config.json, as it was when it was made."""
         return state.read_json(self.folder / "config.json", dict) or {}
 
-    def cgroup(self, record=None):
+    def cgroup(self, record: dict[str, Any] | None = None) -> "Cgroup":
         """Return its Cgroup."""
         return cgroup.Cgroup.of_paths((record or self.record())["cgroup"])
 
-    def pids(self):
+    def pids(self) -> list[int]:
         """Return the ids of its processes."""
         return self.cgroup().procs()
 
@@ -104,16 +113,16 @@ class Box:
 
     def create(
         self,
-        path,
+        path: str,
         *,
-        config=None,
-        console=None,
-        keep_fds=0,
-        sockets=0,
-        systemd_cgroup=False,
-        survives=True,
-        new_keyring=True,
-    ):
+        config: str | None = None,
+        console: str | None = None,
+        keep_fds: int = 0,
+        sockets: int = 0,
+        systemd_cgroup: bool = False,
+        survives: bool = True,
+        new_keyring: bool = True,
+    ) -> "Spawned":
         """Make all of it but its program's start; return the Spawned that waits. fds 0, 1 and 2 are handed on.
 
         `config` is its config.json if that isn't the bundle's, `console` the path of a
@@ -151,28 +160,39 @@ class Box:
             self._destroy()
             raise
 
-    def _make(self, bundle, resources, console, keep_fds, systemd_cgroup, survives, new_keyring):
+    def _make(
+        self,
+        bundle: "Bundle",
+        resources: "Resources",
+        console: str | None,
+        keep_fds: int,
+        systemd_cgroup: bool,
+        survives: bool,
+        new_keyring: bool,
+    ) -> "Spawned":
         place = bundle.linux.get("cgroupsPath") or ""
         unit = systemd.unit(place, self.id) if systemd_cgroup else None
         path = unit.path if unit else place or f"{state.label()}/{self.id}"
         group = cgroup.Cgroup.at(path, found=lambda paths: self._write(cgroup=paths))
+        into_unit: tuple[Any, ...] = ()
         if unit:
             self._write(unit=unit.name)
             # A scope is born with a process in it: it is made when there is one.
             group.remove()
+
+            def enter(pid: int) -> None:
+                unit.start(pid)
+                resources.apply(cgroup.Cgroup.of_paths(self.record()["cgroup"]))
+
+            into_unit = (moments.Call(f"make the scope {unit.name}", enter),)
         else:
             resources.apply(group)
-
-        def enter(pid):
-            unit.start(pid)
-            resources.apply(cgroup.Cgroup.of_paths(self.record()["cgroup"]))
-
         with bundles.shaped():
             job = bundles.job(
                 bundle,
                 group,
                 entry.Entry() if unit else _entry(group),
-                (moments.Call(f"make the scope {unit.name}", enter),) if unit else (),
+                into_unit,
                 gate=str(self.folder),
                 state=self.state(status="creating"),
                 at_hooks=lambda pid: hooks.run(bundle.hooks(), hooks.ON_CREATE, self.state(status="creating", pid=pid)),
@@ -195,7 +215,7 @@ class Box:
             raise
         return spawned
 
-    def start(self):
+    def start(self) -> None:
         """Let its program run; return once it does. A poststart hook that fails ends and deletes it, and is raised."""
         record = self.record()
         status = self.status(record)
@@ -213,7 +233,15 @@ class Box:
 
     # ---- a further process ----
 
-    def exec(self, process, *, console=None, keep_fds=0, survives=False, paused=False):
+    def exec(
+        self,
+        process: dict[str, Any],
+        *,
+        console: str | None = None,
+        keep_fds: int = 0,
+        survives: bool = False,
+        paused: bool = False,
+    ) -> "Spawned":
         """Run a further process in it, a `process` object of the specification; return its Spawned once it runs."""
         record = self.record()
         status = self.status(record)
@@ -241,8 +269,8 @@ class Box:
             handed.terminal(console, spawned.terminal)
         return spawned
 
-    def _at_listener(self, linux, **news):
-        def send(pid, fd):
+    def _at_listener(self, linux: dict[str, Any], **news: Any) -> Callable[[int, int], None]:
+        def send(pid: int, fd: int) -> None:
             first = {"pid": pid} if news else {}
             handed.listener(linux["seccomp"], self.state(**news, **first), pid, fd)
 
@@ -250,7 +278,7 @@ class Box:
 
     # ---- what it may use ----
 
-    def update(self, words):
+    def update(self, words: dict[str, Any]) -> None:
         """Change its limits: `words` are a `linux.resources`, of which counts what is in it."""
         record, config = self.record(), self.config()
         if self.status(record) == "stopped":
@@ -265,7 +293,7 @@ class Box:
 
     # ---- ended, gone ----
 
-    def kill(self, number, everyone=False):
+    def kill(self, number: int, everyone: bool = False) -> None:
         """Send a signal to its first process, or to all. Raise NotFound, in words that Docker's shim knows."""
         record = self.record()
         linux = (state.read_json(self.folder / "config.json") or {}).get("linux") or {}
@@ -284,7 +312,7 @@ class Box:
         with contextlib.suppress(NotFound), proc.pinned(record["pid"], record["start_ticks"]) as pidfd:
             syscalls.pidfd_send_signal(pidfd, number)
 
-    def delete(self, force=False):
+    def delete(self, force: bool = False) -> list[LabError]:
         """Take away all of it. Raise InUse if it runs, unless `force`. Return the LabErrors of hooks."""
         record = self.record()
         status = self.status(record)
@@ -299,7 +327,7 @@ class Box:
             return [error]
         return []
 
-    def _destroy(self):
+    def _destroy(self) -> None:
         record = state.read_json(self.folder / "state.json") or {}
         group = cgroup.Cgroup.of_paths(record.get("cgroup", ()))
         group.kill()
@@ -314,11 +342,11 @@ class Box:
 
     # ---- who answers for it ----
 
-    def _entries(self):
+    def _entries(self) -> list[ledger.Entry]:
         what = {"root": str(self.root), "number": self.id}
         return [entry for entry in ledger.entries() if entry.kind == "oci" and entry.what == what]
 
-    def _answer_for(self, owner):
+    def _answer_for(self, owner: ledger.Owner) -> None:
         """Write it into the ledger, in a root of labkit's own. In any other its caller answers for it."""
         if self.root != default_root():
             return
@@ -328,20 +356,20 @@ class Box:
             ledger.strike(entry)
 
 
-def default_root():
+def default_root() -> Path:
     """Return the folder that keeps containers if no other is named."""
     return state.run_dir("oci")
 
 
 @ledger.undoes("oci")
-def forget(root, number):
+def forget(root: str, number: str) -> None:
     """Undo a ledger entry: take the container away, whatever it is doing. Fine if it is gone."""
     box = Box(root, number)
     if box.folder.is_dir():
         box._destroy()
 
 
-def boxes(root):
+def boxes(root: str | Path) -> list[Box]:
     """Return the containers below `root`."""
     root = Path(root)
     return (
@@ -360,11 +388,11 @@ def _name_of(uid: int) -> str:
         return str(uid)
 
 
-def _entry(group):
+def _entry(group: "Cgroup") -> "Entry":
     return entry.Entry.into((folder.version, folder.path) for folder in group.folders)
 
 
-def _check_console(process, console, detached):
+def _check_console(process: dict[str, Any], console: str | None, detached: bool) -> None:
     if console and not process.get("terminal"):
         raise BadValue(
             "--console-socket without process.terminal", "a terminal is made only if the process asks for one"
@@ -373,7 +401,7 @@ def _check_console(process, console, detached):
         raise BadValue("process.terminal needs --console-socket here", "somebody must take the terminal's other end")
 
 
-def _give_stdio_to(owner):
+def _give_stdio_to(owner: tuple[int, int]) -> None:
     """Let the container's user open /dev/stdout again: a pipe belongs to who made it."""
     null = os.stat("/dev/null").st_rdev
     for fd in (0, 1, 2):

@@ -11,6 +11,7 @@ A limit that this machine has no controller for is refused by its name. See
 "Control groups" in the runtime specification, config-linux.md.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from labkit.cgroups import cgroupfs, devices
@@ -85,11 +86,11 @@ class Resources:
     """What a cgroup is to be told."""
 
     limits: Limits = Limits()
-    rules: tuple | None = devices.DEFAULT  # None: all devices
-    files: tuple = ()  # (name, value, as the config calls it)
+    rules: tuple[devices.Rule, ...] | None = devices.DEFAULT  # None: all devices
+    files: tuple[tuple[str, Any, str], ...] = ()  # name, value, as the config calls it
     realtime: tuple[int | None, int | None] = (None, None)  # runtime and period, µs
 
-    def apply(self, group, rules=True):
+    def apply(self, group: Cgroup, rules: bool = True) -> None:
         """Write it all. Raises Unsupported, by name, for what this machine has no file for."""
         group.set(self.limits)
         _give_realtime(group, *self.realtime)
@@ -123,7 +124,7 @@ def _give_realtime(group: Cgroup, runtime: int | None, period: int | None) -> No
             group.write(name, value)
 
 
-def read(words, v1_cpu=False):
+def read(words: dict[str, Any] | None, v1_cpu: bool = False) -> Resources:
     """Return the Resources of a config's linux.resources. Raises BadValue or Unsupported, and names the word.
 
     `v1_cpu` says that the cpu controller is version 1's, which takes shares as they are.
@@ -136,7 +137,7 @@ def read(words, v1_cpu=False):
             if f"{name}.{inner}" in _NOT_HERE and value[inner]:
                 raise Unsupported(f"linux.resources.{name}.{inner}: {_NOT_HERE[f'{name}.{inner}']}", "leave it out")
     memory, cpu, block = (words.get(name, {}) for name in ("memory", "cpu", "blockIO"))
-    files = []
+    files: list[tuple[str, Any, str]] = []
     if cpu.get("shares") and v1_cpu:
         files.append(("cpu.shares", cpu["shares"], "cpu.shares"))
     for name, word, value in (
@@ -162,7 +163,7 @@ def read(words, v1_cpu=False):
     return Resources(limits, _rules(words.get("devices", ())), tuple(files), realtime)
 
 
-def _memory(words):
+def _memory(words: dict[str, Any]) -> dict[str, Any]:
     limit, swap = words.get("limit") or None, words.get("swap") or None
     beyond = None
     if swap == UNLIMITED and limit is None:
@@ -180,7 +181,7 @@ def _memory(words):
     return {"memory": limit, "memory_swap": beyond, "memory_low": words.get("reservation") or None}
 
 
-def _cpu(words):
+def _cpu(words: dict[str, Any]) -> dict[str, Any]:
     quota, period, shares = (words.get(name) or None for name in ("quota", "period", "shares"))
     if period and quota is None:
         quota = UNLIMITED
@@ -193,14 +194,14 @@ def _cpu(words):
     }
 
 
-def _pids(number):
+def _pids(number: int | None) -> int | None:
     if not number:
         return None
     return number if number > 0 else UNLIMITED
 
 
-def _io(words):
-    rates = {}
+def _io(words: dict[str, Any]) -> tuple[IoLimit, ...]:
+    rates: dict[str, dict[str, int]] = {}
     for word, name in (
         ("throttleReadBpsDevice", "rbps"),
         ("throttleWriteBpsDevice", "wbps"),
@@ -214,9 +215,10 @@ def _io(words):
     return tuple(IoLimit(device, **found) for device, found in rates.items())
 
 
-def _rules(words):
+def _rules(words: Iterable[dict[str, Any]]) -> tuple[devices.Rule, ...] | None:
     """Return the devices allowed in the end; what every container has is among them. None: all devices."""
-    allowed, everything = [], False
+    allowed: list[devices.Rule] = []
+    everything = False
     for word in words:
         kind = word.get("type") or "a"
         major, minor = (None if word.get(name) in (None, -1) else word[name] for name in ("major", "minor"))
@@ -238,7 +240,7 @@ def _rules(words):
     return None if everything else (*devices.DEFAULT, *allowed)
 
 
-def _overlaps(rule, kind, major, minor):
+def _overlaps(rule: devices.Rule, kind: str, major: int | None, minor: int | None) -> bool:
     return rule.kind == kind and all(
         here is None or there is None or here == there for here, there in ((rule.major, major), (rule.minor, minor))
     )

@@ -12,6 +12,7 @@ before he started the program by hand:
 
 import os
 import resource
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ INFINITE = (1 << 64) - 1
 class Settings:
     """What is set before the program runs. Numbers and words of the runtime specification."""
 
-    rlimits: tuple = ()  # (name, soft, hard)
+    rlimits: tuple[tuple[str, int, int], ...] = ()  # name, soft, hard
     oom_score_adj: int | None = None
     umask: int = 0o022
     apparmor: str | None = None
     personality: int | None = None
 
 
-def check_rlimit(name, soft, hard):
+def check_rlimit(name: str, soft: int, hard: int) -> tuple[str, int, int]:
     """Return the triple; raise BadValue for a limit that there isn't or that is above its own hard limit."""
     if name not in RLIMITS:
         raise BadValue(f"there is no resource limit {name!r}", "the limits: " + ", ".join(sorted(RLIMITS)))
@@ -53,12 +54,12 @@ def personality(words: dict[str, Any] | None) -> int | None:
     return domains[words["domain"]]
 
 
-def set_rlimits(pid, rlimits):
+def set_rlimits(pid: int, rlimits: Iterable[tuple[str, int, int]]) -> None:
     """Set the resource limits of a process, as its parent. See prlimit(2)."""
     for name, soft, hard in rlimits:
-        numbers = [-1 if number == INFINITE else number for number in (soft, hard)]
+        numbers = (-1 if soft == INFINITE else soft, -1 if hard == INFINITE else hard)
         try:
-            resource.prlimit(pid, RLIMITS[name], tuple(numbers))
+            resource.prlimit(pid, RLIMITS[name], numbers)
         except (OSError, ValueError) as error:
             raise KernelError(
                 f"setting {name} to {soft}:{hard}",
@@ -67,7 +68,7 @@ def set_rlimits(pid, rlimits):
             ) from None
 
 
-def set_oom_score_adj(pid, number):
+def set_oom_score_adj(pid: int, number: int) -> None:
     """Say how soon a process is killed when memory is short: -1000 never, 1000 first. See proc(5)."""
     path = Path("/proc", str(pid), "oom_score_adj")
     try:
@@ -79,7 +80,7 @@ def set_oom_score_adj(pid, number):
 APPARMOR = Path("/sys/kernel/security/apparmor")
 
 
-def open_proc(profile):
+def open_proc(profile: str) -> int:
     """Open the host's /proc, to take on a profile through it later; return the fd.
 
     Raises Unsupported if this kernel has no AppArmor, NotFound if the profile is not loaded.
@@ -95,7 +96,7 @@ def open_proc(profile):
     return os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def apparmor_on_exec(host_proc, profile):
+def apparmor_on_exec(host_proc: int, profile: str) -> None:
     """Take on a profile at the next exec. `host_proc` is an fd of the host's /proc; it is closed. See apparmor(7)."""
     try:
         # Opened only now: the kernel takes the word of the very process that opened the file.
@@ -109,7 +110,7 @@ def apparmor_on_exec(host_proc, profile):
         os.close(host_proc)
 
 
-def _attribute(host_proc):
+def _attribute(host_proc: int) -> str:
     """Return the name of the file that takes a profile: before Linux 5.1 all security modules shared one."""
     own = "self/attr/apparmor/exec"
     return own if os.access(own, os.F_OK, dir_fd=host_proc) else "self/attr/exec"

@@ -28,7 +28,7 @@ class Unit:
     slice: str
 
     @property
-    def path(self):
+    def path(self) -> str:
         """The folder, from the tree's root."""
         parts = self.slice.removesuffix(".slice").split("-")
         steps = (
@@ -38,7 +38,7 @@ class Unit:
         )
         return "/" + "/".join([*steps, self.name])
 
-    def start(self, pid, seconds=10):
+    def start(self, pid: int, seconds: float = 10) -> None:
         """Have systemd make the scope around a process, and wait until it is in there."""
         call = [
             "busctl", "call", *_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", self.name, "replace",
@@ -58,7 +58,7 @@ class Unit:
             time.sleep(0.005)
 
 
-def stop(name):
+def stop(name: str) -> None:
     """Have systemd forget a scope; fine if it has already, as it does some time after the last process."""
     subprocess.run(
         ["busctl", "call", *_MANAGER, "StopUnit", "ss", name, "replace"],
@@ -67,7 +67,7 @@ def stop(name):
     )
 
 
-def unit(place, number):
+def unit(place: str, number: str) -> Unit:
     """Return the Unit of a `slice:prefix:name`.
 
     Raise Unsupported where systemd does not rule, BadValue for another form.

@@ -4,6 +4,7 @@ See features.md and config.md of the runtime specification.
 """
 
 import os
+from typing import Any
 
 from labkit.container import standard_mounts
 from labkit.isolation import mount_options, seccomp, security
@@ -12,7 +13,7 @@ from labkit.oci import VERSION, bundle, hooks, priorities
 NEWEST = "1.3.0"  # of which each word is built, or refused by its name
 
 
-def features():
+def features() -> dict[str, Any]:
     """Return what this runtime can."""
     return {
         "ociVersionMin": "1.0.0",
@@ -47,7 +48,7 @@ def features():
     }
 
 
-def example():
+def example() -> dict[str, Any]:
     """Return a config.json to begin with: what Docker would say for a shell in `rootfs`."""
     keep = [f"CAP_{name}" for name in ("AUDIT_WRITE", "KILL", "NET_BIND_SERVICE")]
     devpts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
@@ -99,7 +100,7 @@ def example():
     }
 
 
-def rootless_example():
+def rootless_example() -> dict[str, Any]:
     """Return the same for a user namespace in which whoever calls is root: what is not his is left out, or bound."""
     config = example()
     for mount in config["mounts"]:
