@@ -113,8 +113,7 @@ def write(kind: str, owner: Owner | None = None, **what: object) -> Entry:
     number = _next_number()
     group = _group.get()
     path = f"{_folder()}/{number:020d}-{os.urandom(4).hex()}.{group}.json"
-    scope = _scope.get() or os.environ.get(_CHAPTER, "")
-    entry = Entry(number, kind, what, owner or me(), group, scope, _UNDOERS[kind].__module__, path)
+    entry = Entry(number, kind, what, owner or me(), group, current_scope(), _UNDOERS[kind].__module__, path)
     record = dict(vars(entry))
     del record["file"]
     # No sync: the entry must outlive this process, not the kernel that holds the thing.
@@ -209,6 +208,11 @@ def scope(name: str) -> Iterator[None]:
         yield
     finally:
         _scope.reset(token)
+
+
+def current_scope() -> str:
+    """Return the chapter or panel that what is made now belongs to, or nothing."""
+    return _scope.get() or os.environ.get(_CHAPTER, "")
 
 
 def begin(chapter: str) -> None:

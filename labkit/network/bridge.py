@@ -162,9 +162,12 @@ LAB = "lab"  # among a network's users: nobody's container, on the host's own ad
 
 
 def stay(name: str) -> None:
-    """Have a network that is there stay when its last container goes, until `lab clean`; making it anew is slow."""
+    """Have a network that is there stay when its last container goes, until `lab clean`; making it anew is slow.
+
+    Not within a chapter, which gives back all that it makes.
+    """
     known = record(name)
-    if known is None or LAB in known["users"]:
+    if known is None or LAB in known["users"] or ledger.current_scope():
         return
     with state.lock("network"):
         if known := record(name):

@@ -268,7 +268,9 @@ def test_a_signal_to_lab_run_goes_on_to_the_container():
 
 def test_the_third_ctrl_c_ends_a_container_that_ignores_them():
     process = subprocess.Popen(
-        [*LAB, "run", "--rm", "busybox", "sh", "-c", "echo up; sleep 60; true"], stdout=subprocess.PIPE, text=True
+        [*LAB, "run", "--rm", "busybox", "sh", "-c", "trap '' INT; echo up; sleep 60; true"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "up\n"
     for _ in range(3):

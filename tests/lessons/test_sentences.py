@@ -42,12 +42,18 @@ def group():
 def inside(group, *command):
     """Run a command that is in the group before it begins."""
     script = "".join(f"echo $$ > {path}; " for path in group.procs_files) + 'exec "$@"'
-    process = subprocess.Popen(["sh", "-c", script, "sh", *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["sh", "-c", script, "sh", *command],
+        stdin=subprocess.PIPE,  # of ours there may be no more
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         yield process
     finally:
         process.kill()
         process.wait()
+        process.stdin.close()
         process.stdout.close()
 
 

@@ -389,6 +389,16 @@ def test_lab_run_leaves_its_bridge_for_the_next_until_clean():
     assert worlds.inside(work) == (["plug lab bridge"], [], ["lo", "world"], "")
 
 
+def test_a_chapter_leaves_no_bridge(monkeypatch):
+    def work(world):
+        monkeypatch.setenv("LABKIT_CHAPTER", "10")
+        assert ledger.current_scope() == "10"
+        command = [sys.executable, "-m", "labkit", "run", "--rm", "busybox", "true"]
+        return subprocess.run(command).returncode, [*map(str, ledger.entries())], links()
+
+    assert worlds.inside(work) == (0, [], ["lo", "world"])
+
+
 def test_many_at_once_get_different_addresses_and_all_come_back():
     def work(world):
         words = [
