@@ -15,6 +15,12 @@ def pytest_configure():
         signal.signal(number, signal.SIG_DFL)
 
 
+@pytest.fixture(autouse=True)
+def no_bridge_stays():
+    yield
+    give_back_the_bridge()
+
+
 @pytest.fixture
 def needs_root():
     """Skip the test unless it may do everything."""

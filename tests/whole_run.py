@@ -73,7 +73,8 @@ def pytest_runtest_protocol(item):
 
 def give_back_the_bridge():
     """Take away what `lab run` leaves for the next one. Everything else has to be gone by itself."""
-    bridge.unplug("bridge", bridge.LAB)
+    if bridge.LAB in (bridge.record("bridge") or {"users": ()})["users"]:
+        bridge.unplug("bridge", bridge.LAB)
 
 
 @pytest.hookimpl(wrapper=True)
