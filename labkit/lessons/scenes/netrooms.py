@@ -57,8 +57,9 @@ class Room:
         return json.loads(self._do(["ip", "-json", "-details", "address"]).stdout)
 
     def reaches(self, address: str) -> bool:
-        """Tell whether a ping from here gets an answer."""
-        return self.run(["busybox", "ping", "-c", "1", "-W", "1", address], show=False) == 0
+        """Tell whether one of three pings from here gets an answer: a cable just plugged in takes up to a second."""
+        ping = ["busybox", "ping", "-c", "1", "-W", "1", address]
+        return any(self.run(ping, show=False) == 0 for _ in range(3))
 
     def _do(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         where = ["nsenter", f"--net=/proc/{self.pid}/ns/net", "--"]
