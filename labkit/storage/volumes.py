@@ -43,8 +43,8 @@ class Volume:
 def create(name: str) -> Volume:
     """Make a named volume, or find the one there is; return it. Raises BadValue."""
     state.check_name(name, "volume name")
-    home = _home() / name
-    data = home / "_data"
+    data = folder(name)
+    home = data.parent
     try:
         home.mkdir(mode=0o700, exist_ok=True)
         if not data.exists():
@@ -69,7 +69,7 @@ def _take_name(scratch: Path, data: Path) -> None:
 def get(name: str) -> Volume:
     """Return the Volume of that name. Raises NotFound with the names there are."""
     state.check_name(name, "volume name")
-    data = _home() / name / "_data"
+    data = folder(name)
     if not data.is_dir():
         there = ", ".join(volume.name for volume in all()) or "none"
         raise NotFound(f"there is no volume {name}", f"here: {there}; a container that names one makes it")
