@@ -499,7 +499,7 @@ oci/bundle.py -- 13
 
 a config's masks are left out
 oci/bundle.py -- oci/test_runtime.py masked_and_read_only
--steps += [mounts.Mask(path) for path in _paths(linux, "maskedPaths")]
+-steps += [mounts.Mask(path) for path in dict.fromkeys(_paths(linux, "maskedPaths"))]
 
 a config's memory limit is not set
 oci/resources.py -- oci/test_runtime.py resources_are_what
