@@ -48,23 +48,45 @@ class Hierarchy:
 def hierarchies() -> list[Hierarchy]:
     """Return every Hierarchy that this process can reach, v2's last. Raise Unsupported if there is none."""
     places = proc.cgroups()
-    found: dict[str, Hierarchy] = {}
-    for mount in proc.mounts():
-        if mount.type == "cgroup":
-            names = tuple(name for name in mount.super_options if name in places and name)
-            if names:
-                found[names[0]] = _v1(mount, names, places[names[0]])
-        elif mount.type == "cgroup2":
-            # Not below our own place: a v2 folder with processes in it, as ours
-            # is, can't hand controllers to children. So it is made at the root.
-            controllers = proc.read(f"{mount.target}/cgroup.controllers").split()
-            found[""] = Hierarchy(2, Path(mount.target), Path(mount.target), _known(controllers))
+    found = [
+        _v1(mount, names, places[names[0]]) if names else _v2(mount) for mount, names in _chosen(proc.mounts(), places)
+    ]
     if not found:
         raise Unsupported(
             "no cgroup tree is mounted: /proc/self/mountinfo has neither cgroup nor cgroup2",
             "mount -t cgroup2 none /sys/fs/cgroup",
         )
-    return sorted(found.values(), key=lambda tree: tree.version)
+    return sorted(found, key=lambda tree: tree.version)
+
+
+def _chosen(mounts: Iterable[proc.Mount], places: dict[str, str]) -> Iterable[tuple[proc.Mount, tuple[str, ...]]]:
+    """Return the mount of each tree, and its names, () for v2's.
+
+    Somebody may have mounted a tree, or a part of it, a second time: for a chroot, or for a container without a
+    mount namespace. What is mounted over the first one hides it. Elsewhere it has to show more.
+    """
+    found: dict[str, tuple[proc.Mount, tuple[str, ...]]] = {}
+    for mount in mounts:
+        names = tuple(name for name in mount.super_options if name in places and name) if mount.type == "cgroup" else ()
+        if not names and mount.type != "cgroup2":
+            continue
+        key = names[0] if names else ""
+        other = found[key][0] if key in found else None
+        if other is None or mount.target == other.target or _rank(mount, places, key) > _rank(other, places, key):
+            found[key] = (mount, names)
+    return found.values()
+
+
+def _rank(mount: proc.Mount, places: dict[str, str], key: str) -> tuple[bool, bool]:
+    """Return how good a mount of a tree is: whether it shows the place of this process, and can be written."""
+    return not os.path.relpath(places.get(key, "/"), mount.root).startswith(".."), "rw" in mount.options
+
+
+def _v2(mount: proc.Mount) -> Hierarchy:
+    # Not below our own place: a v2 folder with processes in it, as ours
+    # is, can't hand controllers to children. So it is made at the root.
+    controllers = proc.read(f"{mount.target}/cgroup.controllers").split()
+    return Hierarchy(2, Path(mount.target), Path(mount.target), _known(controllers))
 
 
 # Looked at anew each time; but what looks the same is the same.

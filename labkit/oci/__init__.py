@@ -6,6 +6,7 @@ Read in this order:
     lifecycle    what each of them does
     bundle       config.json: the runtime specification
     moments      the steps that only a runtime is asked for, and where they belong
+    hostmounts   a container without a mount namespace
     gate         created but not started: a finished container that waits
     hooks        programs of somebody else, at fixed moments
     links        network links that become the container's

@@ -29,12 +29,12 @@ from labkit.container import joining, launch, standard_mounts
 from labkit.container.channel import Step
 from labkit.container.entry import Entry
 from labkit.container.launch import Job, ParentStep
-from labkit.container.steps import GoTo, WriteSysctls
+from labkit.container.steps import GoTo, MakePrivate, PivotRoot, WriteSysctls
 from labkit.ground import proc
 from labkit.ground.dataclass import dataclass, field, replace
 from labkit.ground.errors import BadValue, NotFound, Unsupported, from_oserror
 from labkit.isolation import mount_options, mounts, namespaces, seccomp, security, sysctls
-from labkit.oci import hooks, links, moments, priorities, resources, settings
+from labkit.oci import hooks, hostmounts, links, moments, priorities, resources, settings
 
 # the specification's word: ours
 KINDS = {
@@ -133,17 +133,19 @@ def read(path: str, config_file: str | None = None) -> Bundle:
         raise NotFound(
             f"{file}: root.path is {bundle.rootfs}, and there is no such folder", "put the files of the root there"
         )
-    return bundle if "mnt" in bundle.kinds() else _with_mounts_apart(bundle)
+    return bundle if "mnt" in bundle.kinds() else _among_the_hosts_mounts(bundle)
 
 
-def _with_mounts_apart(bundle: Bundle) -> Bundle:
-    """Give it a mount namespace after all, that what the host mounts comes into: its own mounts stay out there."""
-    linux = {"rootfsPropagation": "rslave", **bundle.linux}
-    linux["namespaces"] = [*(linux.get("namespaces") or ()), {"type": "mount"}]
-    warning = (
-        "no mount namespace in linux.namespaces: one that follows the host's is made, or its mounts would be the host's"
-    )
-    return replace(bundle, config={**bundle.config, "linux": linux}, warnings=(*bundle.warnings, warning))
+def _among_the_hosts_mounts(bundle: Bundle) -> Bundle:
+    """Check a bundle without a mount namespace: what can't be done without one is refused."""
+    if "user" in bundle.kinds():
+        raise BadValue(
+            "linux.namespaces has user and no mount: who is root in there only may not mount for the host",
+            "add a mount namespace",
+        )
+    if bundle.linux.get("rootfsPropagation"):
+        raise BadValue("linux.rootfsPropagation without a mount namespace: it would be the host's", "leave it out")
+    return replace(bundle, warnings=(*bundle.warnings, hostmounts.WARNING))
 
 
 @contextlib.contextmanager
@@ -344,6 +346,8 @@ def job(
         spread=mount_options.propagation(linux["rootfsPropagation"]) if linux.get("rootfsPropagation") else None,
         at_root=at_root,
     )
+    if "mnt" not in bundle.kinds():
+        first = launch.instead(launch.instead(first, MakePrivate), PivotRoot, hostmounts.Chroot())
     return Job(
         (
             moments.TakeCpus(),
@@ -375,6 +379,8 @@ def further(
     more = ("SYS_ADMIN",) if words["filters"] and not words["no_new_privs"] else ()
     steps = joining.join(pid, kinds, (*words["power"].bounding, *more))
     inside = moments.inside(words, console=False, **how)
+    if "mnt" not in kinds:
+        steps = launch.before(steps, joining.LeavePowerOutside, hostmounts.ChrootLike(pid))
     if "user" not in kinds:
         # Into a folder that is not the user's own, by the power that the next step leaves outside.
         steps = launch.before(steps, joining.LeavePowerOutside, GoTo(words["cwd"]))
@@ -472,7 +478,8 @@ def _plan(bundle: Bundle, group: Cgroup) -> mounts.Plan:
     steps += [mounts.ReadOnly(path) for path in dict.fromkeys(_paths(linux, "readonlyPaths"))]
     if bundle.config["root"].get("readonly"):
         steps.append(mounts.Seal("/"))
-    return mounts.Plan(mounts.BindRoot(bundle.rootfs, bundle.rootfs, 0), tuple(steps))
+    root = mounts.BindRoot if "mnt" in bundle.kinds() else hostmounts.RootForAll
+    return mounts.Plan(root(bundle.rootfs, bundle.rootfs, 0), tuple(steps))
 
 
 def _mount(bundle: Bundle, group: Cgroup, words: dict[str, Any], where: str) -> Iterable[mounts.MountStep]:

@@ -43,6 +43,7 @@ socket, cgroup, entry = Later("socket"), Later("labkit.cgroups.cgroup"), Later("
 spawner, bundles = Later("labkit.container.spawner"), Later("labkit.oci.bundle")
 moments, systemd = Later("labkit.oci.moments"), Later("labkit.oci.systemd")
 resources, handed = Later("labkit.oci.resources"), Later("labkit.oci.handed")
+hostmounts = Later("labkit.oci.hostmounts")
 
 PROGRAM = state.REPO / "vagrant" / "labkit-runtime"
 
@@ -153,6 +154,8 @@ class Box:
                 annotations=bundle.config.get("annotations") or {}, owner=_name_of(os.getuid()),
                 cgroup=[], maker=ledger.me()[:2], created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )  # fmt: skip
+            if "mnt" not in bundle.kinds():
+                self._write(seen_at_root=hostmounts.on_top(bundle.rootfs))
             state.write_json(self.folder / "config.json", bundle.config, sync=False)
             gate.make(self.folder)
             return self._make(bundle, resources, console, keep_fds, systemd_cgroup, survives, new_keyring)
@@ -334,6 +337,8 @@ class Box:
         if "unit" in record:
             systemd.stop(record["unit"])
         group.remove()
+        if "seen_at_root" in record:
+            hostmounts.take_away(record["rootfs"], record["seen_at_root"])
         for path in self.folder.iterdir():
             path.unlink()
         self.folder.rmdir()

@@ -750,3 +750,15 @@ def test_a_containers_processes_are_all_in_its_cgroup():
     with Container("busybox", workloads.spin(3), cpus="0.5").start() as box:
         until(lambda: len(box.cgroup.procs()) == 3)
         assert {process.pid for process in box.top()} == set(box.cgroup.procs())
+
+
+def test_a_second_mount_of_a_tree_elsewhere_is_not_taken_for_the_tree(group, tmp_path):
+    before = hierarchies.hierarchies()
+    for number, folder in enumerate(group.folders):
+        (tmp_path / str(number)).mkdir()
+        syscalls.mount(str(folder.path), str(tmp_path / str(number)), None, syscalls.MS_BIND)
+    try:
+        assert hierarchies.hierarchies() == before
+    finally:
+        for number, _ in enumerate(group.folders):
+            syscalls.umount2(str(tmp_path / str(number)), 0)

@@ -19,6 +19,7 @@ import pytest
 
 from labkit.cgroups import cgroup, limits
 from labkit.ground import errors, ledger, proc, state
+from labkit.ground import syscalls as sc
 from labkit.ground.errors import BadValue
 from labkit.isolation import mount_options, sysctls
 from labkit.oci import bundle, hooks, lifecycle, resources, systemd
@@ -577,12 +578,45 @@ def test_what_means_nothing_is_warned_of_and_let_pass(box):
         assert word in done.stderr
 
 
-def test_without_a_mount_namespace_the_hosts_mounts_stay_as_they_are(box):
+def without_mount_namespace(box):
     box.config["linux"]["namespaces"] = [one for one in box.config["linux"]["namespaces"] if one["type"] != "mount"]
-    before = Path("/proc/self/mountinfo").read_text()
-    done = box.shell("test -e /proc/self/status").run()
-    assert done.returncode == 0 and "no mount namespace" in done.stderr
-    assert Path("/proc/self/mountinfo").read_text() == before
+    return proc.mounts()
+
+
+def test_without_a_mount_namespace_its_mounts_are_the_hosts_until_it_is_deleted(box, rootfs):
+    before = without_mount_namespace(box)
+    box.shell("exec sleep 60").create()
+    try:
+        here = {mount.target: mount for mount in proc.mounts()}
+        assert here[str(rootfs)].propagation == () and str(rootfs / "proc") in here
+        assert box("start", box.id).returncode == 0
+        done = box("exec", box.id, "sh", "-c", "readlink /proc/self/ns/mnt; ls /etc")
+        assert done.stdout.splitlines()[0] == os.readlink("/proc/self/ns/mnt"), done.stderr
+        assert done.stdout.splitlines()[1:] == sorted(os.listdir(rootfs / "etc"))
+    finally:
+        box("delete", "--force", box.id)
+    assert proc.mounts() == before
+
+
+def test_what_the_host_had_mounted_there_is_not_taken_away(box, rootfs):
+    sc.mount(str(rootfs), str(rootfs), None, sc.MS_BIND)
+    try:
+        before = without_mount_namespace(box)
+        box.config["hooks"] = {"createRuntime": [{"path": "/bin/false"}]}
+        assert box.shell("true").run().returncode and proc.mounts() == before
+        box.config["hooks"] = {}
+        box.config["linux"]["resources"] = {"cpu": {"cpus": "9999"}}  # that fails before anything is mounted
+        assert box.shell("true").run().returncode and proc.mounts() == before
+    finally:
+        sc.umount2(str(rootfs), sc.MNT_DETACH)
+
+
+@pytest.mark.parametrize("words", [{"rootfsPropagation": "shared"}, {"namespaces": [{"type": "user"}]}])
+def test_what_takes_a_mount_namespace_is_refused_without_one(box, words):
+    without_mount_namespace(box)
+    box.config["linux"].update(words)
+    done = box.shell("true").run()
+    assert done.returncode and "mount" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_mount_and_uts_namespaces_are_joined_by_path(box):
