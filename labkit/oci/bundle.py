@@ -163,7 +163,8 @@ def shaped(what: str = "config.json") -> Iterator[None]:
 def read_json(file: str | Path) -> dict[str, Any]:
     """Return the object in a JSON file. Raises NotFound or BadValue."""
     try:
-        value = json.loads(Path(file).read_bytes())
+        data = Path(file).read_bytes()
+        value = json.loads(data)
     except FileNotFoundError:
         raise NotFound(f"there is no {file}", "`labkit-runtime spec` writes one to begin with") from None
     except OSError as error:
@@ -172,7 +173,22 @@ def read_json(file: str | Path) -> dict[str, Any]:
         raise BadValue(f"{file} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise BadValue(f"{file} holds no JSON object")
+    if b"\\u0000" in data or b"\\ud" in data.lower():
+        _check_texts(value, str(file))
     return value
+
+
+def _check_texts(value: object, where: str) -> None:
+    """Refuse a text that the kernel can't be told: a C string ends at NUL, and half a surrogate is no letter."""
+    if isinstance(value, dict):
+        for name, one in value.items():
+            _check_texts(name, f"a name in {where}")
+            _check_texts(one, f"{where}: {name}")
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            _check_texts(one, f"{where}[{number}]")
+    elif isinstance(value, str) and ("\0" in value or any(0xD800 <= ord(letter) <= 0xDFFF for letter in value)):
+        raise BadValue(f"{where}: {value!r} has a NUL or half a letter in it", "no path, name or word may have one")
 
 
 def check_process(process: dict[str, Any]) -> list[str]:
@@ -315,8 +331,9 @@ def job(
             raise BadValue(
                 f"{name} is set, and the container has no uts namespace of its own", "it would rename the host"
             )
-    if config.get("domainname") and "kernel.domainname" in (linux.get("sysctl") or {}):
-        raise BadValue("domainname and linux.sysctl kernel.domainname are the same thing", "say it once")
+    written = (linux.get("sysctl") or {}).get("kernel.domainname")
+    if config.get("domainname") and written not in (None, config["domainname"]):
+        raise BadValue("domainname and linux.sysctl kernel.domainname are the same thing, and differ", "say it once")
     if devices := linux.get("netDevices") or {}:
         links.check(devices)
         if "net" not in made and _is_own("net", dict(paths).get("net")):
@@ -522,19 +539,21 @@ def _paths(linux: dict[str, Any], name: str) -> list[str]:
 
 def _devices(bundle: Bundle) -> list[mounts.MountStep]:
     steps: list[mounts.MountStep] = []
+    apart = mounts.NOSUID | mounts.NOEXEC if "user" in bundle.kinds() else 0
     for number, words in enumerate(bundle.linux.get("devices") or ()):
         path, kind = words.get("path"), words.get("type")
         if not isinstance(path, str) or not path.startswith("/") or kind not in ("c", "b", "u", "p"):
             raise BadValue(f"linux.devices[{number}]: path {path!r} and type {kind!r} can't be meant")
         path = os.path.normpath(path)
         if "user" in bundle.kinds():  # a user namespace may not mknod: the host's own node, bound
-            steps.append(mounts.Bind(path, path, recursive=False))
+            steps.append(mounts.Bind(path, path, apart, recursive=False))
             continue
         major, minor, uid, gid = (words.get(name, 0) for name in ("major", "minor", "uid", "gid"))
         mode = words.get("fileMode", 0o666)
         steps.append(mount_options.Device(path, kind, major, minor, mode & 0o777, uid, gid))
     steps += [
-        mounts.Bind(f"/dev/{name}", f"/dev/{name}", recursive=False, follow=True) for name in standard_mounts.DEVICES
+        mounts.Bind(f"/dev/{name}", f"/dev/{name}", apart, recursive=False, follow=True)
+        for name in standard_mounts.DEVICES
     ]
     return [*steps, *standard_mounts.device_links()]
 

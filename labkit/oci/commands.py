@@ -221,7 +221,10 @@ def _process(options: Namespace, box: lifecycle.Box) -> dict[str, Any]:
 
 
 def _state(options: Namespace) -> None:
-    print(json.dumps(_box(options).state(), indent=2))
+    words = _box(options).state()
+    if words["status"] == "creating":  # who waits for an answer would call `start` too soon
+        raise NotFound(f"container {options.id} does not exist", "it is just being made")
+    print(json.dumps(words, indent=2))
 
 
 def _kill(options: Namespace) -> None:

@@ -611,6 +611,29 @@ def test_what_the_host_had_mounted_there_is_not_taken_away(box, rootfs):
         sc.umount2(str(rootfs), sc.MNT_DETACH)
 
 
+def test_one_that_is_just_being_made_is_not_there_yet_for_who_waits_for_it(box):
+    script = f"{' '.join(box.command('state', box.id))} >{box.folder}/said 2>&1; echo $? >>{box.folder}/said"
+    box.set("hooks.createRuntime", [{"path": "/bin/sh", "args": ["sh", "-c", script]}]).shell("sleep 100").create()
+    said = (box.folder / "said").read_text()
+    assert "does not exist" in said and said.endswith("\n1\n")
+    assert box.state()["status"] == "created"
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("place", ["linux.cgroupsPath", "hostname", "process.args", "annotations"])
+def test_a_text_that_the_kernel_cannot_be_told_is_refused_by_its_place(box, place, text):
+    value = {"process.args": ["true", text], "annotations": {text: "x"}}.get(place, text)
+    done = box.set(place, value).run()
+    assert done.returncode == 1 and place.rpartition(".")[2] in done.stderr and "NUL" in done.stderr
+    assert "Traceback" not in done.stderr and box.left() == []
+
+
+def test_the_domains_name_may_be_said_twice_but_not_differently(box):
+    box.set("domainname", "here").set("linux.sysctl", {"kernel.domainname": "here"})
+    assert box.shell("cat /proc/sys/kernel/domainname").run().stdout == "here\n"
+    assert "differ" in box.set("domainname", "there").run().stderr
+
+
 @pytest.mark.parametrize("words", [{"rootfsPropagation": "shared"}, {"namespaces": [{"type": "user"}]}])
 def test_what_takes_a_mount_namespace_is_refused_without_one(box, words):
     without_mount_namespace(box)
