@@ -9,6 +9,7 @@ On a hybrid machine both are done. See cgroups(7), clone(2).
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,9 +28,13 @@ class Entry(Step):
     v1: tuple[str, ...] = ()
 
     @classmethod
-    def into(cls, folders: Iterable[tuple[int, Path | str]]) -> "Entry":
-        """Return the way into a cgroup that is these (version, folder), one a hierarchy."""
-        places = [(version, str(folder)) for version, folder in folders]
+    def into(cls, folders: Iterable[tuple[int, Path | str]], beside: int | None = None) -> "Entry":
+        """Return the way into a cgroup that is these (version, folder), one a hierarchy.
+
+        With `beside`, the pid of its first process: if that has moved to a folder below, and made
+        of its cgroup one that hands controllers down (as systemd does in a container), to there.
+        """
+        places = [(version, _holding(version, str(folder), beside)) for version, folder in folders]
         born = next((folder for version, folder in places if version == 2), None)
         return cls(born, tuple(folder for version, folder in places if version == 1))
 
@@ -54,4 +59,20 @@ class Entry(Step):
             try:
                 proc.write_plain(path, "0")
             except OSError as error:
-                raise from_oserror(error, f"entering the cgroup of {path}") from None
+                found = from_oserror(error, f"entering the cgroup of {path}")
+                if error.errno == errno.ENOSPC:
+                    found.hint = f"{folder}/cpuset.cpus or cpuset.mems is empty: write to both first"
+                raise found from None
+
+
+def _holding(version: int, folder: str, pid: int | None) -> str:
+    """Return the folder, or the one below it that holds `pid`: else EBUSY. See "No Internal Process Constraint"."""
+    try:
+        if pid is None or version == 1 or not proc.read_plain(f"{folder}/cgroup.subtree_control").strip():
+            return folder
+        for place, _, _ in os.walk(folder):
+            if str(pid) in proc.read_plain(f"{place}/cgroup.procs").split():
+                return place
+    except OSError as error:
+        raise from_oserror(error, f"looking for the process {pid} below {folder}") from None
+    return folder

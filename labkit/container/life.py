@@ -213,8 +213,8 @@ class Container:
     def _named(self) -> list[tuple[Path, str]]:
         return [(self.folder / name, f"/etc/{name}") for name in ("hostname", "hosts", "resolv.conf")]
 
-    def _entry(self) -> Entry:
-        return Entry.into((folder.version, folder.path) for folder in self.cgroup.folders)
+    def _entry(self, beside: int | None = None) -> Entry:
+        return Entry.into(((folder.version, folder.path) for folder in self.cgroup.folders), beside)
 
     def log(self) -> output.Log:
         """Return its Log, for who stands between it and what it prints."""
@@ -323,7 +323,7 @@ class Container:
                 self.spec.filters(),
             ),
         )
-        job = self.altered(Job(steps, entry=self._entry()))
+        job = self.altered(Job(steps, entry=self._entry(self.pid)))
         keeper = spawner.current()
         if stdio is not None:
             return keeper.spawn(job, stdio)

@@ -293,7 +293,9 @@ def _filters(
     if asked and not words.get("listenerPath"):
         raise BadValue("linux.seccomp: SCMP_ACT_NOTIFY without listenerPath", "a socket that somebody listens on")
     program = seccomp.kept(seccomp.parse(words, capabilities, "linux.seccomp"))
-    return (moments.InstallFilterOfConfig(program, "of the config", flags, at_listener if asked else None),)
+    # Whoever listens waits for the fd, even if no rule asks him yet.
+    listens = at_listener if words.get("listenerPath") else None
+    return (moments.InstallFilterOfConfig(program, "of the config", flags, listens),)
 
 
 _NOTIFY = "SCMP_ACT_NOTIFY"
@@ -512,6 +514,9 @@ def _mount(bundle: Bundle, group: Cgroup, words: dict[str, Any], where: str) -> 
     if kind.startswith("cgroup") and not parsed.bind:
         sealed = replace(parsed, data=())
         return standard_mounts.cgroup_filesystems(target, group, "cgroup" in bundle.kinds(), sealed.attrs)
+    if kind == "sysfs" and "user" in bundle.kinds() and "net" not in bundle.kinds():
+        # A new sysfs takes power over the network namespace that it shows. Without what is mounted in the host's.
+        return [mounts.Bind("/sys", target, parsed.attrs | mounts.RDONLY, recursive=False)]
     if parsed.bind:
         if not source:
             raise BadValue(f"{where}: a bind mount needs a source")

@@ -40,6 +40,7 @@ subprocess, quantities = Later("subprocess"), Later("labkit.cgroups.quantities")
 attach, spawner = Later("labkit.container.attach"), Later("labkit.container.spawner")
 named_file, bundle = Later("labkit.ground.named_file"), Later("labkit.oci.bundle")
 resources, terms = Later("labkit.oci.resources"), Later("labkit.oci.terms")
+handed = Later("labkit.oci.handed")
 cgroupfs, usage = Later("labkit.cgroups.cgroupfs"), Later("labkit.oci.usage")
 
 _COMMANDS = (
@@ -134,11 +135,14 @@ def _made(options: Namespace, box: lifecycle.Box, survives: bool) -> "Spawned":
         new_keyring=not options.no_new_keyring,
     )
     _warn(options, box.warnings)
-    _write_pid(options, spawned)
+    _tell(options, spawned)
     return spawned
 
 
-def _write_pid(options: Namespace, spawned: "Spawned") -> None:
+def _tell(options: Namespace, spawned: "Spawned") -> None:
+    """Tell whoever called which process it is, by the ways that were asked for."""
+    if options.pidfd_socket:
+        handed.pidfd(options.pidfd_socket, spawned.pidfd)
     if options.pid_file:
         with named_file.writing(options.pid_file) as file:
             file.write(str(spawned.pid).encode())
@@ -180,14 +184,24 @@ def _exec(options: Namespace) -> int:
     box = _box(options)
     spawned = box.exec(
         _process(options, box), console=options.console_socket, keep_fds=options.preserve_fds, survives=options.detach,
-        paused=options.ignore_paused,
+        paused=options.ignore_paused, below=_below(options.cgroup),
     )  # fmt: skip
     _warn(options, box.warnings)
-    _write_pid(options, spawned)
+    _tell(options, spawned)
     if options.detach:
         return 0
     with attach.caught() as wakeup:
         return _in_front(spawned, wakeup)
+
+
+def _below(words: Sequence[str]) -> dict[str, str]:
+    """Return {controller: folder} of runc's `--cgroup CONTROLLER,…:FOLDER`; '' is for every tree."""
+    found: dict[str, str] = {}
+    for word in words:
+        names, colon, path = word.rpartition(":")
+        for name in names.split(",") if colon else [""]:
+            found[name] = path
+    return found
 
 
 def _process(options: Namespace, box: lifecycle.Box) -> dict[str, Any]:
@@ -396,6 +410,7 @@ def _parser(argv: Sequence[str]) -> Parser:
     console: list[Any] = [
         (("--console-socket",), {}),
         (("--pid-file",), {}),
+        (("--pidfd-socket",), {}),
         (("--preserve-fds",), {"type": _count, "default": 0}),
     ]
     make: list[Any] = [
@@ -419,6 +434,7 @@ def _parser(argv: Sequence[str]) -> Parser:
         (("--env", "-e"), {"action": "append", "default": []}), (("--user", "-u"), {}),
         (("--additional-gids", "-g"), {"action": "append", "type": int, "default": []}),
         (("--cap", "-c"), {"action": "append", "default": []}), (("--no-new-privs",), yes), (("--apparmor",), {}),
+        (("--cgroup",), {"action": "append", "default": []}),
         (("--ignore-paused",), yes), help="run a further process in it",
     )  # fmt: skip
     sub.add_argument("args", nargs=argparse.REMAINDER)

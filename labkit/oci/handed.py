@@ -2,6 +2,7 @@
 
     the terminal's master side    to who will read it         --console-socket
     the seccomp listener          to who answers syscalls     linux.seccomp.listenerPath
+    a pidfd of the process        to who watches over it      --pidfd-socket
 
 See SCM_RIGHTS in unix(7), seccomp_unotify(2).
 """
@@ -38,6 +39,14 @@ def listener(seccomp: dict[str, Any], state: dict[str, Any], pid: int, fd: int) 
             f"linux.seccomp.listenerPath {path}: failed to connect with seccomp agent: {error.strerror}",
             "it listens before the container is made",
         ) from None
+
+
+def pidfd(path: str, fd: int) -> None:
+    """Send a process's pidfd: its number may be another's one day, this never. Raises KernelError."""
+    try:
+        _send(path, b"pidfd", fd)
+    except OSError as error:
+        raise from_oserror(error, f"sending the pidfd to {path}") from None
 
 
 def _send(path: str, words: bytes, fd: int) -> None:

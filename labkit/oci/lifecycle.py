@@ -244,8 +244,12 @@ class Box:
         keep_fds: int = 0,
         survives: bool = False,
         paused: bool = False,
+        below: dict[str, str] | None = None,
     ) -> "Spawned":
-        """Run a further process in it, a `process` object of the specification; return its Spawned once it runs."""
+        """Run a further process in it, a `process` object of the specification; return its Spawned once it runs.
+
+        `below` is {controller: folder}, of folders below its cgroup that it shall enter; '' is for every tree.
+        """
         record = self.record()
         status = self.status(record)
         if status == "paused" and not paused:
@@ -259,7 +263,7 @@ class Box:
             job = bundles.further(
                 process,
                 record["pid"],
-                _entry(self.cgroup(record)),
+                _below(self.cgroup(record), below) if below else _entry(self.cgroup(record), record["pid"]),
                 config.get("linux") or {},
                 self._at_listener(config.get("linux") or {}),
                 keep_fds=keep_fds,
@@ -393,8 +397,29 @@ def _name_of(uid: int) -> str:
         return str(uid)
 
 
-def _entry(group: "Cgroup") -> "Entry":
-    return entry.Entry.into((folder.version, folder.path) for folder in group.folders)
+def _entry(group: "Cgroup", beside: int | None = None) -> "Entry":
+    return entry.Entry.into(((folder.version, folder.path) for folder in group.folders), beside)
+
+
+def _names(folder: Any) -> tuple[str, ...]:
+    return (*("blkio" if name == "io" and folder.version == 1 else name for name in folder.tree.controllers), "")
+
+
+def _below(group: "Cgroup", below: dict[str, str]) -> "Entry":
+    """Return the way into folders below a cgroup. Raises BadValue or NotFound, and names the folder."""
+    known = {name for folder in group.folders for name in _names(folder)}
+    if unknown := sorted(set(below) - known):
+        raise BadValue(f"exec --cgroup: unknown controller {unknown[0]!r}", f"there are {' '.join(sorted(known))}")
+    places = []
+    for folder in group.folders:
+        inside = next((below[name] for name in _names(folder) if name in below), "")
+        if ".." in inside.split("/"):
+            raise BadValue(f"exec --cgroup: bad sub cgroup path {inside!r}", "it leads out of the container's cgroup")
+        path = os.path.normpath(f"{folder.path}/{inside}")
+        if not os.path.isdir(path):
+            raise NotFound(f"exec --cgroup: adding pid to cgroup {path}: no such file or directory", "make it first")
+        places.append((folder.version, path))
+    return entry.Entry.into(places)
 
 
 def _check_console(process: dict[str, Any], console: str | None, detached: bool) -> None:

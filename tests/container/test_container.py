@@ -235,6 +235,19 @@ def test_a_command_that_fails_at_once_is_waited_for_although_its_parent_is_slow(
         assert box.wait(timeout=30) == 137
 
 
+def test_exec_goes_where_its_first_process_has_moved_to_if_nobody_may_stay_above():
+    with Container("busybox", ["sleep", "60"]).start() as box:
+        folder = next((one.path for one in box.cgroup.folders if one.version == 2), None)
+        if not folder or "pids" not in (folder / "cgroup.controllers").read_text():
+            pytest.skip(
+                "only a v2 folder that hands controllers down may not hold processes; pids is in a v1 tree here"
+            )
+        (folder / "init").mkdir()
+        (folder / "init/cgroup.procs").write_text(str(box.pid))
+        (folder / "cgroup.subtree_control").write_text("+pids")
+        assert box.exec("cat /proc/self/cgroup").output.strip().endswith("/init")
+
+
 def test_exec_gets_the_environment_and_the_powers_of_the_container():
     with Container("busybox", "sleep 60", env=["A=1"], cap_drop=["ALL"], cap_add=["CHOWN"]).start() as box:
         ended = box.exec(["sh", "-c", "echo $A $B; grep -E 'Cap(Eff|Bnd)|NoNewPrivs' /proc/self/status"], env=["B=2"])

@@ -611,6 +611,65 @@ def test_what_the_host_had_mounted_there_is_not_taken_away(box, rootfs):
         sc.umount2(str(rootfs), sc.MNT_DETACH)
 
 
+def test_with_the_hosts_network_a_user_namespace_is_shown_the_hosts_sysfs(box):
+    box.config["linux"]["namespaces"] = [{"type": kind} for kind in ("mount", "pid", "user")]
+    box.config["linux"].update(
+        {f"{name}Mappings": [{"containerID": 0, "hostID": 0, "size": 1}] for name in ("uid", "gid")}
+    )
+    box.config["mounts"] = [
+        mount for mount in box.config["mounts"] if mount["destination"] in ("/proc", "/dev", "/sys")
+    ]
+    box.set("hostname", "").shell(
+        "ls /sys/class/net; ls /sys/fs/cgroup; touch /sys/kernel/x 2>&1; grep -c ' /sys' /proc/mounts"
+    )
+    done = box.run()
+    assert done.stdout.splitlines()[0:1] == sorted(os.listdir("/sys/class/net"))[0:1], done.stderr
+    assert "Read-only" in done.stdout
+
+
+def test_exec_into_a_folder_below_its_cgroup(box):
+    box.shell("sleep 100").create()
+    box("start", box.id)
+    group = lifecycle.Box(box.root, box.id).cgroup()
+    for folder in group.folders:
+        (folder.path / "below").mkdir()
+    cpuset = group.path("cpuset")
+    if group.version("cpuset") == 1:
+        done = box("exec", "--cgroup", "below", box.id, "true")
+        assert done.returncode == 255 and "cpuset.cpus or cpuset.mems is empty" in done.stderr
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            (cpuset / "below" / name).write_text((cpuset / name).read_text())
+    show = ("cat", "/proc/self/cgroup")
+    done = box("exec", "--cgroup", "below", box.id, *show)
+    places = [line.rpartition(":")[2] for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr
+    assert sum(place.endswith("/below") for place in places) == len(group.folders)
+    if group.version("pids") == 1:
+        lines = box("exec", "--cgroup", "pids:below", box.id, *show).stdout.splitlines()
+        assert [line for line in lines if line.endswith("/below")] == [line for line in lines if ":pids:" in line]
+    for word, says in (("../x", "bad sub cgroup path"), ("nowhere", "no such file"), ("tea:/", "unknown controller")):
+        done = box("exec", "--cgroup", word, box.id, "true")
+        assert done.returncode == 255 and says in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("word", ["create", "exec"])
+def test_a_pidfd_goes_to_who_listens(box, word):
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(box.folder / "door"))
+        door.listen()
+        flag = ("--pidfd-socket", box.folder / "door")
+        box.shell("sleep 100").create(*(flag if word == "create" else ()))
+        box("start", box.id)
+        if word == "exec":
+            more = box.command("exec", "-d", "--pid-file", box.folder / "pid", *flag, box.id, "sleep", "100")
+            subprocess.run(more, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+        with door.accept()[0] as peer:
+            _, (pidfd,), _, _ = socket.recv_fds(peer, 100, 1)
+        pid = box.state()["pid"] if word == "create" else int((box.folder / "pid").read_text())
+        assert f"Pid:\t{pid}\n" in Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+        os.close(pidfd)
+
+
 def test_one_that_is_just_being_made_is_not_there_yet_for_who_waits_for_it(box):
     script = f"{' '.join(box.command('state', box.id))} >{box.folder}/said 2>&1; echo $? >>{box.folder}/said"
     box.set("hooks.createRuntime", [{"path": "/bin/sh", "args": ["sh", "-c", script]}]).shell("sleep 100").create()
