@@ -43,7 +43,7 @@ def said(command, cache):
     tool = TOOLS / command[0]
     if not tool.exists():
         tool = shutil.which(command[0])
-    assert tool, f"{command[0]} is not installed: it is in requirements.txt"
+    assert tool, f"{command[0]} is not installed: it is in requirements.txt or vagrant/packages"
     words = ["--cache-dir", str(cache)] if command is TYPES else []
     return subprocess.run([tool, *command[1:], *words], cwd=state.REPO, capture_output=True, text=True)
 
