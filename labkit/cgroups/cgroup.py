@@ -105,13 +105,17 @@ class Cgroup:
 
         An absolute path begins at the root of each tree, another at this process's own
         place. An empty cgroup that is there already is used. `found` is called with the
-        folders' paths before they are made. Raises InUse if processes are in one.
+        folders' paths before they are made, and once it is sure that they are nobody
+        else's. Raises InUse if processes are in one, or if one is frozen.
         """
         places = [(tree, cgroupfs.place(tree, path)) for tree in cgroupfs.trees()]
-        if found:
-            found([str(folder) for _, folder in places])
         if inside := cgroupfs.members([str(folder) for _, folder in places]):
             raise InUse(f"the container's cgroup is not empty: {inside} are in {path}", "another cgroupsPath")
+        for tree, folder in places:
+            if frozen := cgroupfs.frozen_above(tree, folder):
+                raise InUse(f"container's cgroup unexpectedly frozen: {frozen}", "thaw it, or another cgroupsPath")
+        if found:
+            found([str(folder) for _, folder in places])
         for tree, folder in places:
             cgroupfs.make_parents(tree, folder)
             if folder.exists():

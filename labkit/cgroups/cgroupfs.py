@@ -122,6 +122,18 @@ def make_parents(tree: Hierarchy, path: Path) -> None:
                 make_folder(tree, above)
 
 
+def frozen_above(tree: Hierarchy, path: Path) -> Path | None:
+    """Return the folder by which who enters `path` is frozen at once: it, or one above it. None if there is none."""
+    name = "cgroup.freeze" if tree.version == 2 else "freezer.self_freezing"
+    for folder in (path, *path.parents):
+        if tree.mount not in folder.parents:
+            return None
+        with contextlib.suppress(NotFound):
+            if proc.read(folder / name).strip() == "1":
+                return folder
+    return None
+
+
 @ledger.undoes("cgroup")
 def remove_folder(path: str | Path, also: Iterable[str] = ()) -> None:
     """Undo a ledger entry of kind `cgroup`: kill what is in these folders, remove them and what is nested.

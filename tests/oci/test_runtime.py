@@ -1121,6 +1121,8 @@ def test_exec_takes_runcs_words(running):
                    "sh", "-c", "id; echo $COLOUR; pwd")  # fmt: skip
     assert done.stdout.splitlines() == ["uid=1000(ana) gid=1000(ana) groups=7", "blue", "/data"]
     assert running("exec", running.id, "nonsense").returncode == 255
+    missing = running("exec", "nobody", "true")
+    assert missing.returncode == 255 and "does not exist" in missing.stderr
 
 
 def test_exec_of_a_process_file_detached_with_a_terminal(running):
@@ -1321,6 +1323,29 @@ def test_cgroups_path_is_where_the_processes_are_and_goes_with_the_container(box
     assert not any(folder.exists() for folder in folders)
     for folder in folders:  # what is above it is its caller's
         cgroup.cgroupfs.remove_tree(str(folder.parent))
+
+
+def test_who_comes_second_into_a_cgroup_ends_nobody_there(box):
+    name = f"{state.label()}/shared-by-two"
+    box.set("linux.cgroupsPath", name).shell("sleep 100").create()
+    second = box("create", "--bundle", box.folder, "second")
+    assert second.returncode == 1 and "not empty" in second.stderr
+    assert box.state()["status"] == "created"
+
+
+def test_a_frozen_cgroup_is_refused_and_nothing_hangs_in_it(box):
+    if not (trees := [tree for tree in cgroup.cgroupfs.trees() if tree.version == 2 or "freezer" in tree.controllers]):
+        pytest.skip("no freezer here")
+    above = cgroup.cgroupfs.place(trees[-1], f"{state.label()}/icy")
+    above.mkdir(parents=True)
+    file, cold, warm = ("cgroup.freeze", "1", "0") if trees[-1].version == 2 else ("freezer.state", "FROZEN", "THAWED")
+    try:
+        (above / file).write_text(cold)
+        done = box.set("linux.cgroupsPath", f"{state.label()}/icy/{box.id}").run()
+        assert done.returncode == 1 and f"unexpectedly frozen: {above}" in done.stderr
+    finally:
+        (above / file).write_text(warm)
+        cgroup.cgroupfs.remove_tree(str(above))
 
 
 def test_parent_made_by_somebody_else_may_be_bare(box):
