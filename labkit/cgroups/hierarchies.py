@@ -50,11 +50,16 @@ def hierarchies() -> list[Hierarchy]:
     places = proc.cgroups()
     found: dict[str, Hierarchy] = {}
     for mount in proc.mounts():
-        if mount.type == "cgroup":
-            names = tuple(name for name in mount.super_options if name in places and name)
-            if names:
-                found[names[0]] = _v1(mount, names, places[names[0]])
-        elif mount.type == "cgroup2":
+        if mount.type not in ("cgroup", "cgroup2"):
+            continue
+        names = tuple(name for name in mount.super_options if name in places and name)
+        kind = "" if mount.type == "cgroup2" else next(iter(names), None)
+        # A tree that is seen again elsewhere is in the root of some container, and perhaps read-only.
+        if kind is None or (kind in found and str(found[kind].mount) != mount.target):
+            continue
+        if kind:
+            found[kind] = _v1(mount, names, places[kind])
+        else:
             # Not below our own place: a v2 folder with processes in it, as ours
             # is, can't hand controllers to children. So it is made at the root.
             controllers = proc.read(f"{mount.target}/cgroup.controllers").split()

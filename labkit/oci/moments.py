@@ -27,7 +27,6 @@ from labkit.container.steps import (
     InstallFilter,
     LimitBoundingSet,
     LoopbackUp,
-    MakeMounts,
     MakePrivate,
     NewKeyring,
     NewSession,
@@ -46,7 +45,7 @@ from labkit.ground import syscalls as sc
 from labkit.ground.dataclass import dataclass
 from labkit.isolation import mounts, namespaces, security
 from labkit.isolation.users import home_of
-from labkit.oci import gate, hooks, links, priorities, settings
+from labkit.oci import gate, hooks, links, priorities, settings, translated
 
 # ---- while it may still do everything ----
 
@@ -443,7 +442,7 @@ def furnish(
         *([LoopbackUp()] if "net" in made else []),
         *(shift if paths else []),
         LetThrough(spread[0], plan.root.target) if spread else MakePrivate(),
-        MakeMounts(plan),
+        *translated.split(plan, alone="user" in (*made, *dict(paths))),
         *at_root,
         PivotRoot(),
         *([PassOn(*spread)] if spread else []),

@@ -33,6 +33,15 @@ def rootfs(tmp_path_factory):
 
 
 @pytest.fixture
+def reachable():
+    """A folder to which user 100000 of the host has a way too."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{state.label()}-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
 def box(tmp_path, rootfs):
     made = Bundle(tmp_path / "bundle", rootfs)
     yield made
@@ -817,12 +826,9 @@ def test_namespaces_are_joined_by_path(box, tmp_path, rootfs):
     assert other.left() == []
 
 
-def test_user_namespace_maps_ids_and_may_join_a_hosts_namespace(box, tmp_path, request):
+def test_user_namespace_maps_ids_and_may_join_a_hosts_namespace(box, tmp_path, reachable):
     box.shell("sleep 100").create()
     pid = box.state()["pid"]
-    reachable = Path(tempfile.mkdtemp(prefix=f"{state.label()}-", dir="/tmp"))
-    reachable.chmod(0o755)  # user 100000 of the host must reach it
-    request.addfinalizer(lambda: shutil.rmtree(reachable))
     other = Bundle(tmp_path / "other", make_rootfs(reachable / "rootfs"), "other")
     other.config["linux"]["namespaces"] = [
         {"type": "mount"}, {"type": "pid"}, {"type": "user"}, {"type": "uts"}, {"type": "ipc"},
@@ -868,6 +874,53 @@ def test_files_of_an_idmapped_bind_belong_to_others(box, tmp_path):
     ]
 
 
+def test_idmap_takes_the_ids_of_a_user_namespace_that_is_joined(box, tmp_path, reachable):
+    root = make_rootfs(reachable / "root")
+    (reachable / "share").mkdir()
+    (reachable / "share/five").touch()
+    os.chown(reachable / "share/five", 5, 6)
+    holder = Bundle(tmp_path / "holder", root, "holder")
+    holder.config["linux"]["namespaces"].append({"type": "user"})
+    holder.set("linux.uidMappings", MAPS).set("linux.gidMappings", MAPS).shell("sleep 100").create()
+    try:
+        box.config["root"]["path"] = str(root)
+        box.config["linux"]["namespaces"].append({"type": "user", "path": f"/proc/{holder.state()['pid']}/ns/user"})
+        mount = {"destination": "/data", "source": str(reachable / "share"), "options": ["bind", "idmap"]}
+        box.config["mounts"].append(mount)
+        done = box.shell("stat -c %u:%g /data/five").run()
+    finally:
+        holder.delete()
+    assert done.stdout == "5:6\n", done.stderr
+
+
+@pytest.mark.parametrize("own_users", [False, True])
+@pytest.mark.parametrize("option", ["rbind", "idmap"])
+def test_source_of_a_bind_may_be_what_was_mounted_before_it(box, reachable, option, own_users):
+    root = make_rootfs(reachable / "root")
+    (reachable / "share").mkdir()
+    (reachable / "share/word").touch()
+    subprocess.run(["chown", "-Rh", "100000:100000" if own_users else "0:0", reachable], check=True)
+    maps = {"uidMappings": MAPS, "gidMappings": MAPS}
+    if own_users:
+        box.config["linux"]["namespaces"].append({"type": "user"})
+        box.config["linux"].update(maps)
+    box.config["root"]["path"] = str(root)
+    box.config["mounts"] += [
+        {"destination": "/data/a", "source": str(reachable / "share"), "options": ["rbind"]},
+        {
+            "destination": "/data/b",
+            "source": f"{root}/data/a",
+            "options": ["rbind", option],
+            **(maps if option == "idmap" else {}),
+        },
+    ]
+    done = box.shell("stat -c %u /data/b/word").run()
+    nobody = Path("/proc/sys/kernel/overflowuid").read_text().strip()
+    # A file of 100000 outside is 0 inside; shown under ids that begin there, it is that much further.
+    wanted = {(False, "rbind"): "0", (True, "rbind"): "0", (False, "idmap"): "100000", (True, "idmap"): nobody}
+    assert done.stdout.strip() == wanted[own_users, option], done.stderr
+
+
 def test_link_of_the_host_becomes_the_containers_with_what_it_has(box):
     if shutil.which("ip") is None:
         pytest.skip("no ip(8)")
@@ -890,11 +943,8 @@ def test_link_of_the_host_becomes_the_containers_with_what_it_has(box):
 
 
 @pytest.mark.parametrize("joined", [False, True], ids=["all its own", "beside a network that is joined"])
-def test_what_only_the_host_may_reach_can_be_bound_into_a_user_namespace(tmp_path, request, joined):
+def test_what_only_the_host_may_reach_can_be_bound_into_a_user_namespace(tmp_path, reachable, joined):
     """Podman 5 keeps /etc/hosts of such a container in a folder that is another user's, and shut to all others."""
-    reachable = Path(tempfile.mkdtemp(prefix=f"{state.label()}-", dir="/tmp"))
-    reachable.chmod(0o755)
-    request.addfinalizer(lambda: shutil.rmtree(reachable))
     shut = reachable / "shut"
     shut.mkdir(0o700)
     (shut / "hosts").write_text("reached")
@@ -914,6 +964,29 @@ def test_what_only_the_host_may_reach_can_be_bound_into_a_user_namespace(tmp_pat
 
 
 # ---- mounts ----
+
+
+def test_a_word_with_an_r_is_for_every_mount_of_the_tree(box, tmp_path):
+    (tmp_path / "share/below").mkdir(parents=True)
+    inside = f'mount -t tmpfs -o noatime x {tmp_path}/share/below && exec $0 "$@"'
+    words = {
+        "/data/a": ["rnoatime", "relatime"],
+        "/data/b": ["rstrictatime"],
+        "/data/c": ["rnosuid", "rnorelatime", "rro"],
+    }
+    for target, options in words.items():
+        mount = {"destination": target, "source": str(tmp_path / "share"), "options": ["rbind", *options]}
+        box.config["mounts"].append(mount)
+    box.write().shell("cat /proc/self/mountinfo").write()
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", inside, *box.command("run", "--bundle", box.folder, box.id)],
+        capture_output=True,
+        text=True,
+    )
+    found = {mount.target: set(mount.options) for mount in proc.parse_mounts(done.stdout)}
+    assert found["/data/a"] == {"rw", "relatime"} and found["/data/a/below"] == {"rw", "noatime"}, done.stderr
+    assert found["/data/b"] == found["/data/b/below"] == {"rw"}
+    assert found["/data/c"] == found["/data/c/below"] == {"ro", "nosuid", "relatime"}
 
 
 def test_mount_options_become_what_mountinfo_shows(box, tmp_path):
@@ -1002,9 +1075,11 @@ def test_tmpfs_has_the_images_mode_or_is_everybodys(box, rootfs):
     os.chown(rootfs / "data/mine/f", 7, 8)
     for target, words in (("/data/mine", ["tmpcopyup"]), ("/data/fresh", [])):
         box.config["mounts"].append({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": words})
-    done = box.shell("stat -c '%a %u %g' /data/mine /data/mine/f /data/fresh").run()
+    done = box.shell("stat -c '%a %u %g' /data/mine /data/mine/f /data/fresh; cat /proc/self/mounts").run()
     shutil.rmtree(rootfs / "data/mine")
-    assert done.stdout.splitlines() == ["751 5 6", "644 7 8", "1777 0 0"]
+    assert done.stdout.splitlines()[:3] == ["751 5 6", "644 7 8", "1777 0 0"]
+    # It is the filesystem's own: a remount keeps it.
+    assert "mode=751" in next(line for line in done.stdout.splitlines() if " /data/mine " in line)
 
 
 def test_no_mount_goes_through_a_link_out_of_the_root(box, tmp_path):
