@@ -42,6 +42,8 @@ _HINTS = {
     (errno.ERANGE, "cpuset"): "this machine has no such CPU: /sys/devices/system/cpu/online lists them",
     (errno.EACCES, "cpuset"): "a child's CPUs must be among its parent's",
     (errno.ESRCH, "cgroup"): "no such process: it has ended",
+    (errno.EOPNOTSUPP, "blkio"): "this disk's I/O scheduler weighs nothing: bfq does (/sys/block/…/queue/scheduler)",
+    (errno.EOPNOTSUPP, "io"): "this disk's I/O scheduler weighs nothing: bfq does (/sys/block/…/queue/scheduler)",
     (errno.EOPNOTSUPP, "cgroup"): "this folder's cgroup.type is not `domain`",
 }
 

@@ -1441,7 +1441,10 @@ def test_resources_are_translated_word_by_word():
             "memory": {"limit": 100 << 20, "swap": 150 << 20, "reservation": 50 << 20},
             "cpu": {"shares": 2048, "period": 50_000, "mems": "0"},
             "pids": {"limit": -1},
-            "blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1024}]},
+            "blockIO": {
+                "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1024}],
+                "weightDevice": [{"major": 8, "minor": 0, "weight": 444}, {"major": 8, "minor": 1, "weight": None}],
+            },
             "devices": [
                 {"allow": False, "access": "rwm"},
                 {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"},
@@ -1454,6 +1457,7 @@ def test_resources_are_translated_word_by_word():
         io=(limits.IoLimit("8:0", rbps=1024),),
     )  # fmt: skip
     assert [name for name, _, _ in found.files] == ["cpuset.mems", "memory.high"]
+    assert found.disk_weights == ("8:0 444",)
     assert str(found.rules[-1]) == "c 10:229 rw"
     assert resources.read({"devices": [{"allow": True, "access": "rwm"}]}).rules is None
     with pytest.raises(errors.Unsupported, match="takes back"):
