@@ -324,10 +324,12 @@ def job(
         *([moments.HooksOnHost(at_hooks), moments.HooksInside(found, "createContainer", state)] if found else []),
         *([WriteSysctls(checked)] if checked else []),
     )
+    last = words["no_new_privs"] and not moments.before_the_gate(words["filters"])
+    filters = words["filters"] if last else ()  # or they are there by then
     at_gate: tuple[Step, ...] = (
         moments.WaitAtGate(),
         *(
-            [moments.HooksInside(found, "startContainer", {**state, "status": "created"}, words["env"])]
+            [moments.HooksInside(found, "startContainer", {**state, "status": "created"}, words["env"], filters)]
             if found
             else []
         ),

@@ -204,13 +204,19 @@ class HooksInside(Step):
     when: str
     state: dict[str, Any]
     env: tuple[str, ...] | None = None  # of the program, for hooks without their own
+    filters: tuple["InstallFilterOfConfig", ...] = ()  # that the program gets after them: a hook may be the image's
 
     def describe(self) -> str:
         return f"hooks {self.when}"
 
     def execute(self, child: Child) -> None:
         env = None if self.env is None else as_dict(self.env, child.home)
-        hooks.run(self.hooks, [self.when], {**self.state, "pid": os.getpid()}, env)
+
+        def lock() -> None:
+            for step in self.filters:
+                step.execute(child)
+
+        hooks.run(self.hooks, [self.when], {**self.state, "pid": os.getpid()}, env, lock if self.filters else None)
 
 
 # ---- who it is ----
@@ -412,6 +418,11 @@ def oom_score(words: dict[str, Any]) -> tuple[ParentStep, ...]:
 # ---- the order ----
 
 
+def before_the_gate(filters: tuple[InstallFilterOfConfig, ...]) -> bool:
+    """Tell whether filters must be there when it is created: who hands a listener on is not there later."""
+    return any(step.at_listener for step in filters)
+
+
 def furnish(
     plan: mounts.Plan,
     made: tuple[str, ...],
@@ -464,8 +475,7 @@ def inside(
     """
     wanted, power, argv, env = words["settings"], words["power"], words["argv"], words["env"]
     filters, locked = words["filters"], words["no_new_privs"]
-    # Who hands a listener on must be there still.
-    early = any(step.at_listener for step in filters)
+    early = before_the_gate(filters)
     uid, gid, groups = words["ids"]
     return (
         BeNumbers(uid, gid, groups),

@@ -726,6 +726,25 @@ def test_seccomp_profile_of_the_config_is_on(box, no_new_privs):
     box("start", box.id)
 
 
+@pytest.mark.parametrize("no_new_privs", [True, False])
+def test_a_hook_in_the_container_is_under_its_filter(box, no_new_privs):
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL"}
+    box.set("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
+    box.config["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "exec mkdir /tmp/hooked"]}]}
+    box.config["process"]["rlimits"] = [{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]
+    done = box.set("process.noNewPrivileges", no_new_privs).run()
+    assert done.returncode and "startContainer hook failed with signal: bad system call" in done.stderr
+
+
+def test_two_values_for_one_argument_mean_either(box):
+    either = [{"index": 0, "value": number, "op": "SCMP_CMP_EQ"} for number in (0o22, 0o27)]
+    words = {"names": ["umask"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1, "args": either}
+    box.set("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [words]})
+    # A umask that can't be set says nothing: it is as it was.
+    done = box.shell("for mask in 0022 0027 0077; do umask 0000; umask $mask; umask; done").run()
+    assert done.stdout.split() == ["0000", "0000", "0077"], done.stderr
+
+
 def test_seccomp_filter_holds_an_exec_too(box):
     rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}
     box.set("process.noNewPrivileges", False).set(
