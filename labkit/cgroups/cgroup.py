@@ -328,7 +328,12 @@ class Cgroup:
     def remove(self, timeout: float = 5) -> None:
         """Remove it, and what is nested in it, once it is empty. Raise InUse if it isn't after `timeout` s."""
         paths = self._paths()
-        if not cgroupfs.wait_empty(paths, timeout):
+        soon = min(timeout, 0.5)
+        empty = cgroupfs.wait_empty(paths, soon)
+        if not empty and timeout > soon:
+            cgroupfs.free_killed(paths)
+            empty = cgroupfs.wait_empty(paths, timeout - soon)
+        if not empty:
             raise InUse(f"{self.name} still has processes: {self.procs()}", "kill() it first, or wait for them")
         for path in reversed(paths):
             cgroupfs.remove_tree(path)

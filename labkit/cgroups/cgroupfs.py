@@ -242,6 +242,27 @@ def _kill_one(pid: int, paths: Sequence[str]) -> None:
             syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
+def free_killed(paths: Sequence[str]) -> None:
+    """Take members that were killed out of a v1 freezer that is somebody else's: a process frozen there can't end.
+
+    See Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst.
+    """
+    tree = next(
+        (one.mount for one in hierarchies.hierarchies() if one.version == 1 and "freezer" in one.controllers), None
+    )
+    for pid in members(paths) if tree else ():
+        with contextlib.suppress(NotFound, KernelError, OSError, KeyError):
+            place = f"{tree}{proc.cgroups(pid)['freezer'].rstrip('/')}"
+            if _is_killed(pid) and proc.read(f"{place}/freezer.state").strip() != "THAWED":
+                proc.write_plain(f"{tree}/cgroup.procs", str(pid))
+
+
+def _is_killed(pid: int) -> bool:
+    words = dict(line.split(":", 1) for line in proc.read(f"/proc/{pid}/status").splitlines())
+    pending = int(words["SigPnd"], 16) | int(words["ShdPnd"], 16)
+    return bool(pending >> signal.SIGKILL - 1 & 1)
+
+
 def wait_empty(paths: Sequence[str], timeout: float) -> bool:
     """Wait until no process is in any of the folders: by poll on v2's cgroup.events, else by looking."""
     deadline = time.monotonic() + timeout

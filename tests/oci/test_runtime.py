@@ -1442,6 +1442,25 @@ def test_a_frozen_cgroup_is_refused_and_nothing_hangs_in_it(box):
         cgroup.cgroupfs.remove_tree(str(above))
 
 
+def test_one_that_somebody_froze_in_a_freezer_of_his_own_can_be_deleted(box):
+    tree = next((one for one in cgroup.cgroupfs.hierarchies.hierarchies() if one.controllers == ("freezer",)), None)
+    if tree is None or tree.version == 2:
+        pytest.skip("no v1 freezer here")
+    box.shell("sleep 100").create()
+    box("start", box.id)
+    other = cgroup.cgroupfs.place(tree, f"/{state.label()}-cold")
+    other.mkdir()
+    try:
+        (other / "tasks").write_text(str(box.state()["pid"]))
+        (other / "freezer.state").write_text("FROZEN")
+        done = box("delete", "--force", box.id)
+        assert done.returncode == 0, done.stderr
+    finally:
+        (other / "freezer.state").write_text("THAWED")
+        box.delete()
+        cgroup.cgroupfs.remove_tree(str(other))
+
+
 def test_parent_made_by_somebody_else_may_be_bare(box):
     places = [cgroup.cgroupfs.place(tree, f"{state.label()}/pod") for tree in cgroup.cgroupfs.trees()]
     for place in places:
