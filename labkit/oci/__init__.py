@@ -8,7 +8,6 @@ Read in this order:
     moments      the steps that only a runtime is asked for, and where they belong
     gate         created but not started: a finished container that waits
     hooks        programs of somebody else, at fixed moments
-    translated   a mount under other ids, of what was mounted before it
     links        network links that become the container's
     handed       what goes to such a program through its socket
     settings     rlimits, sysctls, umask and the like
