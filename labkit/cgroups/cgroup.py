@@ -105,13 +105,17 @@ class Cgroup:
 
         An absolute path begins at the root of each tree, another at this process's own
         place. An empty cgroup that is there already is used. `found` is called with the
-        folders' paths before they are made. Raises InUse if processes are in one.
+        folders' paths before they are made, and once it is sure that they are nobody
+        else's. Raises InUse if processes are in one, or if one is frozen.
         """
         places = [(tree, cgroupfs.place(tree, path)) for tree in cgroupfs.trees()]
-        if found:
-            found([str(folder) for _, folder in places])
         if inside := cgroupfs.members([str(folder) for _, folder in places]):
             raise InUse(f"the container's cgroup is not empty: {inside} are in {path}", "another cgroupsPath")
+        for tree, folder in places:
+            if frozen := cgroupfs.frozen_above(tree, folder):
+                raise InUse(f"container's cgroup unexpectedly frozen: {frozen}", "thaw it, or another cgroupsPath")
+        if found:
+            found([str(folder) for _, folder in places])
         for tree, folder in places:
             cgroupfs.make_parents(tree, folder)
             if folder.exists():
@@ -324,7 +328,12 @@ class Cgroup:
     def remove(self, timeout: float = 5) -> None:
         """Remove it, and what is nested in it, once it is empty. Raise InUse if it isn't after `timeout` s."""
         paths = self._paths()
-        if not cgroupfs.wait_empty(paths, timeout):
+        soon = min(timeout, 0.5)
+        empty = cgroupfs.wait_empty(paths, soon)
+        if not empty and timeout > soon:
+            cgroupfs.free_killed(paths)
+            empty = cgroupfs.wait_empty(paths, timeout - soon)
+        if not empty:
             raise InUse(f"{self.name} still has processes: {self.procs()}", "kill() it first, or wait for them")
         for path in reversed(paths):
             cgroupfs.remove_tree(path)

@@ -42,6 +42,8 @@ _HINTS = {
     (errno.ERANGE, "cpuset"): "this machine has no such CPU: /sys/devices/system/cpu/online lists them",
     (errno.EACCES, "cpuset"): "a child's CPUs must be among its parent's",
     (errno.ESRCH, "cgroup"): "no such process: it has ended",
+    (errno.EOPNOTSUPP, "blkio"): "this disk's I/O scheduler weighs nothing: bfq does (/sys/block/…/queue/scheduler)",
+    (errno.EOPNOTSUPP, "io"): "this disk's I/O scheduler weighs nothing: bfq does (/sys/block/…/queue/scheduler)",
     (errno.EOPNOTSUPP, "cgroup"): "this folder's cgroup.type is not `domain`",
 }
 
@@ -120,6 +122,18 @@ def make_parents(tree: Hierarchy, path: Path) -> None:
         if tree.mount in above.parents and not above.exists():
             with contextlib.suppress(InUse):  # somebody else was faster
                 make_folder(tree, above)
+
+
+def frozen_above(tree: Hierarchy, path: Path) -> Path | None:
+    """Return the folder by which who enters `path` is frozen at once: it, or one above it. None if there is none."""
+    name = "cgroup.freeze" if tree.version == 2 else "freezer.self_freezing"
+    for folder in (path, *path.parents):
+        if tree.mount not in folder.parents:
+            return None
+        with contextlib.suppress(NotFound):
+            if proc.read(folder / name).strip() == "1":
+                return folder
+    return None
 
 
 @ledger.undoes("cgroup")
@@ -226,6 +240,27 @@ def _kill_one(pid: int, paths: Sequence[str]) -> None:
     with contextlib.suppress(NotFound, KernelError), proc.pinned(pid, proc.start_ticks(pid)) as pidfd:
         if pid in members(paths):
             syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def free_killed(paths: Sequence[str]) -> None:
+    """Take members that were killed out of a v1 freezer that is somebody else's: a process frozen there can't end.
+
+    See Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst.
+    """
+    tree = next(
+        (one.mount for one in hierarchies.hierarchies() if one.version == 1 and "freezer" in one.controllers), None
+    )
+    for pid in members(paths) if tree else ():
+        with contextlib.suppress(NotFound, KernelError, OSError, KeyError):
+            place = f"{tree}{proc.cgroups(pid)['freezer'].rstrip('/')}"
+            if _is_killed(pid) and proc.read(f"{place}/freezer.state").strip() != "THAWED":
+                proc.write_plain(f"{tree}/cgroup.procs", str(pid))
+
+
+def _is_killed(pid: int) -> bool:
+    words = dict(line.split(":", 1) for line in proc.read(f"/proc/{pid}/status").splitlines())
+    pending = int(words["SigPnd"], 16) | int(words["ShdPnd"], 16)
+    return bool(pending >> signal.SIGKILL - 1 & 1)
 
 
 def wait_empty(paths: Sequence[str], timeout: float) -> bool:

@@ -42,7 +42,6 @@ _SPREAD = {"private": sc.MS_PRIVATE, "slave": sc.MS_SLAVE, "shared": sc.MS_SHARE
 _OF_FILESYSTEM = {"sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime"}
 _NOT_HERE = {
     "remount": "a new mount has nothing to change",
-    **{f"r{word}": f"access times of more than one mount at a time: use {word!r}" for word in _ATIME},
 }
 
 
@@ -53,6 +52,7 @@ class Options:
     attrs: int = 0
     below: int = 0  # attributes for every mount of the tree
     atime: int | None = None
+    atime_below: int | None = None  # for every mount of the tree
     spread: tuple[int, bool] | None = None  # (MS_…, whether the whole tree)
     bind: bool = False
     recursive: bool = False
@@ -78,6 +78,7 @@ def _table() -> dict[str, tuple[Change, ...]]:
         "ridmap": (("idmap", _put, sc.AT_RECURSIVE),),
         **dict.fromkeys(("defaults", "loud", "silent"), ()),  # the last two say how much the kernel logs
         **{word: (("atime", _put, value),) for word, value in _ATIME.items()},
+        **{f"r{word}": (("atime_below", _put, value),) for word, value in _ATIME.items()},
     }
     for front, name in (("", "attrs"), ("r", "below")):
         for word, back, bit in _ATTRIBUTES:
@@ -127,7 +128,10 @@ class Mount:
     options: Options = Options()
     words: tuple[str, ...] = ()
     tree: int | None = None  # a bind's source as an fd, if it was taken before
-    id_maps: tuple[namespaces.IdMap, namespaces.IdMap] | None = None  # under which a bind's files are shown
+    # Under which ids a bind's files are shown: maps, or the path of a user namespace that has them.
+    id_maps: tuple[namespaces.IdMap, namespaces.IdMap] | str | None = None
+    inside: bool = False  # the source is a path in the new root: there when the steps before this one are done
+    users: int | None = None  # id_maps as an fd, if it was taken before
 
     def describe(self) -> str:
         what = f"bind {self.source}" if self.options.bind else f"mount {self.kind}"
@@ -135,12 +139,13 @@ class Mount:
 
     def execute(self, root: int) -> None:
         options = self.options
+        there = _mode(root, self.target) if self.kind == "tmpfs" else None
         tree = self.tree
         if tree is None:
-            tree = self._bound() if options.bind else self._new()
+            tree = self.bound(root) if options.bind else self._new(there)
         try:
+            _set(tree, options.below, options.atime_below, sc.AT_RECURSIVE)
             _set(tree, options.attrs, options.atime, 0)
-            _set(tree, options.below, None, sc.AT_RECURSIVE)
             if options.spread:
                 kind, whole = options.spread
                 sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | (sc.AT_RECURSIVE if whole else 0), propagation=kind)
@@ -148,16 +153,13 @@ class Mount:
             # /proc and /sys must be where they are said to be: what is locked in them
             # is found by path. Anywhere else the image may have links, inside its root.
             follow = self.kind not in ("proc", "sysfs")
-            there = self.kind == "tmpfs" and _is_there(root, self.target)
             target = inroot.make_in_root(root, self.target, folder, follow)
         except BaseException:
             os.close(tree)
             raise
         try:
-            if there and options.copy_up:
+            if there is not None and options.copy_up:
                 _copy_up(target, tree)
-            if there and not any(word.startswith("mode=") for word in options.data):
-                os.chmod(f"/proc/self/fd/{tree}", stat.S_IMODE(os.fstat(target).st_mode))
             mounts.attach(tree, target)
         finally:
             os.close(target)
@@ -172,26 +174,63 @@ class Mount:
         return replace(self, options=replace(self.options, attrs=self.options.attrs & ~mounts.RDONLY))
 
     def gathered(self) -> "Mount":
-        """Return the step with its source already taken, if it has one."""
-        return replace(self, tree=self._bound()) if self.options.bind else self
+        """Return the step with what it is made of already taken: the source, or if that is not there yet, the ids."""
+        if not self.options.bind:
+            return self
+        if self.inside:
+            return replace(self, users=self._users()) if self.id_maps else self
+        return replace(self, tree=self.bound())
 
-    def _bound(self) -> int:
-        whole = sc.AT_RECURSIVE if self.options.recursive else 0
-        tree = sc.open_tree(sc.AT_FDCWD, self.source, sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | whole)
+    def bound(self, root: int | None = None) -> int:
+        """Return a bind's source as a mount that is nowhere yet. `root` is the new root, if that is where it is."""
+        tree = self._source(root)
         try:
             if not self.options.spread:
-                sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | whole, propagation=sc.MS_PRIVATE)
+                sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | self._whole(), propagation=sc.MS_PRIVATE)
             if self.id_maps:
-                users, depth = idmap.namespace(*self.id_maps), sc.AT_EMPTY_PATH | (self.options.idmap or 0)
-                sc.mount_setattr(tree, "", depth, attr_set=sc.MOUNT_ATTR_IDMAP, userns_fd=users)
-                os.close(users)
+                self.translate(tree)
         except BaseException:
             os.close(tree)
             raise
         return tree
 
-    def _new(self) -> int:
-        return mounts.new_filesystem(self.kind, self.source or self.kind, self.options.data, 0)
+    def translate(self, tree: int) -> None:
+        """Show the files of a mount that is nowhere yet under its ids. See mount_setattr(2), MOUNT_ATTR_IDMAP."""
+        users, depth = self._users(), sc.AT_EMPTY_PATH | (self.options.idmap or 0)
+        try:
+            sc.mount_setattr(tree, "", depth, attr_set=sc.MOUNT_ATTR_IDMAP, userns_fd=users)
+        finally:
+            os.close(users)
+
+    def _whole(self) -> int:
+        return sc.AT_RECURSIVE if self.options.recursive else 0
+
+    def _source(self, root: int | None) -> int:
+        flags = sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | self._whole()
+        if not self.inside or root is None:
+            return sc.open_tree(sc.AT_FDCWD, self.source, flags)
+        place = inroot.open_in_root(root, self.source)
+        try:
+            return sc.open_tree(place, "", flags | sc.AT_EMPTY_PATH)
+        finally:
+            os.close(place)
+
+    def _users(self) -> int:
+        if self.users is not None:
+            return self.users
+        if isinstance(self.id_maps, str):
+            try:
+                return os.open(self.id_maps, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise from_oserror(error, f"opening the user namespace {self.id_maps}") from None
+        assert self.id_maps  # or nobody asks
+        return idmap.namespace(*self.id_maps)
+
+    def _new(self, mode: int | None) -> int:
+        data = self.options.data
+        if mode is not None and not any(word.startswith("mode=") for word in data):
+            data = (*data, f"mode={mode:o}")  # as the folder that it covers
+        return mounts.new_filesystem(self.kind, self.source or self.kind, data, 0)
 
 
 def _set(tree: int, attrs: int, atime: int | None, whole: int) -> None:
@@ -201,12 +240,16 @@ def _set(tree: int, attrs: int, atime: int | None, whole: int) -> None:
         sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | whole, attr_set=attrs)
 
 
-def _is_there(root: int, path: str) -> bool:
+def _mode(root: int, path: str) -> int | None:
+    """Return the permissions of what is at `path` in the root, None if nothing is."""
     try:
-        os.close(inroot.open_in_root(root, path))
+        fd = inroot.open_in_root(root, path)
     except KernelError:
-        return False
-    return True
+        return None
+    try:
+        return stat.S_IMODE(os.fstat(fd).st_mode)
+    finally:
+        os.close(fd)
 
 
 def _copy_up(target: int, tree: int) -> None:

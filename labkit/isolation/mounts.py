@@ -411,8 +411,9 @@ class Plan:
             for step in self.steps:
                 if hasattr(step, "gathered"):
                     step = step.gathered()
-                    if step.tree is not None:
-                        stack.callback(os.close, step.tree)
+                    for fd in (step.tree, getattr(step, "users", None)):
+                        if fd is not None:
+                            stack.callback(os.close, fd)
                 steps.append(step)
             yield replace(self, steps=tuple(steps))
 
@@ -424,9 +425,13 @@ class Plan:
         """Do it all, in the calling process, which must be alone in a new mount namespace; return the root as an fd."""
         _do(self.root)
         root = os.open(self.root.target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.go_on(root)
+        return root
+
+    def go_on(self, root: int) -> None:
+        """Do the steps in a root that is there."""
         for step in self.steps:
             _do(step, root)
-        return root
 
 
 def _do(step: Any, *arguments: int) -> None:

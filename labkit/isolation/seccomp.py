@@ -22,6 +22,7 @@ and kept, so the child needs one syscall. See seccomp(2), seccomp_export_bpf(3).
 import contextlib
 import ctypes
 import errno
+import itertools
 import json
 import os
 import struct
@@ -286,12 +287,16 @@ def compile_profile(profile: Profile) -> bytes:
 
 
 def _add(library: ctypes.CDLL, context: int, rule: Rule, others: bool = False) -> None:
-    tests = (_arg_cmp * len(rule.when))(*(_arg_cmp(i, OPERATORS[op], a, b) for i, op, a, b in rule.when))
-    for name in rule.names:
+    tests = [_arg_cmp(i, OPERATORS[op], a, b) for i, op, a, b in rule.when]
+    # libseccomp compares an argument once in a rule. Several times is meant as: one of them, as runc has it.
+    again = len({test.arg for test in tests}) < len(tests)
+    for name, some in itertools.product(rule.names, [[test] for test in tests] if again else [tests]):
         number = library.seccomp_syscall_resolve_name(name.encode(errors="replace"))
         # Negative: a name of other processors, or (-1) newer than this libseccomp. The kernel has no such number here.
         if (number >= 0 or (others and number != -1)) and (
-            failure := library.seccomp_rule_add_array(context, rule.action, number, len(tests), tests)
+            failure := library.seccomp_rule_add_array(
+                context, rule.action, number, len(some), (_arg_cmp * len(some))(*some)
+            )
         ):
             raise BadValue(f"the seccomp rule for {name} can't be used: {os.strerror(-failure)}")
 

@@ -345,10 +345,12 @@ def job(
         *([moments.HooksOnHost(at_hooks), moments.HooksInside(found, "createContainer", state)] if found else []),
         *([WriteSysctls(checked)] if checked else []),
     )
+    last = words["no_new_privs"] and not moments.before_the_gate(words["filters"])
+    filters = words["filters"] if last else ()  # or they are there by then
     at_gate: tuple[Step, ...] = (
         moments.WaitAtGate(),
         *(
-            [moments.HooksInside(found, "startContainer", {**state, "status": "created"}, words["env"])]
+            [moments.HooksInside(found, "startContainer", {**state, "status": "created"}, words["env"], filters)]
             if found
             else []
         ),
@@ -507,7 +509,7 @@ def _mount(bundle: Bundle, group: Cgroup, words: dict[str, Any], where: str) -> 
         raise BadValue(f"{where}: destination {target!r} is no path")
     # Old tools leave the first / out, or say where it is on the host.
     target = os.path.normpath("/" + target.removeprefix(f"{bundle.rootfs}/").lstrip("/"))
-    source, options = words.get("source") or "", list(words.get("options") or ())
+    source, options, inside = words.get("source") or "", list(words.get("options") or ()), False
     parsed = mount_options.parse(options)
     if kind in ("bind", "rbind") and not parsed.bind:
         parsed = replace(parsed, bind=True, recursive=kind == "rbind")
@@ -521,18 +523,31 @@ def _mount(bundle: Bundle, group: Cgroup, words: dict[str, Any], where: str) -> 
         if not source:
             raise BadValue(f"{where}: a bind mount needs a source")
         source = os.path.join(bundle.path, source)
+        inside = source.startswith(f"{bundle.rootfs}/")
+        if inside:
+            source = source.removeprefix(bundle.rootfs)
     elif kind == "none":
         raise BadValue(f"{where}: {target} has neither a type nor the option bind")
-    id_maps = _maps(words, "uidMappings"), _maps(words, "gidMappings")
-    if bool(id_maps[0]) != bool(id_maps[1]):
-        raise BadValue(f"{where}: uidMappings and gidMappings must be specified together")
-    if not id_maps[0] and parsed.idmap is not None:
-        id_maps = _maps(bundle.linux, "uidMappings"), _maps(bundle.linux, "gidMappings")
-        if not id_maps[0] or "user" not in bundle.kinds():
-            raise BadValue(f"{where}: idmap without uidMappings, and the container has no user namespace of its own")
-    if id_maps[0] and not parsed.bind:
+    id_maps = _id_maps(bundle, words, where, implied=parsed.idmap is not None)
+    if id_maps and not parsed.bind:
         raise Unsupported(f"{where}: labkit shows only a bind under other ids (idmap)", "leave the mappings out")
-    return [mount_options.Mount(kind, source, target, parsed, tuple(options), id_maps=id_maps if id_maps[0] else None)]
+    return [mount_options.Mount(kind, source, target, parsed, tuple(options), id_maps=id_maps, inside=inside)]
+
+
+def _id_maps(
+    bundle: Bundle, words: dict[str, Any], where: str, implied: bool
+) -> tuple[namespaces.IdMap, namespaces.IdMap] | str | None:
+    """Return the ids under which a mount's files are shown: its own, or if `implied` those of the user namespace."""
+    own = _maps(words, "uidMappings"), _maps(words, "gidMappings")
+    if bool(own[0]) != bool(own[1]):
+        raise BadValue(f"{where}: uidMappings and gidMappings must be specified together")
+    if own[0] or not implied:
+        return own if own[0] else None
+    users: dict[str, Any] = next((one for one in bundle.linux.get("namespaces") or () if one["type"] == "user"), {})
+    maps = _maps(bundle.linux, "uidMappings"), _maps(bundle.linux, "gidMappings")
+    if not users or not (maps[0] or users.get("path")):
+        raise BadValue(f"{where}: idmap without uidMappings, and the container has no user namespace of its own")
+    return str(users["path"]) if users.get("path") else maps
 
 
 def _paths(linux: dict[str, Any], name: str) -> list[str]:

@@ -210,7 +210,8 @@ def _process(options: Namespace, box: lifecycle.Box) -> dict[str, Any]:
         if options.args:
             raise BadValue("exec: --process and a command together", "the command is in the file")
         return bundle.read_json(options.process)
-    process = dict(box.config()["process"])
+    box.record()  # or it is said that there is none
+    process = dict(box.config().get("process") or {})
     if not options.args:
         raise BadValue("exec: no command", "labkit-runtime exec ID COMMAND")
     process.update(args=options.args, terminal=options.tty, consoleSize=None)

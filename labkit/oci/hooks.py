@@ -17,7 +17,8 @@ See the runtime specification, "POSIX-platform Hooks".
 
 import json
 import os
-from collections.abc import Iterable
+import signal
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from labkit.ground.dataclass import dataclass
@@ -66,19 +67,26 @@ def read(words: dict[str, Any] | None) -> tuple[Hook, ...]:
 
 
 def run(
-    hooks: Iterable[Hook], moments: Iterable[str], state: dict[str, Any], env: dict[str, str] | None = None
+    hooks: Iterable[Hook],
+    moments: Iterable[str],
+    state: dict[str, Any],
+    env: dict[str, str] | None = None,
+    lock: Callable[[], object] | None = None,
 ) -> None:
     """Run the hooks of these moments, one after the other; `state` goes to each. Raises LabError for one that fails.
 
-    `env` is that of a hook without one of its own; None: this process's.
+    `env` is that of a hook without one of its own; None: this process's. `lock` is what
+    its process does to itself before it executes the hook.
     """
     for when in moments:
         for hook in hooks:
             if hook.when == when:
-                _run(hook, state, env)
+                _run(hook, state, env, lock)
 
 
-def _run(hook: Hook, state: dict[str, Any], env: dict[str, str] | None) -> None:
+def _run(
+    hook: Hook, state: dict[str, Any], env: dict[str, str] | None, lock: Callable[[], object] | None = None
+) -> None:
     what = f"error running {hook.when} hook #{hook.number}: {hook.when} hook"  # as runc says it
     place = state["rootfs" if hook.when == "createContainer" else "bundle"]
     try:
@@ -90,13 +98,18 @@ def _run(hook: Hook, state: dict[str, Any], env: dict[str, str] | None) -> None:
             capture_output=True,
             timeout=hook.timeout,
             cwd=place if os.path.isdir(place) else "/",
+            preexec_fn=lock,  # this process has one thread
         )
     except subprocess.TimeoutExpired:
         raise LabError(f"{what} {hook.path} took more than {hook.timeout} s and was killed") from None
+    except subprocess.SubprocessError as error:
+        raise LabError(f"{what} {hook.path}: {error}") from None
     except OSError as error:
         raise from_oserror(error, f"{what} {hook.path}") from None
     if done.returncode:
+        number = done.returncode
+        how = f"exit code {number}" if number > 0 else f"signal: {(signal.strsignal(-number) or str(-number)).lower()}"
         raise LabError(
-            f"{what} failed with exit code {done.returncode}: {hook.path}: "
+            f"{what} failed with {how}: {hook.path}: "
             + (done.stderr or done.stdout).decode(errors="replace").strip()[-500:]
         )

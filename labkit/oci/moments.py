@@ -43,8 +43,8 @@ from labkit.container.steps import (
 )
 from labkit.ground import proc
 from labkit.ground import syscalls as sc
-from labkit.ground.dataclass import dataclass
-from labkit.isolation import mounts, namespaces, security
+from labkit.ground.dataclass import dataclass, replace
+from labkit.isolation import mount_options, mounts, namespaces, security
 from labkit.isolation.users import home_of
 from labkit.oci import gate, hooks, links, priorities, settings
 
@@ -158,6 +158,53 @@ class PassOn(Step):
 
 
 @dataclass(frozen=True)
+class MakeMore(MakeMounts):
+    """What comes in a root that is there."""
+
+    def describe(self) -> list[str]:
+        return self.plan.describe()[1:]
+
+    def execute(self, child: Child) -> None:
+        self.plan.go_on(child.root)
+
+
+@dataclass(frozen=True)
+class MountUnderIds(Step):
+    """Its source, some mount before it, only this process can see; power over the filesystem only its parent has.
+
+    See open_tree(2), mount_setattr(2).
+    """
+
+    waits = True
+
+    mount: mount_options.Mount
+    number: int
+
+    @property
+    def says(self) -> str:  # type: ignore[override]  # of each such step its own
+        """Return the kind of its message."""
+        return f"translate {self.number}"
+
+    def describe(self) -> str:
+        return self.mount.describe()
+
+    def execute(self, child: Child) -> None:
+        tree = replace(self.mount, id_maps=None).bound(child.root)
+        child.say(self.says, fds=[tree])
+        child.await_go()
+        replace(self.mount, tree=tree).execute(child.root)
+
+    def answer(self, spawned: Spawned, value: object, fds: list[int]) -> bool:
+        if len(fds) != 1:
+            return False
+        try:
+            self.mount.translate(fds[0])
+        finally:
+            os.close(fds[0])
+        return True
+
+
+@dataclass(frozen=True)
 class MoveLinks(Step):
     """Its parent can see them: they are the host's."""
 
@@ -205,13 +252,19 @@ class HooksInside(Step):
     when: str
     state: dict[str, Any]
     env: tuple[str, ...] | None = None  # of the program, for hooks without their own
+    filters: tuple["InstallFilterOfConfig", ...] = ()  # that the program gets after them: a hook may be the image's
 
     def describe(self) -> str:
         return f"hooks {self.when}"
 
     def execute(self, child: Child) -> None:
         env = None if self.env is None else as_dict(self.env, child.home)
-        hooks.run(self.hooks, [self.when], {**self.state, "pid": os.getpid()}, env)
+
+        def lock() -> None:
+            for step in self.filters:
+                step.execute(child)
+
+        hooks.run(self.hooks, [self.when], {**self.state, "pid": os.getpid()}, env, lock if self.filters else None)
 
 
 # ---- who it is ----
@@ -413,6 +466,26 @@ def oom_score(words: dict[str, Any]) -> tuple[ParentStep, ...]:
 # ---- the order ----
 
 
+def before_the_gate(filters: tuple[InstallFilterOfConfig, ...]) -> bool:
+    """Tell whether filters must be there when it is created: who hands a listener on is not there later."""
+    return any(step.at_listener for step in filters)
+
+
+def _mounted(plan: mounts.Plan, alone: bool) -> tuple[Step, ...]:
+    """Return the steps that make a plan. `alone`: its process has no power over the host's filesystems."""
+    steps: list[Step] = []
+    some: list[mounts.MountStep] = []
+    for step in plan.steps:
+        if alone and isinstance(step, mount_options.Mount) and step.inside and step.id_maps:
+            steps += [MakeMore(replace(plan, steps=tuple(some))), MountUnderIds(step, len(steps))]
+            some = []
+        else:
+            some.append(step)
+    steps.append(MakeMore(replace(plan, steps=tuple(some))))
+    first = MakeMounts(steps[0].plan) if isinstance(steps[0], MakeMounts) else steps[0]
+    return (first, *steps[1:])
+
+
 def furnish(
     plan: mounts.Plan,
     made: tuple[str, ...],
@@ -443,7 +516,7 @@ def furnish(
         *([LoopbackUp()] if "net" in made else []),
         *(shift if paths else []),
         LetThrough(spread[0], plan.root.target) if spread else MakePrivate(),
-        MakeMounts(plan),
+        *_mounted(plan, alone="user" in (*made, *dict(paths))),
         *at_root,
         PivotRoot(),
         *([PassOn(*spread)] if spread else []),
@@ -465,8 +538,7 @@ def inside(
     """
     wanted, power, argv, env = words["settings"], words["power"], words["argv"], words["env"]
     filters, locked = words["filters"], words["no_new_privs"]
-    # Who hands a listener on must be there still.
-    early = any(step.at_listener for step in filters)
+    early = before_the_gate(filters)
     uid, gid, groups = words["ids"]
     return (
         BeNumbers(uid, gid, groups),

@@ -11,6 +11,7 @@ A limit that this machine has no controller for is refused by its name. See
 "Control groups" in the runtime specification, config-linux.md.
 """
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,7 +31,6 @@ _KNOWN = {
 # What labkit has no place for, and why. A zero or an empty list of them asks for nothing.
 _NOT_HERE = {
     "blockIO.leafWeight": "only an I/O scheduler of old had it (cfq)",
-    "blockIO.weightDevice": "labkit weighs all devices alike",
     "network": "labkit marks no packets by cgroup (net_cls, net_prio)",
     "rdma": "labkit has no rdma controller",
     "hugepageLimits": "labkit has no hugetlb controller",
@@ -89,11 +89,14 @@ class Resources:
     rules: tuple[devices.Rule, ...] | None = devices.DEFAULT  # None: all devices
     files: tuple[tuple[str, Any, str], ...] = ()  # name, value, as the config calls it
     realtime: tuple[int | None, int | None] = (None, None)  # runtime and period, µs
+    disk_weights: tuple[str, ...] = ()  # "major:minor weight"
 
     def apply(self, group: Cgroup, rules: bool = True) -> None:
         """Write it all. Raises Unsupported, by name, for what this machine has no file for."""
         group.set(self.limits)
         _give_realtime(group, *self.realtime)
+        for line in self.disk_weights:
+            group.write(_disk_weight_file(group), line)
         for name, value, word in self.files:
             try:
                 group.write(name, value)
@@ -101,6 +104,15 @@ class Resources:
                 raise Unsupported(f"linux.resources.{word}: {error.message}", error.hint) from None
         if rules and self.rules is not None:
             devices.allow_only(group, self.rules)
+
+
+def _disk_weight_file(group: Cgroup) -> str:
+    """Return the file that takes the weight of one disk. The scheduler bfq has one of its own."""
+    names = ("blkio.bfq.weight_device", "blkio.weight_device", "io.bfq.weight", "io.weight")
+    for name in names[:2] if group.version("io") == 1 else names[2:]:
+        with contextlib.suppress(Unsupported):
+            return group.file(name).name
+    raise Unsupported("linux.resources.blockIO.weightDevice: no disk is weighed here", "the I/O scheduler bfq does it")
 
 
 def _give_realtime(group: Cgroup, runtime: int | None, period: int | None) -> None:
@@ -160,7 +172,10 @@ def read(words: dict[str, Any] | None, v1_cpu: bool = False) -> Resources:
         io_weight=block.get("weight") or None,
     )
     realtime = cpu.get("realtimeRuntime") or None, cpu.get("realtimePeriod") or None
-    return Resources(limits, _rules(words.get("devices", ())), tuple(files), realtime)
+    disks = [
+        f"{one['major']}:{one['minor']} {one['weight']}" for one in block.get("weightDevice") or () if one.get("weight")
+    ]
+    return Resources(limits, _rules(words.get("devices", ())), tuple(files), realtime, tuple(disks))
 
 
 def _memory(words: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +210,7 @@ def _cpu(words: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pids(number: int | None) -> int | None:
-    if not number:
+    if not number:  # Docker writes 0 into each config that says nothing of it
         return None
     return number if number > 0 else UNLIMITED
 

@@ -22,6 +22,7 @@ from labkit.cgroups.cgroup import Cgroup, Limits
 from labkit.cgroups.limits import UNLIMITED, IoLimit
 from labkit.container.life import Container, run
 from labkit.ground import ledger, proc, state, syscalls
+from labkit.ground.dataclass import replace
 from labkit.ground.errors import BadValue, InUse, KernelError, LabError, NotFound, Unsupported
 from labkit.lessons.watch import workloads
 
@@ -176,6 +177,13 @@ def test_the_undo_refuses_a_path_that_is_not_ours(path):
     tree = hierarchies.hierarchies()[0]
     with pytest.raises(BadValue):
         cgroupfs.remove_folder(path.format(mount=tree.mount, label=state.label()))
+
+
+def test_a_tree_that_is_mounted_in_a_containers_root_too_is_taken_where_it_was_first(monkeypatch):
+    trees, mounts = hierarchies.hierarchies(), proc.mounts()
+    again = [replace(mount, target=f"/elsewhere{mount.target}") for mount in mounts if mount.type.startswith("cgroup")]
+    monkeypatch.setattr(proc, "mounts", lambda: [*mounts, *again])
+    assert hierarchies.hierarchies() == trees
 
 
 def test_the_undo_is_quiet_when_it_is_gone_already(group):

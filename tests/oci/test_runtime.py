@@ -34,6 +34,15 @@ def rootfs(tmp_path_factory):
 
 
 @pytest.fixture
+def reachable():
+    """A folder to which user 100000 of the host has a way too."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{state.label()}-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
 def box(tmp_path, rootfs):
     made = Bundle(tmp_path / "bundle", rootfs)
     yield made
@@ -833,6 +842,25 @@ def test_seccomp_profile_of_the_config_is_on(box, no_new_privs):
     box("start", box.id)
 
 
+@pytest.mark.parametrize("no_new_privs", [True, False])
+def test_a_hook_in_the_container_is_under_its_filter(box, no_new_privs):
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL"}
+    box.set("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
+    box.config["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "exec mkdir /tmp/hooked"]}]}
+    box.config["process"]["rlimits"] = [{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]
+    done = box.set("process.noNewPrivileges", no_new_privs).run()
+    assert done.returncode and "startContainer hook failed with signal: bad system call" in done.stderr
+
+
+def test_two_values_for_one_argument_mean_either(box):
+    either = [{"index": 0, "value": number, "op": "SCMP_CMP_EQ"} for number in (0o22, 0o27)]
+    words = {"names": ["umask"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1, "args": either}
+    box.set("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [words]})
+    # A umask that can't be set says nothing: it is as it was.
+    done = box.shell("for mask in 0022 0027 0077; do umask 0000; umask $mask; umask; done").run()
+    assert done.stdout.split() == ["0000", "0000", "0077"], done.stderr
+
+
 def test_seccomp_filter_holds_an_exec_too(box):
     rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}
     box.set("process.noNewPrivileges", False).set(
@@ -933,12 +961,9 @@ def test_namespaces_are_joined_by_path(box, tmp_path, rootfs):
     assert other.left() == []
 
 
-def test_user_namespace_maps_ids_and_may_join_a_hosts_namespace(box, tmp_path, request):
+def test_user_namespace_maps_ids_and_may_join_a_hosts_namespace(box, tmp_path, reachable):
     box.shell("sleep 100").create()
     pid = box.state()["pid"]
-    reachable = Path(tempfile.mkdtemp(prefix=f"{state.label()}-", dir="/tmp"))
-    reachable.chmod(0o755)  # user 100000 of the host must reach it
-    request.addfinalizer(lambda: shutil.rmtree(reachable))
     other = Bundle(tmp_path / "other", make_rootfs(reachable / "rootfs"), "other")
     other.config["linux"]["namespaces"] = [
         {"type": "mount"}, {"type": "pid"}, {"type": "user"}, {"type": "uts"}, {"type": "ipc"},
@@ -984,6 +1009,53 @@ def test_files_of_an_idmapped_bind_belong_to_others(box, tmp_path):
     ]
 
 
+def test_idmap_takes_the_ids_of_a_user_namespace_that_is_joined(box, tmp_path, reachable):
+    root = make_rootfs(reachable / "root")
+    (reachable / "share").mkdir()
+    (reachable / "share/five").touch()
+    os.chown(reachable / "share/five", 5, 6)
+    holder = Bundle(tmp_path / "holder", root, "holder")
+    holder.config["linux"]["namespaces"].append({"type": "user"})
+    holder.set("linux.uidMappings", MAPS).set("linux.gidMappings", MAPS).shell("sleep 100").create()
+    try:
+        box.config["root"]["path"] = str(root)
+        box.config["linux"]["namespaces"].append({"type": "user", "path": f"/proc/{holder.state()['pid']}/ns/user"})
+        mount = {"destination": "/data", "source": str(reachable / "share"), "options": ["bind", "idmap"]}
+        box.config["mounts"].append(mount)
+        done = box.shell("stat -c %u:%g /data/five").run()
+    finally:
+        holder.delete()
+    assert done.stdout == "5:6\n", done.stderr
+
+
+@pytest.mark.parametrize("own_users", [False, True])
+@pytest.mark.parametrize("option", ["rbind", "idmap"])
+def test_source_of_a_bind_may_be_what_was_mounted_before_it(box, reachable, option, own_users):
+    root = make_rootfs(reachable / "root")
+    (reachable / "share").mkdir()
+    (reachable / "share/word").touch()
+    subprocess.run(["chown", "-Rh", "100000:100000" if own_users else "0:0", reachable], check=True)
+    maps = {"uidMappings": MAPS, "gidMappings": MAPS}
+    if own_users:
+        box.config["linux"]["namespaces"].append({"type": "user"})
+        box.config["linux"].update(maps)
+    box.config["root"]["path"] = str(root)
+    box.config["mounts"] += [
+        {"destination": "/data/a", "source": str(reachable / "share"), "options": ["rbind"]},
+        {
+            "destination": "/data/b",
+            "source": f"{root}/data/a",
+            "options": ["rbind", option],
+            **(maps if option == "idmap" else {}),
+        },
+    ]
+    done = box.shell("stat -c %u /data/b/word").run()
+    nobody = Path("/proc/sys/kernel/overflowuid").read_text().strip()
+    # A file of 100000 outside is 0 inside; shown under ids that begin there, it is that much further.
+    wanted = {(False, "rbind"): "0", (True, "rbind"): "0", (False, "idmap"): "100000", (True, "idmap"): nobody}
+    assert done.stdout.strip() == wanted[own_users, option], done.stderr
+
+
 def test_link_of_the_host_becomes_the_containers_with_what_it_has(box):
     if shutil.which("ip") is None:
         pytest.skip("no ip(8)")
@@ -1006,11 +1078,8 @@ def test_link_of_the_host_becomes_the_containers_with_what_it_has(box):
 
 
 @pytest.mark.parametrize("joined", [False, True], ids=["all its own", "beside a network that is joined"])
-def test_what_only_the_host_may_reach_can_be_bound_into_a_user_namespace(tmp_path, request, joined):
+def test_what_only_the_host_may_reach_can_be_bound_into_a_user_namespace(tmp_path, reachable, joined):
     """Podman 5 keeps /etc/hosts of such a container in a folder that is another user's, and shut to all others."""
-    reachable = Path(tempfile.mkdtemp(prefix=f"{state.label()}-", dir="/tmp"))
-    reachable.chmod(0o755)
-    request.addfinalizer(lambda: shutil.rmtree(reachable))
     shut = reachable / "shut"
     shut.mkdir(0o700)
     (shut / "hosts").write_text("reached")
@@ -1030,6 +1099,29 @@ def test_what_only_the_host_may_reach_can_be_bound_into_a_user_namespace(tmp_pat
 
 
 # ---- mounts ----
+
+
+def test_a_word_with_an_r_is_for_every_mount_of_the_tree(box, tmp_path):
+    (tmp_path / "share/below").mkdir(parents=True)
+    inside = f'mount -t tmpfs -o noatime x {tmp_path}/share/below && exec $0 "$@"'
+    words = {
+        "/data/a": ["rnoatime", "relatime"],
+        "/data/b": ["rstrictatime"],
+        "/data/c": ["rnosuid", "rnorelatime", "rro"],
+    }
+    for target, options in words.items():
+        mount = {"destination": target, "source": str(tmp_path / "share"), "options": ["rbind", *options]}
+        box.config["mounts"].append(mount)
+    box.write().shell("cat /proc/self/mountinfo").write()
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", inside, *box.command("run", "--bundle", box.folder, box.id)],
+        capture_output=True,
+        text=True,
+    )
+    found = {mount.target: set(mount.options) for mount in proc.parse_mounts(done.stdout)}
+    assert found["/data/a"] == {"rw", "relatime"} and found["/data/a/below"] == {"rw", "noatime"}, done.stderr
+    assert found["/data/b"] == found["/data/b/below"] == {"rw"}
+    assert found["/data/c"] == found["/data/c/below"] == {"ro", "nosuid", "relatime"}
 
 
 def test_mount_options_become_what_mountinfo_shows(box, tmp_path):
@@ -1118,9 +1210,11 @@ def test_tmpfs_has_the_images_mode_or_is_everybodys(box, rootfs):
     os.chown(rootfs / "data/mine/f", 7, 8)
     for target, words in (("/data/mine", ["tmpcopyup"]), ("/data/fresh", [])):
         box.config["mounts"].append({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": words})
-    done = box.shell("stat -c '%a %u %g' /data/mine /data/mine/f /data/fresh").run()
+    done = box.shell("stat -c '%a %u %g' /data/mine /data/mine/f /data/fresh; cat /proc/self/mounts").run()
     shutil.rmtree(rootfs / "data/mine")
-    assert done.stdout.splitlines() == ["751 5 6", "644 7 8", "1777 0 0"]
+    assert done.stdout.splitlines()[:3] == ["751 5 6", "644 7 8", "1777 0 0"]
+    # It is the filesystem's own: a remount keeps it.
+    assert "mode=751" in next(line for line in done.stdout.splitlines() if " /data/mine " in line)
 
 
 def test_no_mount_goes_through_a_link_out_of_the_root(box, tmp_path):
@@ -1237,6 +1331,8 @@ def test_exec_takes_runcs_words(running):
                    "sh", "-c", "id; echo $COLOUR; pwd")  # fmt: skip
     assert done.stdout.splitlines() == ["uid=1000(ana) gid=1000(ana) groups=7", "blue", "/data"]
     assert running("exec", running.id, "nonsense").returncode == 255
+    missing = running("exec", "nobody", "true")
+    assert missing.returncode == 255 and "does not exist" in missing.stderr
 
 
 def test_exec_of_a_process_file_detached_with_a_terminal(running):
@@ -1439,6 +1535,48 @@ def test_cgroups_path_is_where_the_processes_are_and_goes_with_the_container(box
         cgroup.cgroupfs.remove_tree(str(folder.parent))
 
 
+def test_who_comes_second_into_a_cgroup_ends_nobody_there(box):
+    name = f"{state.label()}/shared-by-two"
+    box.set("linux.cgroupsPath", name).shell("sleep 100").create()
+    second = box("create", "--bundle", box.folder, "second")
+    assert second.returncode == 1 and "not empty" in second.stderr
+    assert box.state()["status"] == "created"
+
+
+def test_a_frozen_cgroup_is_refused_and_nothing_hangs_in_it(box):
+    if not (trees := [tree for tree in cgroup.cgroupfs.trees() if tree.version == 2 or "freezer" in tree.controllers]):
+        pytest.skip("no freezer here")
+    above = cgroup.cgroupfs.place(trees[-1], f"{state.label()}/icy")
+    above.mkdir(parents=True)
+    file, cold, warm = ("cgroup.freeze", "1", "0") if trees[-1].version == 2 else ("freezer.state", "FROZEN", "THAWED")
+    try:
+        (above / file).write_text(cold)
+        done = box.set("linux.cgroupsPath", f"{state.label()}/icy/{box.id}").run()
+        assert done.returncode == 1 and f"unexpectedly frozen: {above}" in done.stderr
+    finally:
+        (above / file).write_text(warm)
+        cgroup.cgroupfs.remove_tree(str(above))
+
+
+def test_one_that_somebody_froze_in_a_freezer_of_his_own_can_be_deleted(box):
+    tree = next((one for one in cgroup.cgroupfs.hierarchies.hierarchies() if one.controllers == ("freezer",)), None)
+    if tree is None or tree.version == 2:
+        pytest.skip("no v1 freezer here")
+    box.shell("sleep 100").create()
+    box("start", box.id)
+    other = cgroup.cgroupfs.place(tree, f"/{state.label()}-cold")
+    other.mkdir()
+    try:
+        (other / "tasks").write_text(str(box.state()["pid"]))
+        (other / "freezer.state").write_text("FROZEN")
+        done = box("delete", "--force", box.id)
+        assert done.returncode == 0, done.stderr
+    finally:
+        (other / "freezer.state").write_text("THAWED")
+        box.delete()
+        cgroup.cgroupfs.remove_tree(str(other))
+
+
 def test_parent_made_by_somebody_else_may_be_bare(box):
     places = [cgroup.cgroupfs.place(tree, f"{state.label()}/pod") for tree in cgroup.cgroupfs.trees()]
     for place in places:
@@ -1457,7 +1595,10 @@ def test_resources_are_translated_word_by_word():
             "memory": {"limit": 100 << 20, "swap": 150 << 20, "reservation": 50 << 20},
             "cpu": {"shares": 2048, "period": 50_000, "mems": "0"},
             "pids": {"limit": -1},
-            "blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1024}]},
+            "blockIO": {
+                "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1024}],
+                "weightDevice": [{"major": 8, "minor": 0, "weight": 444}, {"major": 8, "minor": 1, "weight": None}],
+            },
             "devices": [
                 {"allow": False, "access": "rwm"},
                 {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"},
@@ -1470,6 +1611,7 @@ def test_resources_are_translated_word_by_word():
         io=(limits.IoLimit("8:0", rbps=1024),),
     )  # fmt: skip
     assert [name for name, _, _ in found.files] == ["cpuset.mems", "memory.high"]
+    assert found.disk_weights == ("8:0 444",)
     assert str(found.rules[-1]) == "c 10:229 rw"
     assert resources.read({"devices": [{"allow": True, "access": "rwm"}]}).rules is None
     with pytest.raises(errors.Unsupported, match="takes back"):
