@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from labkit.cgroups import cgroupfs, events
+from labkit.cgroups import cgroupfs, events, hierarchies
 from labkit.cgroups.hierarchies import Hierarchy
 from labkit.cgroups.limits import CONTROLLER_OF, Limits
 from labkit.cgroups.versions import V2, Folder, Stats
@@ -154,6 +154,19 @@ class Cgroup:
         if taken := [path for _, path in places if path.exists()]:
             raise InUse(f"a cgroup {name!r} is there already: {taken[0]}")
         return type(self)._make(f"{self.name}/{name}", places, limits)
+
+    def handed(self, controller: str) -> Folder:
+        """Return its folder for a controller that is not handed down to each cgroup (hugetlb, rdma); on v2 it is now.
+
+        Raise Unsupported if no tree has it, KernelError if a folder above can't hand it down.
+        """
+        for folder in self.folders:
+            if folder.version == 1 and any(folder.path.glob(f"{controller}.*")):
+                return folder
+            if folder.version == 2 and controller in folder.tree.offered():
+                hierarchies.enable(folder.tree, folder.path.parent, (controller,))
+                return folder
+        raise Unsupported(f"this machine has no {controller} controller", "/proc/cgroups lists those of the kernel")
 
     # Its files
 

@@ -41,6 +41,10 @@ class Hierarchy:
     own: Path  # the folder below which labkit makes its own
     controllers: tuple[str, ...]  # by v2's names
 
+    def offered(self) -> list[str]:
+        """Return all controllers of a v2 tree, also those that labkit has no use for by itself."""
+        return proc.read(f"{self.mount}/cgroup.controllers").split()
+
     def __repr__(self) -> str:
         return f"<cgroup v{self.version} on {self.mount}: {' '.join(self.controllers) or 'no controller'}>"
 
@@ -124,8 +128,8 @@ def unified() -> Hierarchy | None:
     return next((tree for tree in hierarchies() if tree.version == 2), None)
 
 
-def enable(tree: Hierarchy, folder: Path) -> None:
-    """Hand the controllers of a v2 tree down to the children of `folder`; what is enabled is left alone.
+def enable(tree: Hierarchy, folder: Path, controllers: Iterable[str] | None = None) -> None:
+    """Hand controllers of a v2 tree, by default all it names, down to the children of `folder`.
 
     Every folder from the root down has to agree, so cgroup.subtree_control of
     folders that labkit did not make is added to where one is missing: the one
@@ -135,7 +139,8 @@ def enable(tree: Hierarchy, folder: Path) -> None:
     for depth in range(len(inside) + 1):
         file = tree.mount.joinpath(*inside[:depth], "cgroup.subtree_control")
         enabled = proc.read_plain(file).split()
-        if missing := [f"+{name}" for name in tree.controllers if name not in enabled]:
+        wanted = tree.controllers if controllers is None else controllers
+        if missing := [f"+{name}" for name in wanted if name not in enabled]:
             _write_all(file, " ".join(missing))
 
 

@@ -20,13 +20,14 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from labkit.ground import signals, state
+from labkit.ground import signals, state, syscalls
 from labkit.ground.arguments import Parser
 from labkit.ground.errors import BadValue, CommandError, LabError, NotFound, Unsupported, from_oserror
 from labkit.ground.later import Later
@@ -135,17 +136,25 @@ def _made(options: Namespace, box: lifecycle.Box, survives: bool) -> "Spawned":
         new_keyring=not options.no_new_keyring,
     )
     _warn(options, box.warnings)
-    _tell(options, spawned)
+    try:
+        _tell(options, spawned)
+    except BaseException:
+        box.delete(force=True)
+        raise
     return spawned
 
 
 def _tell(options: Namespace, spawned: "Spawned") -> None:
-    """Tell whoever called which process it is, by the ways that were asked for."""
-    if options.pidfd_socket:
-        handed.pidfd(options.pidfd_socket, spawned.pidfd)
-    if options.pid_file:
-        with named_file.writing(options.pid_file) as file:
-            file.write(str(spawned.pid).encode())
+    """Tell whoever called which process it is, by the ways that were asked for; nobody is told: it ends."""
+    try:
+        if options.pidfd_socket:
+            handed.pidfd(options.pidfd_socket, spawned.pidfd)
+        if options.pid_file:
+            with named_file.writing(options.pid_file) as file:
+                file.write(str(spawned.pid).encode())
+    except BaseException:
+        syscalls.pidfd_send_signal(spawned.pidfd, signal.SIGKILL)
+        raise
 
 
 def _start(options: Namespace) -> None:
@@ -198,8 +207,14 @@ def _below(words: Sequence[str]) -> dict[str, str]:
     """Return {controller: folder} of runc's `--cgroup CONTROLLER,…:FOLDER`; '' is for every tree."""
     found: dict[str, str] = {}
     for word in words:
-        names, colon, path = word.rpartition(":")
-        for name in names.split(",") if colon else [""]:
+        names, path = word.split(":", 1) if ":" in word else (None, word)
+        if len(words) > 1 and names is None:
+            raise BadValue(
+                f"exec --cgroup {word}: missing CONTROLLER: before it", "one folder for all, or one for each"
+            )
+        for name in [""] if names is None else names.split(","):
+            if name in found or (names is not None and not name):
+                raise BadValue(f"exec --cgroup {word}: a controller comes twice, or has no name")
             found[name] = path
     return found
 

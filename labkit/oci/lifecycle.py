@@ -213,8 +213,7 @@ class Box:
             self._write(pid=spawned.pid, start_ticks=ticks)
             self._answer_for((spawned.pid, ticks, proc.boot_id()))
         except BaseException:
-            syscalls.pidfd_send_signal(spawned.pidfd, signal.SIGKILL)
-            spawner.reap(spawned.pidfd)
+            _end(spawned)
             raise
         return spawned
 
@@ -272,8 +271,12 @@ class Box:
         box = bundles.Bundle(record["bundle"], config, (), process)
         _give_stdio_to(box.owner())
         spawned = spawner.spawn(job, (0, 1, 2))
-        if console:
-            handed.terminal(console, spawned.terminal)
+        try:
+            if console:
+                handed.terminal(console, spawned.terminal)
+        except BaseException:
+            _end(spawned)
+            raise
         return spawned
 
     def _at_listener(self, linux: dict[str, Any], **news: Any) -> Callable[[int, int], None]:
@@ -406,7 +409,10 @@ def _names(folder: Any) -> tuple[str, ...]:
 
 
 def _below(group: "Cgroup", below: dict[str, str]) -> "Entry":
-    """Return the way into folders below a cgroup. Raises BadValue or NotFound, and names the folder."""
+    """Return the way into folders below a cgroup. Raises BadValue or NotFound, and names the folder.
+
+    A folder for every tree need not be in each: a tree without it keeps the process where the container is.
+    """
     known = {name for folder in group.folders for name in _names(folder)}
     if unknown := sorted(set(below) - known):
         raise BadValue(f"exec --cgroup: unknown controller {unknown[0]!r}", f"there are {' '.join(sorted(known))}")
@@ -414,12 +420,20 @@ def _below(group: "Cgroup", below: dict[str, str]) -> "Entry":
     for folder in group.folders:
         inside = next((below[name] for name in _names(folder) if name in below), "")
         if ".." in inside.split("/"):
-            raise BadValue(f"exec --cgroup: bad sub cgroup path {inside!r}", "it leads out of the container's cgroup")
+            raise BadValue(f"exec --cgroup: bad sub cgroup path {inside!r}: `..` components are not allowed")
         path = os.path.normpath(f"{folder.path}/{inside}")
         if not os.path.isdir(path):
+            if "" in below and any(os.path.isdir(f"{other.path}/{inside}") for other in group.folders):
+                places.append((folder.version, str(folder.path)))
+                continue
             raise NotFound(f"exec --cgroup: adding pid to cgroup {path}: no such file or directory", "make it first")
         places.append((folder.version, path))
     return entry.Entry.into(places)
+
+
+def _end(spawned: "Spawned") -> None:
+    syscalls.pidfd_send_signal(spawned.pidfd, signal.SIGKILL)
+    spawner.reap(spawned.pidfd)
 
 
 def _check_console(process: dict[str, Any], console: str | None, detached: bool) -> None:

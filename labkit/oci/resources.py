@@ -12,12 +12,15 @@ A limit that this machine has no controller for is refused by its name. See
 """
 
 import contextlib
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from labkit.cgroups import cgroupfs, devices
 from labkit.cgroups.cgroup import Cgroup
 from labkit.cgroups.limits import PER_SHARE, UNLIMITED, IoLimit, Limits
+from labkit.cgroups.versions import Folder
+from labkit.ground import proc
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, Unsupported
 
@@ -32,8 +35,6 @@ _KNOWN = {
 _NOT_HERE = {
     "blockIO.leafWeight": "only an I/O scheduler of old had it (cfq)",
     "network": "labkit marks no packets by cgroup (net_cls, net_prio)",
-    "rdma": "labkit has no rdma controller",
-    "hugepageLimits": "labkit has no hugetlb controller",
     "vtpms": "labkit has no virtual TPM",
 }
 
@@ -55,7 +56,9 @@ def ignored(words: dict[str, Any] | None) -> list[str]:
     words = words or {}
     memory = words.get("memory") or {}
     found = [f"linux.resources.memory.{name} is ignored: {why}" for name, why in _IGNORED.items() if memory.get(name)]
-    strange = [name for name in words if name not in (*_KNOWN, *_NOT_HERE, "devices", "unified")]
+    strange = [
+        name for name in words if name not in (*_KNOWN, *_NOT_HERE, "devices", "unified", "hugepageLimits", "rdma")
+    ]
     strange += [
         f"{part}.{name}" for part in _KNOWN for name in words.get(part) or () if name not in _KNOWN[part].split()
     ]
@@ -90,6 +93,8 @@ class Resources:
     files: tuple[tuple[str, Any, str], ...] = ()  # name, value, as the config calls it
     realtime: tuple[int | None, int | None] = (None, None)  # runtime and period, µs
     disk_weights: tuple[str, ...] = ()  # "major:minor weight"
+    huge: tuple[tuple[str, int], ...] = ()  # a page size, bytes
+    rdma: tuple[str, ...] = ()  # lines of rdma.max
 
     def apply(self, group: Cgroup, rules: bool = True) -> None:
         """Write it all. Raises Unsupported, by name, for what this machine has no file for."""
@@ -102,6 +107,9 @@ class Resources:
                 group.write(name, value)
             except Unsupported as error:
                 raise Unsupported(f"linux.resources.{word}: {error.message}", error.hint) from None
+        _give_huge_pages(group, self.huge)
+        for line in self.rdma:
+            _write_rare(group, "rdma.max", line, "rdma")
         if rules and self.rules is not None:
             devices.allow_only(group, self.rules)
 
@@ -134,6 +142,34 @@ def _give_realtime(group: Cgroup, runtime: int | None, period: int | None) -> No
     for name, value in steps:
         if value is not None:
             group.write(name, value)
+
+
+def _give_huge_pages(group: Cgroup, huge: Iterable[tuple[str, int]]) -> None:
+    """Limit huge pages in use, and where the kernel counts them, those set aside too."""
+    for size, limit in huge:
+        word = f"hugepageLimits {size}"
+        name = {1: "limit_in_bytes", 2: "max"}[_rare(group, "hugetlb", word).version]
+        _write_rare(group, f"hugetlb.{size}.{name}", limit, word)
+        if _rare(group, "hugetlb", word).has(f"hugetlb.{size}.rsvd.{name}"):
+            _write_rare(group, f"hugetlb.{size}.rsvd.{name}", limit, word)
+
+
+def _rare(group: Cgroup, controller: str, word: str) -> Folder:
+    try:
+        return group.handed(controller)
+    except Unsupported as error:
+        raise Unsupported(f"linux.resources.{word}: {error.message}", "leave it out") from None
+
+
+def _write_rare(group: Cgroup, name: str, value: object, word: str) -> None:
+    """Write a file of a controller that labkit's own containers go without."""
+    folder = _rare(group, name.partition(".")[0], word)
+    if not folder.has(name):
+        raise Unsupported(f"linux.resources.{word}: there is no {folder.path}/{name}", "leave it out")
+    try:
+        proc.write_plain(folder.path / name, str(value))
+    except OSError as error:
+        raise cgroupfs.refused(str(value), folder.path / name, error) from None
 
 
 def read(words: dict[str, Any] | None, v1_cpu: bool = False) -> Resources:
@@ -175,7 +211,35 @@ def read(words: dict[str, Any] | None, v1_cpu: bool = False) -> Resources:
     disks = [
         f"{one['major']}:{one['minor']} {one['weight']}" for one in block.get("weightDevice") or () if one.get("weight")
     ]
-    return Resources(limits, _rules(words.get("devices", ())), tuple(files), realtime, tuple(disks))
+    huge = tuple(map(_huge_page, words.get("hugepageLimits", ())))
+    rdma = tuple(_rdma(device, counts) for device, counts in words.get("rdma", {}).items())
+    return Resources(limits, _rules(words.get("devices", ())), tuple(files), realtime, tuple(disks), huge, rdma)
+
+
+def _huge_page(words: dict[str, Any]) -> tuple[str, int]:
+    size, limit = words["pageSize"], words["limit"]
+    if not isinstance(size, str) or not re.fullmatch(r"[1-9]\d*[KMG]B", size, re.ASCII):
+        raise BadValue(f"linux.resources.hugepageLimits: pageSize {size!r}", "like 2MB or 1GB")
+    return size, _count(f"hugepageLimits {size}: limit", limit)
+
+
+def _rdma(device: str, words: dict[str, Any]) -> str:
+    if not device or set(device) & set(" \n"):
+        raise BadValue(f"linux.resources.rdma: {device!r} is no device's name", "/sys/class/infiniband has them")
+    counts = {
+        ours: words[name]
+        for name, ours in (("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object"))
+        if name in words
+    }
+    if not counts:
+        raise BadValue(f"linux.resources.rdma {device}: neither hcaHandles nor hcaObjects")
+    return " ".join([device, *(f"{name}={_count(f'rdma {device} {name}', value)}" for name, value in counts.items())])
+
+
+def _count(what: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 64:
+        raise BadValue(f"linux.resources.{what} {value!r} is no number of 0 or more")
+    return value
 
 
 def _memory(words: dict[str, Any]) -> dict[str, Any]:

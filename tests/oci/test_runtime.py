@@ -22,7 +22,7 @@ from labkit.ground import errors, ledger, proc, state
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import BadValue
 from labkit.isolation import mount_options, sysctls
-from labkit.oci import bundle, hooks, lifecycle, resources, systemd
+from labkit.oci import bundle, commands, hooks, lifecycle, resources, systemd
 from tests.bundles import RUNTIME, Bundle, make_rootfs
 
 pytestmark = pytest.mark.usefixtures("needs_root")
@@ -268,7 +268,6 @@ REFUSED = [
     ("linux.namespaces", [{"type": "mount"}, {"type": "moon"}], "moon"),
     ("linux.namespaces", [{"type": "mount", "path": "/proc/self/ns/mnt"}], "mount by path"),
     ("linux.resources.rdma", {"mlx5": {"hcaHandles": 3}}, "linux.resources.rdma"),
-    ("linux.resources.hugepageLimits", [{"pageSize": "2MB", "limit": 1}], "hugepageLimits"),
     ("linux.resources.network", {"classID": 1}, "linux.resources.network"),
     ("linux.resources.unified", {"../../x": "1"}, "unified"),
     ("linux.seccomp", {**NOTIFY, "listenerPath": "/no/such/socket"}, "failed to connect with seccomp agent"),
@@ -677,6 +676,40 @@ def test_a_pidfd_goes_to_who_listens(box, word):
         pid = box.state()["pid"] if word == "create" else int((box.folder / "pid").read_text())
         assert f"Pid:\t{pid}\n" in Path(f"/proc/self/fdinfo/{pidfd}").read_text()
         os.close(pidfd)
+
+
+@pytest.mark.parametrize("flag", ["--pidfd-socket", "--pid-file", "--console-socket"])
+def test_of_a_process_that_nobody_could_be_told_of_nothing_stays(box, flag):
+    box.shell("exec sleep 100").create()
+    box("start", box.id)
+    group, nowhere = lifecycle.Box(box.root, box.id).cgroup(), box.folder / "no" / "where"
+    more = box.config["process"] | {"args": ["sleep", "100"], "terminal": flag == "--console-socket"}
+    (box.folder / "process.json").write_text(json.dumps(more))
+    done = box("exec", "-d", "--process", box.folder / "process.json", flag, nowhere, box.id)
+    assert done.returncode == 255 and str(nowhere) in done.stderr
+    wait_for(lambda: len(group.procs()) == 1)
+    second = Bundle(box.folder / "second", box.config["root"]["path"], "second")
+    second.config["process"]["terminal"] = flag == "--console-socket"
+    assert second.create(flag, nowhere).returncode == 1
+    assert second.left() == []
+
+
+@pytest.mark.parametrize("words", [["a", "cpu:b"], ["a", "b"], ["cpu:a", "cpu:b"], ["cpu,,pids:a"], [":a"]])
+def test_exec_into_two_folders_of_one_tree_is_refused(words):
+    with pytest.raises(BadValue):
+        commands._below(words)
+
+
+def test_exec_into_a_folder_that_only_some_trees_have(box):
+    box.shell("sleep 100").create()
+    box("start", box.id)
+    first, *others = lifecycle.Box(box.root, box.id).cgroup().folders
+    if not others:
+        pytest.skip("one tree")
+    (others[-1].path / "below").mkdir()
+    done = box("exec", "--cgroup", "below", box.id, "cat", "/proc/self/cgroup")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("/below\n") == 1
 
 
 def test_one_that_is_just_being_made_is_not_there_yet_for_who_waits_for_it(box):
@@ -1387,6 +1420,33 @@ def test_exec_is_on_the_cpus_that_its_process_names(running):
         assert bound.stdout.split()[1:] == [wanted], bound.stderr
     (running.folder / "process").write_text(json.dumps({**process, "execCPUAffinity": {"final": "many"}}))
     assert "execCPUAffinity.final" in running("exec", "--process", running.folder / "process", running.id).stderr
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel/mm/hugepages/hugepages-2048kB"), reason="no huge pages of 2 MiB")
+def test_huge_pages_are_limited_where_the_kernel_counts_them(box):
+    if not any("hugetlb" in tree.offered() for tree in cgroup.cgroupfs.trees() if tree.version == 2):
+        pytest.skip("hugetlb is not in the v2 tree")
+    box.set("linux.resources.hugepageLimits", [{"pageSize": "2MB", "limit": 4 << 20}]).shell("sleep 100").create()
+    folder = Path(json.loads((box.root / box.id / "state.json").read_text())["cgroup"][-1])
+    assert (folder / "hugetlb.2MB.max").read_text() == (folder / "hugetlb.2MB.rsvd.max").read_text() == "4194304\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ({"hugepageLimits": [{"pageSize": "2MB/../x", "limit": 1}]}, "hugepageLimits: pageSize '2MB/../x'"),
+        ({"hugepageLimits": [{"pageSize": "3MB", "limit": 1}]}, "hugepageLimits 3MB: "),
+        ({"hugepageLimits": [{"pageSize": "2MB", "limit": -1}]}, "hugepageLimits 2MB: limit -1 is no number"),
+        ({"rdma": {"mlx5_1": {"hcaHandles": 3}}}, "linux.resources.rdma: this machine has no rdma controller"),
+        ({"rdma": {"mlx5_1 x": {"hcaHandles": 3}}}, "linux.resources.rdma: 'mlx5_1 x' is no device's name"),
+        ({"rdma": {"mlx5_1": {"hcaObjects": True}}}, "rdma mlx5_1 hca_object True is no number"),
+    ],
+)
+def test_a_rare_limit_that_cannot_be_is_refused_by_name(box, words, why):
+    done = box.set("linux.resources", words).create()
+    assert done.returncode == 1
+    assert why in done.stderr
+    assert box.left() == []
 
 
 def test_exec_in_one_that_does_not_run_is_refused(box):
