@@ -110,6 +110,14 @@ def test_command_not_found_is_said_at_create_and_leaves_nothing(box):
     assert box.left() == []
 
 
+@pytest.mark.parametrize("path, word", [("/no/such", "ENOENT"), ("/etc/passwd/x", "ENOTDIR"), ("/etc/passwd", "EACCES"), ("/etc", "EACCES")])  # fmt: skip
+def test_path_that_is_no_program_is_said_at_create_too(box, path, word):
+    done = box.set("process.args", [path]).create()
+    assert done.returncode == 1
+    assert f"exec of '{path}'" in done.stderr and word in done.stderr
+    assert box.left() == []
+
+
 def test_start_says_why_the_program_can_not_be_executed(box, rootfs):
     (rootfs / "bin/garbage").write_bytes(b"\x7fELF garbage")
     (rootfs / "bin/garbage").chmod(0o755)

@@ -362,8 +362,14 @@ class Podman:
 def test_podman_run_and_its_status(podman):
     assert "    1 root     ps" in podman.run("--rm", "busybox", "ps")
     assert podman.run("--rm", "busybox", "sh", "-c", "exit 7", check=False).returncode == 7
-    done = podman.run("--rm", "busybox", "nonsense", check=False)
-    assert done.returncode == 127 and "not found" in done.stderr
+
+
+@pytest.mark.parametrize("command, status", [("nonsense", 127), ("/no/such", 127), ("/etc/passwd", 126), ("/etc", 126)])
+def test_command_that_can_not_start_has_podmans_own_status(podman, command, status):
+    # What fails as late as `start` is 126 for Podman, whatever it was.
+    done = podman.run("--rm", "busybox", command, check=False)
+    assert done.returncode == status
+    assert command in done.stderr and " start " not in done.stderr
 
 
 def test_podman_life(podman):
