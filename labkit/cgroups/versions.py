@@ -166,8 +166,10 @@ class V2(_Folder):
 
     def _swap(self, limits: Limits) -> str | None:
         """Return the swap beside a memory limit: none, where this kernel counts it and nothing else is said."""
+        if limits.memory_swap in (None, UNLIMITED) and not self.has("memory.swap.max"):
+            return None  # what is not counted has no limit
         if limits.memory_swap is None and limits.memory not in (None, UNLIMITED):
-            return "0" if self.has("memory.swap.max") else None
+            return "0"
         return _or_max(limits.memory_swap)
 
     def _weight_file(self) -> str:
@@ -235,7 +237,7 @@ class V1(_Folder):
             return [low]
         steps = [("memory.limit_in_bytes", _text(limits.memory))]
         both = _both(limits.memory, limits.memory_swap)
-        if limits.memory_swap is not None or self.has("memory.memsw.limit_in_bytes"):
+        if limits.memory_swap not in (None, UNLIMITED) or self.has("memory.memsw.limit_in_bytes"):
             steps.append(("memory.memsw.limit_in_bytes", _text(both)))
         # Memory alone may never be above memory and swap together: raise the outer
         # limit first, lower the inner one first.

@@ -413,6 +413,8 @@ class FindCommand(Step):
 
     def _found(self) -> str:
         if "/" in self.name:
+            if number := _certain(self.name):
+                raise CommandError(self.name, number)
             return self.name
         worst = errno.ENOENT
         folders = as_dict(self.env).get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -422,6 +424,20 @@ class FindCommand(Step):
             # Found but not executable beats not found, as in a shell.
             worst = errno.EACCES if os.path.lexists(path) else worst
         raise CommandError(self.name, worst)
+
+
+def _certain(path: str) -> int:
+    """Return the errno by which an exec of `path` will fail, as far as a look tells; else 0, and exec finds out.
+
+    Who only creates a container wants to be told then: Podman knows 127 from 126 by what `create` says.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        return error.errno or errno.ENOENT
+    except OSError:
+        return 0
+    return 0 if stat.S_ISREG(mode) and mode & 0o111 else errno.EACCES
 
 
 @dataclass(frozen=True)

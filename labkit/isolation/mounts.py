@@ -46,7 +46,15 @@ def _options(attrs: int) -> str:
 
 def attach(mount_fd: int, target_fd: int) -> None:
     """Attach a mount that is nowhere yet to the folder or file behind an fd. See move_mount(2)."""
-    sc.move_mount(mount_fd, "", target_fd, "", sc.MOVE_MOUNT_F_EMPTY_PATH | sc.MOVE_MOUNT_T_EMPTY_PATH)
+    try:
+        sc.move_mount(mount_fd, "", target_fd, "", sc.MOVE_MOUNT_F_EMPTY_PATH | sc.MOVE_MOUNT_T_EMPTY_PATH)
+    except KernelError as error:
+        what, onto = ("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file" for fd in (mount_fd, target_fd))
+        if what == onto:
+            raise
+        # EINVAL here, where mount(2) says ENOTDIR: by that word Docker knows what it has to explain.
+        hint = f"there is a {onto}, and a {what} to go onto it: only like goes onto like"
+        raise KernelError(error.call, errno.ENOTDIR, error.on, hint) from None
 
 
 def new_filesystem(kind: str, source: str | None = None, options: Iterable[str] = (), attrs: int = 0) -> int:
@@ -95,10 +103,6 @@ def _place(mount_fd: int, root: int, target: str, folder: bool = True, follow: b
         target_fd = make_in_root(root, target, folder, follow)
         try:
             attach(mount_fd, target_fd)
-        except KernelError as error:
-            if stat.S_ISDIR(os.fstat(target_fd).st_mode) != folder:  # the kernel says EINVAL only
-                error.hint = f"{target} is a {'file' if folder else 'folder'} there: only like goes onto like"
-            raise
         finally:
             os.close(target_fd)
     finally:

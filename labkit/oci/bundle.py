@@ -248,7 +248,7 @@ def process_words(
             rlimits=tuple(
                 settings.check_rlimit(one["type"], one["soft"], one["hard"]) for one in process.get("rlimits") or ()
             ),
-            oom_score_adj=process.get("oomScoreAdj"),
+            oom_score_adj=settings.check_oom_score_adj(process.get("oomScoreAdj")),
             umask=user.get("umask", 0o022),
             apparmor=process.get("apparmorProfile") or None,
             personality=settings.personality(linux.get("personality")),
@@ -509,6 +509,8 @@ def _mount(bundle: Bundle, group: Cgroup, words: dict[str, Any], where: str) -> 
         raise BadValue(f"{where}: destination {target!r} is no path")
     # Old tools leave the first / out, or say where it is on the host.
     target = os.path.normpath("/" + target.removeprefix(f"{bundle.rootfs}/").lstrip("/"))
+    if target == "/":
+        raise BadValue(f"{where}: destination / is the root itself", "root.path names the folder that becomes /")
     source, options, inside = words.get("source") or "", list(words.get("options") or ()), False
     parsed = mount_options.parse(options)
     if kind in ("bind", "rbind") and not parsed.bind:

@@ -3,7 +3,7 @@
 Most of it is what `limits` knows: the specification counts in the same units as the
 kernel, so here is only a change of names. Three things differ:
 
-    memory.swap    is memory and swap together; Limits has what comes beyond memory
+    memory.swap    is memory and swap together; Limits has what comes beyond memory, and 0 if it is not said
     cpu.shares     1024 is the default; as a weight that is 100. v1 takes them as they are
     a number of 0  means "not said", but for those where Docker never says it so
 
@@ -256,7 +256,9 @@ def _memory(words: dict[str, Any]) -> dict[str, Any]:
             raise BadValue(
                 f"linux.resources.memory.swap {swap} is less than the memory limit", "it is memory and swap together"
             )
-        beyond = UNLIMITED if UNLIMITED in (limit, swap) else swap - limit
+    if limit is not None:
+        # Not said is no limit: by this Docker and Podman have `--memory-swap -1`.
+        beyond = UNLIMITED if swap is None or UNLIMITED in (limit, swap) else swap - limit
     return {"memory": limit, "memory_swap": beyond, "memory_low": words.get("reservation") or None}
 
 
@@ -305,17 +307,16 @@ def _rules(words: Iterable[dict[str, Any]]) -> tuple[devices.Rule, ...] | None:
         whole = kind == "a" and major is None and minor is None and set(access) == set("rwm")
         if whole:
             allowed, everything = [], bool(word["allow"])
-        elif kind == "a":
-            raise Unsupported(
-                f"linux.resources.devices: {word} is for all devices, but not whole", "name type, major, minor"
-            )
-        elif word["allow"]:
-            allowed.append(devices.Rule(kind, major, minor, access))
-        elif everything or any(_overlaps(rule, kind, major, minor) for rule in allowed):
-            raise Unsupported(
-                f"linux.resources.devices: {word} takes back a part of what is allowed",
-                "begin with a rule that denies all, then allow what is wanted",
-            )
+            continue
+        # The kernel's v1 takes any "a" for every device there is; what is said is less: those of both types.
+        for one in ("c", "b") if kind == "a" else (kind,):
+            if word["allow"]:
+                allowed.append(devices.Rule(one, major, minor, access))
+            elif everything or any(_overlaps(rule, one, major, minor) for rule in allowed):
+                raise Unsupported(
+                    f"linux.resources.devices: {word} takes back a part of what is allowed",
+                    "begin with a rule that denies all, then allow what is wanted",
+                )
     return None if everything else (*devices.DEFAULT, *allowed)
 
 

@@ -44,6 +44,13 @@ def check_rlimit(name: str, soft: int, hard: int) -> tuple[str, int, int]:
     return name, soft, hard
 
 
+def check_oom_score_adj(number: int | None) -> int | None:
+    """Return the number; raise BadValue for one that the kernel does not have. See proc(5)."""
+    if number is not None and not -1000 <= number <= 1000:
+        raise BadValue(f"process.oomScoreAdj {number}", "from -1000, never killed, to 1000, killed first")
+    return number
+
+
 def personality(words: dict[str, Any] | None) -> int | None:
     """Return the number of a `linux.personality`. Raises BadValue."""
     if not words:
@@ -62,10 +69,14 @@ def set_rlimits(pid: int, rlimits: Iterable[tuple[str, int, int]]) -> None:
             resource.prlimit(pid, RLIMITS[name], numbers)
         except (OSError, ValueError) as error:
             raise KernelError(
-                f"setting {name} to {soft}:{hard}",
+                f"setting {name} to {_number(soft)}:{_number(hard)}",
                 getattr(error, "errno", None) or 1,
                 hint="only CAP_SYS_RESOURCE may raise a hard limit: `ulimit -aH` shows those here",
             ) from None
+
+
+def _number(limit: int) -> str:
+    return "unlimited" if limit == INFINITE else str(limit)
 
 
 def set_oom_score_adj(pid: int, number: int) -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from labkit.cgroups import cgroup, limits
+from labkit.cgroups import cgroup, devices, limits
 from labkit.ground import errors, ledger, proc, state
 from labkit.ground import syscalls as sc
-from labkit.ground.errors import BadValue
+from labkit.ground.errors import BadValue, Unsupported
 from labkit.isolation import mount_options, sysctls
 from labkit.oci import bundle, commands, hooks, lifecycle, resources, systemd
 from tests.bundles import RUNTIME, Bundle, make_rootfs
@@ -116,6 +116,14 @@ def test_command_not_found_is_said_at_create_and_leaves_nothing(box):
     done = box.set("process.args", ["nonsense"]).create()
     assert done.returncode == 1
     assert "'nonsense'" in done.stderr and "No such file or directory" in done.stderr
+    assert box.left() == []
+
+
+@pytest.mark.parametrize("path, word", [("/no/such", "ENOENT"), ("/etc/passwd/x", "ENOTDIR"), ("/etc/passwd", "EACCES"), ("/etc", "EACCES")])  # fmt: skip
+def test_path_that_is_no_program_is_said_at_create_too(box, path, word):
+    done = box.set("process.args", [path]).create()
+    assert done.returncode == 1
+    assert f"exec of '{path}'" in done.stderr and word in done.stderr
     assert box.left() == []
 
 
@@ -313,6 +321,9 @@ REFUSED = [
     ("mounts", [{"destination": "/data", "type": "tmpfs", "options": ["idmap"]}], "idmap"),
     ("mounts", [{"destination": "/data", "source": "/no/such/source", "options": ["bind"]}], "/no/such/source"),
     ("mounts", [{"destination": "/data", "type": "nosuchfs"}], "nosuchfs"),
+    ("mounts", [{"destination": "/..", "source": "/tmp", "options": ["bind"]}], "the root itself"),
+    ("mounts", [{"destination": "/etc", "source": "/etc/passwd", "options": ["bind"]}], "Not a directory"),
+    ("process.oomScoreAdj", 5000, "oomScoreAdj 5000"),
     ("process.apparmorProfile", "nosuch-profile", "AppArmor"),
 ]
 
@@ -1300,6 +1311,12 @@ def test_devices_are_made_with_their_owner_and_mode_and_opened_only_if_allowed(b
     assert box.shell(": < /dev/locked && echo opened; : > /dev/locked").run().stdout == "opened\n"
 
 
+def test_a_rule_for_both_types_of_device_is_for_those_numbers_only():
+    # `--device-cgroup-rule "a 10:* rw"`; the kernel's v1 would allow all devices for it.
+    found = resources.read({"devices": [{"allow": False}, {"allow": True, "type": "a", "major": 10, "access": "rw"}]})
+    assert found.rules[-2:] == (devices.Rule("c", 10, None, "rw"), devices.Rule("b", 10, None, "rw"))
+
+
 # ---- terminals ----
 
 
@@ -1487,6 +1504,18 @@ def test_resources_are_what_the_cgroup_says(box):
     assert box("update", "--memory", "50M", box.id).returncode == 0
     assert int(group.read("memory.max")) == 50 << 20
     assert "--memory" in box("update", "--memory", "50X", box.id).stderr
+
+
+def test_a_memory_limit_alone_leaves_swap_free(box):
+    # How `--memory-swap -1` comes from Docker and Podman: as nothing.
+    box.set("linux.resources.memory", {"limit": 32 << 20}).shell("sleep 100").create()
+    group = lifecycle.Box(box.root, box.id).cgroup()
+    name = "memory.memsw.limit_in_bytes" if group.version("memory") == 1 else "memory.swap.max"
+    try:
+        swap = group.read(name).strip()
+    except Unsupported as error:
+        pytest.skip(f"this kernel does not count swap: {error.message}")
+    assert swap == "max" or int(swap) > 1 << 50
 
 
 def test_update_takes_every_word_and_what_is_not_said_stays(box):
