@@ -20,10 +20,10 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadArchive, BadValue, Unsupported
+from labkit.ground.typed import Any
 
 Progress = Callable[[int], object]  # called with the bytes so far
 BLOCK = 1 << 18  # bytes a read: large enough for speed, small enough for a progress bar

@@ -15,9 +15,9 @@ import errno
 import os
 import stat
 import tarfile
-from typing import IO
 
 from labkit.ground.errors import BadArchive, Unsupported
+from labkit.ground.typed import IO
 from labkit.images import digests, rootdir, tarread, whiteouts
 from labkit.images.rootdir import RootDir, shown
 

@@ -18,11 +18,11 @@ See the runtime specification, "POSIX-platform Hooks".
 import json
 import os
 from collections.abc import Iterable
-from typing import Any
 
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, LabError, from_oserror
 from labkit.ground.later import Later
+from labkit.ground.typed import Any
 
 subprocess = Later("subprocess")
 

@@ -12,13 +12,13 @@ A limit that this machine has no controller for is refused by its name. See
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 from labkit.cgroups import cgroupfs, devices
 from labkit.cgroups.cgroup import Cgroup
 from labkit.cgroups.limits import PER_SHARE, UNLIMITED, IoLimit, Limits
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, Unsupported
+from labkit.ground.typed import Any
 
 _KNOWN = {
     "memory": "limit reservation swap kernel kernelTCP swappiness disableOOMKiller useHierarchy checkBeforeUpdate",

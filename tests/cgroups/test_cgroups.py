@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from timing import emulated, late_by, until
 
-from labkit.cgroups import cgroupfs, devices, events, hierarchies, versions
+from labkit.cgroups import cgroupfs, devices, emptying, events, hierarchies, versions
 from labkit.cgroups.cgroup import Cgroup, Limits
 from labkit.cgroups.limits import UNLIMITED, IoLimit
 from labkit.container.life import Container, run
@@ -750,3 +750,15 @@ def test_a_containers_processes_are_all_in_its_cgroup():
     with Container("busybox", workloads.spin(3), cpus="0.5").start() as box:
         until(lambda: len(box.cgroup.procs()) == 3)
         assert {process.pid for process in box.top()} == set(box.cgroup.procs())
+
+
+def test_a_group_is_ended_by_its_paths_alone_and_a_folder_that_is_none_is_not_touched(tmp_path):
+    with Cgroup.create(f"ended-{os.getpid()}") as group:
+        paths = [str(folder.path) for folder in group.folders]
+        os.makedirs(f"{paths[0]}/below/it")
+        sleeper = subprocess.Popen(["sleep", "100"])
+        group.add(sleeper.pid)
+        (tmp_path / "plain").mkdir()
+        emptying.end([*paths, str(tmp_path / "plain"), str(tmp_path / "none")])
+        assert sleeper.wait() == -signal.SIGKILL
+        assert not any(map(os.path.exists, paths)) and (tmp_path / "plain").exists()
