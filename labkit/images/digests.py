@@ -110,7 +110,10 @@ class TarStream:
         self._blob = Hashed(blob, progress)
         self._limits = limits or Limits()
         first = self._blob.read(512)
-        self._plain = Hashed(_Joined(_decompressed(first, self._blob)))
+        # A plain blob is the tar itself, and to hash it is the half of reading it: once, then.
+        compressed = first.startswith((_GZIP, _ZSTD, _XZ, _BZIP2))
+        joined = _Joined(_decompressed(first, self._blob))
+        self._plain: Hashed | _Counted = Hashed(joined) if compressed else _Counted(joined)
 
     def read(self, size: int = -1) -> bytes:
         data = self._plain.read(size)
@@ -148,7 +151,20 @@ class TarStream:
     @property
     def diff_id(self) -> str:
         """The digest of the plain tar."""
-        return self._plain.digest
+        return self._plain.digest if isinstance(self._plain, Hashed) else self.digest
+
+
+class _Counted:
+    """A stream of which it is counted only how much was read."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.size = 0
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._stream.read(size)
+        self.size += len(data)
+        return data
 
 
 class _Joined:
