@@ -39,7 +39,7 @@ a root to mount, a cgroup, the ledger) can be taken at its docstring's word mean
 `import labkit` is cheap: the names below are loaded when first used.
 """
 
-import importlib
+import sys
 
 __version__ = "0.1.0"
 
@@ -65,14 +65,19 @@ _HOME = {
 def __getattr__(name: str) -> object:
     if name in _HOME:
         module, _, thing = _HOME[name].partition(":")
-        home = importlib.import_module(f"labkit.{module}")
+        home = _loaded(f"labkit.{module}")
         return getattr(home, thing) if thing else home
     try:
-        return importlib.import_module(f"labkit.{name}")
+        return _loaded(f"labkit.{name}")
     except ModuleNotFoundError as error:
         if error.name != f"labkit.{name}":
             raise
     raise AttributeError(f"module 'labkit' has no attribute {name!r}")
+
+
+def _loaded(name: str) -> object:
+    __import__(name)
+    return sys.modules[name]
 
 
 def __dir__() -> list[str]:

@@ -333,10 +333,8 @@ images/diff.py -- images/test_layers.py whatever_order
 
 holes are filled with zeros
 images/unpack.py -- images/test_layers.py zeros_become_holes
--if not block.strip(b"\0"):
-+_write_all(fd, memoryview(block))
-+return
-+if not block.strip(b"\0"):
+-if not block[at] and _ZEROS.startswith(page := block[at : at + _PAGE]):
++if not block[at] and not _ZEROS.startswith(page := block[at : at + _PAGE]):
 
 a line that made no layer is not marked
 images/commit.py -- 09

@@ -15,11 +15,11 @@ import re
 import sys
 import time
 from io import FileIO
-from typing import TYPE_CHECKING, Any
 
 from labkit.app.commands import COMMANDS, command, complain, each, parser, table, visible
 from labkit.ground.errors import BadValue, LabError, NotFound, from_oserror
 from labkit.ground.signals import Interrupted
+from labkit.ground.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from labkit.container.life import Container

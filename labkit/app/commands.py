@@ -13,10 +13,10 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
 
 from labkit.ground.arguments import Parser
 from labkit.ground.errors import BadValue, LabError
+from labkit.ground.typed import NoReturn
 
 Command = Callable[[list[str]], int | None]
 

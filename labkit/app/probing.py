@@ -7,11 +7,11 @@ error says why. The numbers in front of what is lost are the chapters'.
 
 import subprocess
 from collections.abc import Callable
-from typing import Any
 
 from labkit.ground import packages
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import Unsupported, from_oserror
+from labkit.ground.typed import Any
 
 PROBES: dict[str, "Probe"] = {}
 PATIENCE = 20  # seconds for one command

@@ -24,10 +24,10 @@ import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, NotFound
+from labkit.ground.typed import Any
 from labkit.lessons import coursework
 
 MOST = 1 << 20  # bytes of one seat's file

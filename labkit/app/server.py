@@ -16,10 +16,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
 
 from labkit.ground import proc, state, syscalls
 from labkit.ground.errors import BadValue, InUse, LabError, Unsupported, from_oserror
+from labkit.ground.typed import Any, NoReturn
 from labkit.lessons import coursework
 
 REPO = state.REPO

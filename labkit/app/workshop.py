@@ -17,10 +17,10 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 from labkit.app import server
 from labkit.ground import state
+from labkit.ground.typed import Any
 from labkit.lessons import coursework
 from labkit.lessons.coursework import REPO, chapters
 

@@ -17,13 +17,13 @@ import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from labkit.build import context, dockerfile, layer_cache, plan, run_mounts
 from labkit.build.copying import Copier, Owner, Tree
 from labkit.build.dockerfile import Heredoc, Instruction
 from labkit.ground.dataclass import replace
 from labkit.ground.errors import BadValue, NotFound
+from labkit.ground.typed import Any
 from labkit.images import catalog
 from labkit.images.catalog import Image, ImageConfig
 from labkit.images.layout import Layout

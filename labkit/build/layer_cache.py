@@ -15,7 +15,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
 
 from labkit.build.dockerfile import Instruction
 from labkit.build.run_mounts import Mounts
@@ -23,6 +22,7 @@ from labkit.container.life import Container
 from labkit.ground import ledger, state
 from labkit.ground.dataclass import dataclass, field, replace
 from labkit.ground.errors import Damaged, LabError
+from labkit.ground.typed import IO, Any
 from labkit.images import commit
 from labkit.images.catalog import Image, ImageConfig
 from labkit.images.commit import Layer

@@ -17,13 +17,13 @@ import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from labkit.build import context
 from labkit.build.copying import Copier, Tree
 from labkit.container.spec import Volume
 from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import BadValue, NotFound
+from labkit.ground.typed import Any
 from labkit.storage import volumes
 
 _KEYS = {

@@ -6,7 +6,8 @@ Read in this order:
     quantities    32m, 0.5, 8:0 and what is refused
     hierarchies   which trees this machine has, and where we may make a group
     versions      the same limit, the same count, in version 1's words and in version 2's
-    cgroupfs      a folder's life: made, emptied, taken away, and who is in it
+    emptying      who is in a folder, their end, and its
+    cgroupfs      a folder's life: made, and taken away
     cgroup        one group, over however many trees there are
     events        being told: the OOM kill, throttling, a full cgroup
     devices       which device files may be opened

@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from labkit.cgroups import cgroupfs, events, hierarchies
+from labkit.cgroups import cgroupfs, emptying, events, hierarchies
 from labkit.cgroups.hierarchies import Hierarchy
 from labkit.cgroups.limits import CONTROLLER_OF, Limits
 from labkit.cgroups.versions import V2, Folder, Stats
@@ -109,7 +109,7 @@ class Cgroup:
         else's. Raises InUse if processes are in one, or if one is frozen.
         """
         places = [(tree, cgroupfs.place(tree, path)) for tree in cgroupfs.trees()]
-        if inside := cgroupfs.members([str(folder) for _, folder in places]):
+        if inside := emptying.members([str(folder) for _, folder in places]):
             raise InUse(f"the container's cgroup is not empty: {inside} are in {path}", "another cgroupsPath")
         for tree, folder in places:
             if frozen := cgroupfs.frozen_above(tree, folder):
@@ -119,7 +119,7 @@ class Cgroup:
         for tree, folder in places:
             cgroupfs.make_parents(tree, folder)
             if folder.exists():
-                cgroupfs.remove_tree(folder)
+                emptying.remove_tree(folder)
         return cls._make(str(path), places, limits)
 
     @classmethod
@@ -270,7 +270,7 @@ class Cgroup:
 
     def procs(self) -> list[int]:
         """Return the ids of the processes in it and in what is nested in it, as the reader's PID namespace counts."""
-        return cgroupfs.members(self._paths())
+        return emptying.members(self._paths())
 
     def into_fd(self) -> int | None:
         """Return an fd of its v2 folder for clone3's CLONE_INTO_CGROUP, or None without a v2 tree.
@@ -282,7 +282,7 @@ class Cgroup:
 
     def kill(self) -> None:
         """Kill every process in it at once, also those that fork meanwhile; return without waiting."""
-        cgroupfs.kill(self._paths())
+        emptying.kill(self._paths())
 
     def freeze(self, timeout: float = 5) -> None:
         """Stop every process in it where it is, and return once they all are. Raise LabError after `timeout` s."""
@@ -322,7 +322,7 @@ class Cgroup:
 
     def wait_empty(self, timeout: float = 5) -> bool:
         """Return True once no process is in it, False after `timeout` seconds."""
-        return cgroupfs.wait_empty(self._paths(), timeout)
+        return emptying.wait_empty(self._paths(), timeout)
 
     def oom_kills(self) -> int | None:
         """Return how many processes in it the kernel has killed for want of memory, None where it isn't told."""
@@ -332,7 +332,7 @@ class Cgroup:
     def remove_if_empty(self) -> bool:
         """Remove it, if neither a process nor a cgroup is in it; tell whether it is gone. See rmdir(2)."""
         # Who is in a cgroup is in it in every tree: the first rmdir decides.
-        if not all(map(cgroupfs.removed, reversed(self._paths()))):
+        if not all(map(emptying.removed, reversed(self._paths()))):
             return False
         if self.entry is not None:
             ledger.strike(self.entry)
@@ -341,14 +341,9 @@ class Cgroup:
     def remove(self, timeout: float = 5) -> None:
         """Remove it, and what is nested in it, once it is empty. Raise InUse if it isn't after `timeout` s."""
         paths = self._paths()
-        soon = min(timeout, 0.5)
-        empty = cgroupfs.wait_empty(paths, soon)
-        if not empty and timeout > soon:
-            cgroupfs.free_killed(paths)
-            empty = cgroupfs.wait_empty(paths, timeout - soon)
-        if not empty:
+        if not emptying.wait_empty(paths, timeout):
             raise InUse(f"{self.name} still has processes: {self.procs()}", "kill() it first, or wait for them")
         for path in reversed(paths):
-            cgroupfs.remove_tree(path)
+            emptying.remove_tree(path)
         if self.entry is not None:
             ledger.strike(self.entry)

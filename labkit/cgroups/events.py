@@ -14,18 +14,21 @@ See poll(2), eventfd(2), Documentation/admin-guide/cgroup-v1/memory.rst (9. Even
 Documentation/accounting/psi.rst.
 """
 
+from __future__ import annotations
+
 import errno
 import math
 import os
 import select
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from labkit.ground.errors import BadValue, KernelError, NotFound
+from labkit.ground.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from labkit.cgroups.cgroup import Cgroup
 
 
@@ -84,7 +87,7 @@ class Watch:
     A context manager: it holds open files.
     """
 
-    def __init__(self, cgroup: "Cgroup", kind: str) -> None:
+    def __init__(self, cgroup: Cgroup, kind: str) -> None:
         if kind not in _NEWS:
             raise BadValue(f"no event is called {kind!r}", "there is: " + ", ".join(_NEWS))
         self.cgroup, self.kind = cgroup, kind
@@ -114,7 +117,7 @@ class Watch:
             self.close()
             raise
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,7 +159,7 @@ class Watch:
         self._fds.append(fd)
         self._poll.register(fd, mask)
 
-    def _eventfd(self, cgroup: "Cgroup") -> int:
+    def _eventfd(self, cgroup: Cgroup) -> int:
         fd = os.eventfd(0, os.EFD_CLOEXEC)
         path = cgroup.path("memory") / "cgroup.event_control"
         try:
@@ -167,7 +170,7 @@ class Watch:
         return fd
 
 
-def pressure_trigger(cgroup: "Cgroup", resource: str, which: str, stall_usec: int, window_usec: int) -> int:
+def pressure_trigger(cgroup: Cgroup, resource: str, which: str, stall_usec: int, window_usec: int) -> int:
     """Return an fd that polls POLLPRI when tasks lost `stall_usec` of a window to a resource (cpu, memory, io).
 
     `which` is `some` (at least one task waited) or `full` (all did). Windows are

@@ -15,7 +15,6 @@ See cgroups(7), docker-run(1), Documentation/admin-guide/cgroup-v2.rst.
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from labkit.cgroups.quantities import (
     MAX_BYTES,
@@ -29,6 +28,7 @@ from labkit.cgroups.quantities import (
 from labkit.ground import proc
 from labkit.ground.dataclass import dataclass, fields
 from labkit.ground.errors import BadValue
+from labkit.ground.typed import Any
 
 DEFAULT_PERIOD = 100_000  # µs, kernel/sched/fair.c
 MIN_QUOTA = MIN_PERIOD = 1_000  # µs, kernel/sched/core.c: min_cfs_quota_period

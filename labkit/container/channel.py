@@ -19,10 +19,10 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from typing import ClassVar
 
 from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import LabError, to_plain
+from labkit.ground.typed import ClassVar
 
 
 @dataclass

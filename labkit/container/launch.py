@@ -24,7 +24,6 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from types import UnionType
-from typing import NoReturn, Protocol
 
 from labkit.container.channel import Child, Step
 from labkit.container.entry import Entry
@@ -60,6 +59,7 @@ from labkit.container.steps import (
 from labkit.ground import syscalls as sc
 from labkit.ground.dataclass import dataclass, replace
 from labkit.ground.errors import KernelError, LabError, from_oserror
+from labkit.ground.typed import NoReturn, Protocol
 from labkit.isolation import idmap, mounts, namespaces
 
 

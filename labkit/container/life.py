@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
 
 from labkit.cgroups import cgroup, cgroupfs, devices
 from labkit.container import joining, launch, networking, output, records, rootless, spawner
@@ -32,6 +31,7 @@ from labkit.container.steps import OpenTerminal
 from labkit.ground import ledger, proc, signals, state, syscalls
 from labkit.ground.dataclass import asdict, dataclass, fields
 from labkit.ground.errors import InUse, KernelError, LabError, NotFound, Unsupported
+from labkit.ground.typed import Any, Self
 from labkit.images import catalog
 from labkit.storage import roots
 

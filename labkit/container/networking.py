@@ -8,10 +8,10 @@ makes one: bridges and firewalls are a room of their own, and most containers do
 import importlib
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 from labkit.container.launch import ParentStep
 from labkit.ground.errors import Unsupported
+from labkit.ground.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from labkit.container.spec import Spec

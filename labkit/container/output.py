@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+
+from labkit.ground.typed import BinaryIO
 
 _NAMES = ("log", "log.marks")
 _MARK = re.compile(rb"([12]) (\d{1,9})\n", re.ASCII)

@@ -9,15 +9,19 @@
 the kernel: mkdir(2) fails for the second who wants an id, a lock covers the names.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 from labkit.ground import ledger, proc, state
 from labkit.ground.errors import Damaged, InUse, LabError, NotFound
+from labkit.ground.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # A Spec in JSON, which has lists for tuples and objects for dataclasses. Not read off the Spec itself:
 # `lab ps` reads records and starts nothing, and to load what a Spec is made of would take most of its time.
@@ -49,6 +53,10 @@ NAME = state.kind("run/names/*", re.compile("[0-9a-f]{12}"), json=False)
 def folder(number: str) -> Path:
     """Return the folder of the container with that id; it may not be there."""
     return state.run_dir("containers") / number
+
+
+def _file(number: str, name: str) -> str:
+    return state.place("containers", number, name)
 
 
 def claim_id(number: str) -> None:
@@ -89,7 +97,7 @@ def _half_made(number: str) -> bool:
 
 def read(number: str) -> dict[str, Any]:
     """Return what is written about a container. Raise NotFound if it is gone, or not quite there yet."""
-    record: dict[str, Any] | None = state.read(folder(number) / "state.json", CONTAINER)
+    record: dict[str, Any] | None = state.read(_file(number, "state.json"), CONTAINER)
     if record is None:
         raise NotFound(f"the container {number} is gone")
     if record["status"] == "running":
@@ -124,7 +132,7 @@ def status(record: dict[str, Any]) -> str:
 
 def write(number: str, record: dict[str, Any]) -> None:
     """Write down what is known of a container, whole or not at all."""
-    state.write_json(folder(number) / "state.json", record, sync=False)
+    state.write_json(_file(number, "state.json"), record, sync=False)
 
 
 _EXIT = b"%4s\n"
@@ -132,7 +140,7 @@ _EXIT = b"%4s\n"
 
 def tell_end(number: str, code: int) -> None:
     """Write down the exit status, for who has `ending` open: last of all, what follows is its removal."""
-    with contextlib.suppress(OSError), open(folder(number) / "exit", "r+b", 0) as file:
+    with contextlib.suppress(OSError), open(_file(number, "exit"), "r+b", 0) as file:
         file.write(_EXIT % str(code).encode())
 
 
@@ -143,7 +151,7 @@ def ending(number: str) -> Iterator[Callable[[], int | None]]:
     Raises NotFound if there is no such container.
     """
     try:
-        fd = os.open(folder(number) / "exit", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(_file(number, "exit"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         raise NotFound(f"the container {number} is gone") from None
 
@@ -161,7 +169,10 @@ def ending(number: str) -> Iterator[Callable[[], int | None]]:
 
 def ids() -> list[str]:
     """Return the id of every container that there is."""
-    return sorted(os.listdir(state.run_dir("containers")))
+    try:
+        return sorted(os.listdir(state.place("containers")))
+    except FileNotFoundError:  # there has never been one
+        return []
 
 
 def find(reference: str) -> str:

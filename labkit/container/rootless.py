@@ -22,10 +22,10 @@ have no power over it. See user_namespaces(7), "userxattr" in overlayfs(5).
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING, Any
 
 from labkit.ground import proc, state, syscalls
 from labkit.ground.errors import KernelError, LabError, NotFound, Unsupported
+from labkit.ground.typed import TYPE_CHECKING, Any
 from labkit.isolation import namespaces
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from labkit.container.channel import Spawned, read
 from labkit.container.launch import Job, become
@@ -30,6 +29,7 @@ from labkit.ground import proc, state
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import KernelError, LabError, NotFound, from_oserror, from_plain
 from labkit.ground.later import Later
+from labkit.ground.typed import Any
 
 pickle, subprocess, threading = map(Later, ("pickle", "subprocess", "threading"))  # a command does without
 

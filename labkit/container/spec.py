@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from labkit.cgroups.limits import Limits
 from labkit.container import launch, networking, rootless, standard_mounts
@@ -20,6 +19,7 @@ from labkit.container.steps import InstallFilter, OpenTerminal
 from labkit.ground import state
 from labkit.ground.dataclass import dataclass, field, replace
 from labkit.ground.errors import BadValue
+from labkit.ground.typed import Any
 from labkit.images.catalog import ImageConfig
 from labkit.isolation import idmap, mounts, seccomp, security
 

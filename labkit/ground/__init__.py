@@ -2,7 +2,8 @@
 
 Read in this order:
 
-    dataclass   the standard library's, for commands that live a tenth of a second
+    typed       `typing`'s names, for commands that live a tenth of a second
+    dataclass   the standard library's, likewise
     errors      what a participant reads when something fails
     state       where things are kept, so that a crash leaves them readable
     syscalls    the kernel's doors, by their man pages' names

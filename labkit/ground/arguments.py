@@ -1,12 +1,16 @@
 """`argparse`, told how wide the terminal is.
 
 It would find out by way of shutil, for every word that a command knows, and shutil
-brings every compressor with it: a tenth of a short command's time.
+brings every compressor with it: a tenth of a short command's time. And it would look
+for a translation of its own words, beside which labkit's would be English still.
 """
 
 import argparse
 import os
-from typing import Any
+
+from labkit.ground.typed import Any
+
+argparse._ = lambda text: text  # type: ignore[attr-defined]
 
 
 class Parser(argparse.ArgumentParser):

@@ -17,10 +17,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar, cast
 
 from labkit.ground import syscalls
 from labkit.ground.errors import LabError, from_oserror
+from labkit.ground.typed import Any, NoReturn, TypeVar, cast
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ What is here means what it means in `dataclasses`, and to a type checker it is t
 What labkit does not use is not here.
 """
 
-from typing import TYPE_CHECKING, ClassVar, get_origin
+from labkit.ground.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dataclasses import asdict as asdict
@@ -34,7 +34,7 @@ else:
             return lambda cls: dataclass(cls, frozen=frozen)
         known = {name: one for base in cls.__mro__[:0:-1] for name, one in vars(base).get("__fields__", {}).items()}
         for name, kind in cls.__annotations__.items():
-            if ClassVar not in (kind, get_origin(kind)):
+            if "ClassVar" not in repr(kind):  # the library's or our own
                 said = vars(cls).get(name, _NONE)
                 known[name] = one = said if isinstance(said, field) else field(default=said)
                 if one.default.__hash__ is None:

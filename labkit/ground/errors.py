@@ -17,7 +17,8 @@ about it. `str(error)` is that message; nothing else needs to be printed.
 
 import errno as _errno
 import os
-from typing import Any
+
+from labkit.ground.typed import Any
 
 
 def errno_name(number: int) -> str:

@@ -6,8 +6,9 @@ For commands that live a tenth of a second, and of which each needs little. Not 
 is done in a container: there is no file to load it from.
 """
 
-import importlib
-from typing import Any
+import sys
+
+from labkit.ground.typed import Any
 
 
 class Later:
@@ -17,4 +18,5 @@ class Later:
         self._name = name
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module(self._name), name)
+        __import__(self._name)
+        return getattr(sys.modules[self._name], name)

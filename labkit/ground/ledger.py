@@ -18,23 +18,28 @@ comes back. After a reboot every kernel object is gone with the kernel, and
 only folders are left to remove.
 """
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
 import errno
 import functools
-import importlib
 import os
 import re
-import signal
 import stat
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
-from labkit.ground import proc, state, syscalls
+from labkit.ground import proc, state
 from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import BadValue, Damaged, KernelError, LabError, NotFound
+from labkit.ground.later import Later
+from labkit.ground.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+signal, syscalls = Later("signal"), Later("labkit.ground.syscalls")  # most entries need neither
 
 Owner = tuple[int, int | None, str]  # pid, start ticks, boot id
 
@@ -161,7 +166,7 @@ def undo(entry: Entry) -> None:
     """Take the thing away if it is there, then strike the entry. Raises LabError if it can't be."""
     if entry.kind not in _UNDOERS and re.fullmatch(r"labkit(\.[a-z_]+)+", entry.undoer):
         with contextlib.suppress(ImportError):
-            importlib.import_module(entry.undoer)  # which registers it, as it did where the thing was made
+            __import__(entry.undoer)  # which registers it, as it did where the thing was made
     if entry.kind not in _UNDOERS:
         raise LabError(f"the ledger has an entry of the unknown kind {entry.kind!r}", "a newer labkit wrote it")
     _UNDOERS[entry.kind](**entry.what)

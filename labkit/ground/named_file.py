@@ -13,10 +13,10 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from typing import IO
 
 from labkit.ground import ledger, state, synced
 from labkit.ground.errors import from_oserror
+from labkit.ground.typed import IO
 
 
 @contextlib.contextmanager

@@ -6,15 +6,20 @@ a caller that scans many processes goes on to the next.
 See proc(5), proc_pid_status(5), proc_pid_mountinfo(5), namespaces(7).
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import os
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import NotFound, from_oserror
+from labkit.ground.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NAMESPACES = ("mnt", "uts", "ipc", "pid", "net", "user", "cgroup", "time")
 

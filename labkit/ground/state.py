@@ -11,25 +11,37 @@ replaced whole or not at all, a name is taken by one process only, and a lock is
 the kernel's, so it is gone with the process that held it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
-import fcntl
 import functools
 import itertools
 import json
 import os
 import re
 import stat
-import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
 
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, Damaged, from_oserror
+from labkit.ground.later import Later
+from labkit.ground.typed import TYPE_CHECKING, Any
 
-# The clone that this is: labkit lies in it, beside notebooks, vagrant and tests.
-REPO = Path(__file__).resolve().parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+fcntl, pathlib, zlib = Later("fcntl"), Later("pathlib"), Later("zlib")  # `start` does without
+
+if TYPE_CHECKING:
+    REPO: Path  # the clone that this is: labkit lies in it, beside notebooks, vagrant and tests
+else:
+
+    def __getattr__(name):
+        if name != "REPO":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return pathlib.Path(__file__).resolve().parents[2]
+
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
@@ -44,17 +56,27 @@ def lib_dir(*parts: str) -> Path:
     return _made("lib", "/var/lib/labkit", parts)
 
 
-def _made(short: str, default: str, parts: tuple[str, ...]) -> Path:
+def place(*parts: str) -> str:
+    """Return where such a folder in `run_dir` is, or would be."""
+    return "/".join((_top("run", "/run/labkit"), *parts))
+
+
+def _top(short: str, default: str) -> str:
     root = os.environ.get("LABKIT_ROOT")
-    where = (f"{root}/{short}" if root else _users_own(short) or default, *parts)
+    return f"{root}/{short}" if root else _users_own(short) or default
+
+
+def _made(short: str, default: str, parts: tuple[str, ...]) -> Path:
+    where = (_top(short, default), *parts)
     path = _seen.get(where)
     if path is not None and os.path.isdir(path):
         return path
-    home, path = Path(where[0]), Path(*where)
+    home: Path = pathlib.Path(where[0])
+    path = home.joinpath(*where[1:])
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if home.parent == Path("/tmp") and (home.is_symlink() or home.stat().st_uid != os.getuid()):
+        if str(home.parent) == "/tmp" and (home.is_symlink() or home.stat().st_uid != os.getuid()):
             raise BadValue(f"{home} is somebody else's", "set XDG_RUNTIME_DIR to a folder of your own")
     except OSError as error:
         raise from_oserror(error, f"making {path}") from None
@@ -62,22 +84,22 @@ def _made(short: str, default: str, parts: tuple[str, ...]) -> Path:
     return path
 
 
-_seen: dict[tuple[str | Path, ...], Path] = {}  # folders that this process has made or looked at before
+_seen: dict[tuple[str, ...], Path] = {}  # folders that this process has made or looked at before
 
 
 # The user id of an ordinary user who is root only in a user namespace: see rootless.
 ROOTLESS = "LABKIT_ROOTLESS"
 
 
-def _users_own(short: str) -> Path | None:
+def _users_own(short: str) -> str | None:
     """Return an ordinary user's folder, or None for root. See the XDG Base Directory Specification."""
     uid = os.environ.get(ROOTLESS) or os.geteuid()
     if int(uid) == 0:
         return None
     if short == "lib":
-        return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share", "labkit")
+        return f"{os.environ.get('XDG_DATA_HOME') or os.path.expanduser('~/.local/share')}/labkit"
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime, "labkit") if runtime else Path(f"/tmp/labkit-{uid}")
+    return f"{runtime}/labkit" if runtime else f"/tmp/labkit-{uid}"
 
 
 def label() -> str:
@@ -246,7 +268,7 @@ def _places() -> Iterator[tuple[Path, Kind]]:
 def set_aside(error: Damaged) -> str:
     """Put a damaged file where nobody reads it, and return where; what it was can still be looked at."""
     tops = [folder for folder in (run_dir(), lib_dir()) if error.path.startswith(f"{folder}/")]
-    top = tops[0] if tops else Path(error.path).parent
+    top = tops[0] if tops else pathlib.Path(error.path).parent
     aside = top / "damaged" / f"{os.path.relpath(error.path, top).replace('/', '-')}.{new_id()}"
     try:
         aside.parent.mkdir(mode=0o700, exist_ok=True)

@@ -19,10 +19,10 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
 
 from labkit.ground import ledger, named_file, state
 from labkit.ground.errors import BadArchive, BadValue, LabError, NotFound, Unsupported, from_oserror
+from labkit.ground.typed import IO, Any
 from labkit.images import catalog, digests, layout, rootdir, tarread
 from labkit.images.catalog import Image
 from labkit.images.layout import Layout

@@ -17,11 +17,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from labkit.ground import state
 from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import BadArchive, BadValue, NotFound
+from labkit.ground.typed import Any
 from labkit.images import digests
 from labkit.images.layout import Layout, normal
 

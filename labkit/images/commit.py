@@ -7,9 +7,8 @@ image's layers and this one. The old layers are named, not copied: both images h
 them by the same digest. A Dockerfile's `RUN` is this, once for each line.
 """
 
-from typing import IO, Any, Protocol
-
 from labkit.ground.dataclass import replace
+from labkit.ground.typed import IO, Any, Protocol
 from labkit.images import catalog, layout
 from labkit.images.catalog import Image, ImageConfig
 from labkit.images.diff import Change

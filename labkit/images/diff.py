@@ -15,10 +15,10 @@ import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, NotFound, Unsupported, from_oserror
+from labkit.ground.typed import IO
 from labkit.images import digests, whiteouts
 
 PathLike = str | os.PathLike[str]

@@ -20,10 +20,10 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadArchive, BadValue, Unsupported
+from labkit.ground.typed import Any
 
 Progress = Callable[[int], object]  # called with the bytes so far
 BLOCK = 1 << 18  # bytes a read: large enough for speed, small enough for a progress bar
@@ -110,7 +110,10 @@ class TarStream:
         self._blob = Hashed(blob, progress)
         self._limits = limits or Limits()
         first = self._blob.read(512)
-        self._plain = Hashed(_Joined(_decompressed(first, self._blob)))
+        # A plain blob is the tar itself, and to hash it is the half of reading it: once, then.
+        compressed = first.startswith((_GZIP, _ZSTD, _XZ, _BZIP2))
+        joined = _Joined(_decompressed(first, self._blob))
+        self._plain: Hashed | _Counted = Hashed(joined) if compressed else _Counted(joined)
 
     def read(self, size: int = -1) -> bytes:
         data = self._plain.read(size)
@@ -148,7 +151,20 @@ class TarStream:
     @property
     def diff_id(self) -> str:
         """The digest of the plain tar."""
-        return self._plain.digest
+        return self._plain.digest if isinstance(self._plain, Hashed) else self.digest
+
+
+class _Counted:
+    """A stream of which it is counted only how much was read."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.size = 0
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._stream.read(size)
+        self.size += len(data)
+        return data
 
 
 class _Joined:

@@ -17,11 +17,11 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from labkit.ground import ledger, synced
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadArchive, InUse, LabError, from_oserror
+from labkit.ground.typed import IO
 from labkit.images import digests, rootdir, tarread, unpack
 from labkit.images.diff import changes, diff  # noqa: F401 - the other direction, read from here too
 

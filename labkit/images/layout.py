@@ -21,10 +21,10 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from labkit.ground import ledger, state, synced
 from labkit.ground.errors import BadArchive, BadValue, Damaged, NotFound, Unsupported, from_oserror
+from labkit.ground.typed import Any, BinaryIO
 from labkit.images import digests
 
 REF_NAME = "org.opencontainers.image.ref.name"

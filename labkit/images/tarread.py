@@ -13,9 +13,9 @@ makes each of these a BadArchive. See pax(1), tar(5).
 import tarfile
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import IO, Any
 
 from labkit.ground.errors import BadArchive
+from labkit.ground.typed import IO, Any
 from labkit.images.rootdir import shown
 
 _XATTR = "SCHILY.xattr."  # where pax headers keep them: star's key, which docker and all others took over

@@ -15,9 +15,9 @@ import errno
 import os
 import stat
 import tarfile
-from typing import IO
 
 from labkit.ground.errors import BadArchive, Unsupported
+from labkit.ground.typed import IO
 from labkit.images import digests, rootdir, tarread, whiteouts
 from labkit.images.rootdir import RootDir, shown
 
@@ -249,15 +249,13 @@ _ZEROS = bytes(_PAGE)
 
 def write_sparse(fd: int, block: bytes) -> None:
     """Write a block at the file's position, but leave a hole where a page is all zeros."""
-    if not block.strip(b"\0"):
-        os.lseek(fd, len(block), os.SEEK_CUR)
-        return
     view, start = memoryview(block), 0
     for at in range(0, len(block), _PAGE):
-        if block[at : at + _PAGE] == _ZEROS:
+        # Most pages begin with something, and need not be compared.
+        if not block[at] and _ZEROS.startswith(page := block[at : at + _PAGE]):
             _write_all(fd, view[start:at])
-            os.lseek(fd, _PAGE, os.SEEK_CUR)
-            start = at + _PAGE
+            os.lseek(fd, len(page), os.SEEK_CUR)
+            start = at + len(page)
     _write_all(fd, view[start:])
 
 

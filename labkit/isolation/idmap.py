@@ -19,12 +19,12 @@ import errno
 import os
 import signal
 import socket
-from typing import NoReturn
 
 from labkit.ground import proc
 from labkit.ground import syscalls as sc
 from labkit.ground.dataclass import replace
 from labkit.ground.errors import BadValue, KernelError, LabError, Unsupported
+from labkit.ground.typed import NoReturn
 from labkit.isolation import mounts, namespaces
 
 # Where systemd's range for containers begins; no distribution gives these to people.

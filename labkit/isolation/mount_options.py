@@ -17,11 +17,11 @@ import operator
 import os
 import stat
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from labkit.ground import syscalls as sc
 from labkit.ground.dataclass import dataclass, replace
 from labkit.ground.errors import BadValue, KernelError, Unsupported, from_oserror
+from labkit.ground.typed import Any
 from labkit.isolation import idmap, inroot, mounts, namespaces
 
 # linux/mount.h; RELATIME is 0: the kernel's default

@@ -24,11 +24,11 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
 
 from labkit.ground import syscalls as sc
 from labkit.ground.dataclass import dataclass, replace
 from labkit.ground.errors import BadValue, KernelError, from_oserror
+from labkit.ground.typed import Any, Protocol
 from labkit.isolation.inroot import make_in_root, open_in_root
 
 NOSUID, NODEV, NOEXEC = sc.MOUNT_ATTR_NOSUID, sc.MOUNT_ATTR_NODEV, sc.MOUNT_ATTR_NOEXEC

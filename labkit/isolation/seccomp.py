@@ -29,12 +29,12 @@ import struct
 import zlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
 
 from labkit.ground import state
 from labkit.ground import syscalls as sc
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, Damaged, LabError, NotFound, Unsupported, from_oserror
+from labkit.ground.typed import Any
 
 # (why, the capability with which it is allowed, the syscalls)
 FORBIDDEN = (

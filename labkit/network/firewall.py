@@ -17,11 +17,11 @@ import socket
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 from labkit.ground import state
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, InUse, LabError, from_oserror
+from labkit.ground.typed import TypedDict
 
 GROUP = 27499  # the link group of all our bridges: rules tell them by it
 

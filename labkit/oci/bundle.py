@@ -21,7 +21,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from labkit.cgroups import quantities
 from labkit.cgroups.cgroup import Cgroup
@@ -33,6 +32,7 @@ from labkit.container.steps import GoTo, MakePrivate, PivotRoot, WriteSysctls
 from labkit.ground import proc
 from labkit.ground.dataclass import dataclass, field, replace
 from labkit.ground.errors import BadValue, NotFound, Unsupported, from_oserror
+from labkit.ground.typed import Any
 from labkit.isolation import mount_options, mounts, namespaces, seccomp, security, sysctls
 from labkit.oci import hooks, hostmounts, links, moments, priorities, resources, settings
 

@@ -15,38 +15,34 @@ Errors go to stderr, and with --log as one JSON line to a file, where Docker's s
 looks for the sentence that it shows. See runtime.md of the runtime specification.
 """
 
-import argparse
+from __future__ import annotations
+
 import contextlib
 import json
 import os
-import re
-import signal
 import sys
-import time
-from argparse import Namespace
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
 
-from labkit.ground import signals, state, syscalls
-from labkit.ground.arguments import Parser
 from labkit.ground.errors import BadValue, CommandError, LabError, NotFound, Unsupported, from_oserror
 from labkit.ground.later import Later
+from labkit.ground.typed import TYPE_CHECKING, Any, NoReturn
 from labkit.oci import VERSION, lifecycle
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from labkit.container.channel import Spawned
 
 # What only one of the commands needs, and each is a process of its own.
+argparse, arguments, re, time = map(Later, ("argparse", "labkit.ground.arguments", "re", "time"))
+signals, state = Later("labkit.ground.signals"), Later("labkit.ground.state")
 subprocess, quantities = Later("subprocess"), Later("labkit.cgroups.quantities")
 attach, spawner = Later("labkit.container.attach"), Later("labkit.container.spawner")
 named_file, bundle = Later("labkit.ground.named_file"), Later("labkit.oci.bundle")
 resources, terms = Later("labkit.oci.resources"), Later("labkit.oci.terms")
-handed = Later("labkit.oci.handed")
+handed, syscalls, signal = map(Later, ("labkit.oci.handed", "labkit.ground.syscalls", "signal"))
 cgroupfs, usage = Later("labkit.cgroups.cgroupfs"), Later("labkit.oci.usage")
 
-_COMMANDS = (
-    "create start run state kill delete exec ps list pause resume update features spec checkpoint restore events"
-).split()
 # What runc can and labkit can't: refused by name, with why.
 _NOT_HERE = {
     "checkpoint": "to freeze a container to disk needs CRIU",
@@ -57,10 +53,7 @@ _NOT_HERE = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = _parser(argv)
-    options, strange = parser.parse_known_args(argv)
-    if strange and options.command not in _NOT_HERE:
-        parser.error(f"unknown words: {' '.join(strange)}")
+    options = _read(argv)
     try:
         status = options.do(options) or 0
         sys.stdout.flush()
@@ -86,11 +79,11 @@ def _log(options: Namespace, level: str, error: object) -> None:
     print(f"labkit-runtime: {'warning: ' if level == 'warning' else ''}{text}", file=sys.stderr)
     if not options.log:
         return
-    words = {"level": level, "msg": text.replace("\n", " "), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    told = {"level": level, "msg": text.replace("\n", " "), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     line = (
-        json.dumps(words)
+        json.dumps(told)
         if options.log_format == "json"
-        else " ".join(f"{name}={json.dumps(text)}" for name, text in words.items())
+        else " ".join(f"{name}={json.dumps(text)}" for name, text in told.items())
     )
     with contextlib.suppress(OSError), open(options.log, "a") as file:
         file.write(line + "\n")
@@ -120,7 +113,7 @@ def _sockets() -> int:
     return _count(number) if number.isdigit() else 0
 
 
-def _made(options: Namespace, box: lifecycle.Box, survives: bool) -> "Spawned":
+def _made(options: Namespace, box: lifecycle.Box, survives: bool) -> Spawned:
     if options.no_pivot:
         raise Unsupported(
             "--no-pivot: labkit never leaves a container in a chroot", "a root filesystem that is not the initramfs"
@@ -144,7 +137,7 @@ def _made(options: Namespace, box: lifecycle.Box, survives: bool) -> "Spawned":
     return spawned
 
 
-def _tell(options: Namespace, spawned: "Spawned") -> None:
+def _tell(options: Namespace, spawned: Spawned) -> None:
     """Tell whoever called which process it is, by the ways that were asked for; nobody is told: it ends."""
     try:
         if options.pidfd_socket:
@@ -180,7 +173,7 @@ def _run(options: Namespace) -> int:
     return code
 
 
-def _in_front(spawned: "Spawned", wakeup: Any) -> int:
+def _in_front(spawned: Spawned, wakeup: Any) -> int:
     """Be in front of a process until it ends: its terminal, if it has one, and signals; return its status."""
     if spawned.terminal is not None:
         attach.foreground(spawned, [None] * 3, [None] * 2, True, lambda: None, wakeup)
@@ -311,37 +304,37 @@ def _resume(options: Namespace) -> None:
 
 
 def _update(options: Namespace) -> None:
-    words: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     if options.resources:
-        words = bundle.read_json("/dev/stdin" if options.resources == "-" else options.resources)
+        given = bundle.read_json("/dev/stdin" if options.resources == "-" else options.resources)
     for flag, (part, name, number) in _LIMITS.items():
         if text := getattr(options, flag.replace("-", "_")):
-            words.setdefault(part, {})[name] = number(f"--{flag}", text) if number else text
+            given.setdefault(part, {})[name] = getattr(quantities, number)(f"--{flag}", text) if number else text
     # In a file 0 is Docker's word for "not said"; whoever types it means that no process may be added.
     if options.pids_limit == "0":
-        words["pids"]["limit"] = 1
+        given["pids"]["limit"] = 1
     box = _box(options)
-    box.update(words)
+    box.update(given)
     _warn(options, box.warnings)
 
 
 _LIMITS = {
-    "memory": ("memory", "limit", quantities.parse_size),
-    "memory-swap": ("memory", "swap", quantities.parse_size),
-    "memory-reservation": ("memory", "reservation", quantities.parse_size),
-    "kernel-memory": ("memory", "kernel", quantities.parse_size),
-    "kernel-memory-tcp": ("memory", "kernelTCP", quantities.parse_size),
-    "cpu-quota": ("cpu", "quota", quantities.parse_count),
-    "cpu-period": ("cpu", "period", quantities.parse_count),
-    "cpu-burst": ("cpu", "burst", quantities.parse_count),
-    "cpu-share": ("cpu", "shares", quantities.parse_count),
-    "cpu-idle": ("cpu", "idle", quantities.parse_count),
-    "cpu-rt-runtime": ("cpu", "realtimeRuntime", quantities.parse_count),
-    "cpu-rt-period": ("cpu", "realtimePeriod", quantities.parse_count),
+    "memory": ("memory", "limit", "parse_size"),
+    "memory-swap": ("memory", "swap", "parse_size"),
+    "memory-reservation": ("memory", "reservation", "parse_size"),
+    "kernel-memory": ("memory", "kernel", "parse_size"),
+    "kernel-memory-tcp": ("memory", "kernelTCP", "parse_size"),
+    "cpu-quota": ("cpu", "quota", "parse_count"),
+    "cpu-period": ("cpu", "period", "parse_count"),
+    "cpu-burst": ("cpu", "burst", "parse_count"),
+    "cpu-share": ("cpu", "shares", "parse_count"),
+    "cpu-idle": ("cpu", "idle", "parse_count"),
+    "cpu-rt-runtime": ("cpu", "realtimeRuntime", "parse_count"),
+    "cpu-rt-period": ("cpu", "realtimePeriod", "parse_count"),
     "cpuset-cpus": ("cpu", "cpus", None),
     "cpuset-mems": ("cpu", "mems", None),
-    "pids-limit": ("pids", "limit", quantities.parse_count),
-    "blkio-weight": ("blockIO", "weight", quantities.parse_count),
+    "pids-limit": ("pids", "limit", "parse_count"),
+    "blkio-weight": ("blockIO", "weight", "parse_count"),
 }
 
 
@@ -352,8 +345,8 @@ def _events(options: Namespace) -> None:
         raise NotFound(f"container with id {box.id} is not running", "its numbers went with its cgroup")
     group = box.cgroup(record)
     for data in [usage.stats(group)] if options.stats else usage.watched(group, options.interval):
-        words = {"type": "stats", "id": box.id, "data": data} if data else {"type": "oom", "id": box.id}
-        print(json.dumps(words, separators=(",", ":")), flush=True)
+        told = {"type": "stats", "id": box.id, "data": data} if data else {"type": "oom", "id": box.id}
+        print(json.dumps(told, separators=(",", ":")), flush=True)
 
 
 def _seconds(text: str) -> float:
@@ -381,109 +374,182 @@ def _spec(options: Namespace) -> None:
     os.chmod(path, 0o644)
 
 
-# ---- its words ----
-
-
-class _Unnamed:
-    """In place of the words of a command that was not called."""
-
-    def add_argument(self, *_: Any, **__: Any) -> None:
-        """Take no notice."""
-
-    set_defaults = add_argument
-
-
-def _parser(argv: Sequence[str]) -> Parser:
-    parser = Parser(prog="labkit-runtime", description="an OCI runtime")
-    parser.add_argument("--version", "-v", action="version", version=f"labkit-runtime version 0.1.0\nspec: {VERSION}")
-    parser.add_argument("--root", help="the folder that keeps containers")
-    parser.add_argument("--log", help="a file that errors are added to")
-    parser.add_argument("--log-format", choices=("text", "json"), default="text")
-    parser.add_argument("--log-level", help="taken, and not needed: what is logged is always worth it")
-    parser.add_argument("--debug", action="store_true", help="likewise")
-    parser.add_argument(
-        "--systemd-cgroup", action="store_true", help="cgroupsPath is SLICE:PREFIX:NAME, and systemd makes it"
-    )
-    # crun's words for the same choice.
-    parser.add_argument("--cgroup-manager", choices=("cgroupfs", "systemd"), help="who makes the cgroup")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    # Called for each step of each container: only the command that is named is set up.
-    named = {word for word in argv if word in _COMMANDS}
-
-    def command(name: str, function: Any, *words: Any, number: bool = True, help: str = "") -> Any:
-        if named and name not in named:
-            return _Unnamed()
-        sub = commands.add_parser(name, help=help)
-        for flags, options in words:
-            sub.add_argument(*flags, **options)
-        if number:
-            sub.add_argument("id", metavar="ID")
-        sub.set_defaults(do=function)
-        return sub
-
-    yes: dict[str, Any] = {"action": "store_true"}
-    console: list[Any] = [
-        (("--console-socket",), {}),
-        (("--pid-file",), {}),
-        (("--pidfd-socket",), {}),
-        (("--preserve-fds",), {"type": _count, "default": 0}),
-    ]
-    make: list[Any] = [
-        (("--bundle", "-b"), {"default": "."}),
-        (("--config", "-f"), {}),
-        *console,
-        (("--no-pivot",), yes),
-        (("--no-new-keyring",), yes),
-    ]
-    form = (("--format", "-f"), {"choices": ("table", "json"), "default": "table"})
-    command("create", _create, *make, help="make a container of a bundle; its program waits")
-    command("start", _start, help="let its program run")
-    command("run", _run, *make, (("--detach", "-d"), yes), (("--keep",), yes), help="create, start, wait, delete")
-    command("state", _state, help="tell what it is doing, as JSON")
-    sub = command("kill", _kill, (("--all", "-a"), yes), help="send it a signal")
-    sub.add_argument("signal", nargs="?", default="SIGTERM")
-    command("delete", _delete, (("--force", "-f"), yes), help="take away what is left of it")
-    sub = command(
-        "exec", _exec, *console,
-        (("--process", "-p"), {}), (("--detach", "-d"), yes), (("--tty", "-t"), yes), (("--cwd",), {}),
-        (("--env", "-e"), {"action": "append", "default": []}), (("--user", "-u"), {}),
-        (("--additional-gids", "-g"), {"action": "append", "type": int, "default": []}),
-        (("--cap", "-c"), {"action": "append", "default": []}), (("--no-new-privs",), yes), (("--apparmor",), {}),
-        (("--cgroup",), {"action": "append", "default": []}),
-        (("--ignore-paused",), yes), help="run a further process in it",
-    )  # fmt: skip
-    sub.add_argument("args", nargs=argparse.REMAINDER)
-    sub = command("ps", _ps, form, help="list its processes")
-    sub.add_argument("args", nargs=argparse.REMAINDER)
-    command("list", _list, form, (("--quiet", "-q"), yes), number=False, help="list containers")
-    command("pause", _pause, help="freeze it")
-    command("resume", _resume, help="let it go on")
-    limits: list[Any] = [((f"--{flag}",), {}) for flag in _LIMITS]
-    command("update", _update, (("--resources", "-r"), {}), *limits, help="change its limits")
-    interval = (("--interval",), {"type": _seconds, "default": 5.0})
-    command("events", _events, (("--stats",), yes), interval, help="tell what it uses, as JSON, again and again")
-    command("features", _features, number=False, help="tell what this runtime can, as JSON")
-    command(
-        "spec",
-        _spec,
-        (("--bundle", "-b"), {"default": "."}),
-        (("--rootless",), yes),
-        number=False,
-        help="write a config.json",
-    )
-    for name, why in _NOT_HERE.items():
-        sub = command(name, _refuse, number=False, help=f"not here: {why}")
-        sub.add_argument("rest", nargs=argparse.REMAINDER)
-        sub.set_defaults(why=why)
-    return parser
-
-
-def _refuse(options: Namespace) -> NoReturn:
-    raise Unsupported(f"labkit-runtime has no {options.command}: {options.why}", "runc has it")
-
-
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) > 1024:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of fds")
     return int(text)
+
+
+# ---- its words ----
+
+# Each is as argparse has it: its names, and what is said of it. A line in which every word is known
+# and in its place, as those that Docker says are, is read without: loading argparse takes longer than
+# all that `start` does. Any other line, help and mistakes too, is argparse's.
+Word = tuple[tuple[str, ...], dict[str, Any]]
+YES: dict[str, Any] = {"action": "store_true"}
+REST = "..."  # argparse.REMAINDER
+
+_TOP: tuple[Word, ...] = (
+    (("--root",), {"help": "the folder that keeps containers"}),
+    (("--log",), {"help": "a file that errors are added to"}),
+    (("--log-format",), {"choices": ("text", "json"), "default": "text"}),
+    (("--log-level",), {"help": "taken, and not needed: what is logged is always worth it"}),
+    (("--debug",), YES),  # likewise
+    (("--systemd-cgroup",), YES),  # cgroupsPath is SLICE:PREFIX:NAME, and systemd makes it
+    # crun's words for the same choice.
+    (("--cgroup-manager",), {"choices": ("cgroupfs", "systemd"), "help": "who makes the cgroup"}),
+)
+
+_ID: Word = (("id",), {"metavar": "ID"})
+_REST: Word = (("args",), {"nargs": REST})
+_BUNDLE: Word = (("--bundle", "-b"), {"default": "."})
+_FORM: Word = (("--format", "-f"), {"choices": ("table", "json"), "default": "table"})
+_CONSOLE: tuple[Word, ...] = (
+    (("--console-socket",), {}),
+    (("--pid-file",), {}),
+    (("--pidfd-socket",), {}),
+    (("--preserve-fds",), {"type": _count, "default": 0}),
+)
+_MAKE: tuple[Word, ...] = (
+    _BUNDLE,
+    (("--config", "-f"), {}),
+    *_CONSOLE,
+    (("--no-pivot",), YES),
+    (("--no-new-keyring",), YES),
+    _ID,
+)
+_FURTHER: tuple[Word, ...] = (
+    *_CONSOLE,
+    (("--process", "-p"), {}), (("--detach", "-d"), YES), (("--tty", "-t"), YES), (("--cwd",), {}),
+    (("--env", "-e"), {"action": "append", "default": []}), (("--user", "-u"), {}),
+    (("--additional-gids", "-g"), {"action": "append", "type": int, "default": []}),
+    (("--cap", "-c"), {"action": "append", "default": []}), (("--no-new-privs",), YES), (("--apparmor",), {}),
+    (("--cgroup",), {"action": "append", "default": []}), (("--ignore-paused",), YES), _ID, _REST,
+)  # fmt: skip
+
+# Its function, its words, what it is for.
+_COMMANDS: dict[str, tuple[Callable[[Namespace], int | None], tuple[Word, ...], str]] = {
+    "create": (_create, _MAKE, "make a container of a bundle; its program waits"),
+    "start": (_start, (_ID,), "let its program run"),
+    "run": (_run, (*_MAKE, (("--detach", "-d"), YES), (("--keep",), YES)), "create, start, wait, delete"),
+    "state": (_state, (_ID,), "tell what it is doing, as JSON"),
+    "kill": (
+        _kill,
+        ((("--all", "-a"), YES), _ID, (("signal",), {"nargs": "?", "default": "SIGTERM"})),
+        "send it a signal",
+    ),
+    "delete": (_delete, ((("--force", "-f"), YES), _ID), "take away what is left of it"),
+    "exec": (_exec, _FURTHER, "run a further process in it"),
+    "ps": (_ps, (_FORM, _ID, _REST), "list its processes"),
+    "list": (_list, (_FORM, (("--quiet", "-q"), YES)), "list containers"),
+    "pause": (_pause, (_ID,), "freeze it"),
+    "resume": (_resume, (_ID,), "let it go on"),
+    "update": (
+        _update,
+        ((("--resources", "-r"), {}), *(((f"--{flag}",), {}) for flag in _LIMITS), _ID),
+        "change its limits",
+    ),
+    "events": (
+        _events,
+        ((("--stats",), YES), (("--interval",), {"type": _seconds, "default": 5.0}), _ID),
+        "tell what it uses, as JSON, again and again",
+    ),
+    "features": (_features, (), "tell what this runtime can, as JSON"),
+    "spec": (_spec, (_BUNDLE, (("--rootless",), YES)), "write a config.json"),
+}
+
+
+def _read(argv: Sequence[str]) -> Namespace:
+    """Return what a line says. Ends with argparse's words and status 2 for one that says nothing."""
+    return _plain(argv) or _thoroughly(argv)
+
+
+class _Words:
+    """What was said, by name, with what is taken for said otherwise."""
+
+    def __init__(self, words: Iterable[Word]) -> None:
+        self.flags: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.places: list[tuple[str, dict[str, Any]]] = []
+        self.said: dict[str, Any] = {}
+        for names, about in words:
+            # --log-format's value is log_format; where several names are, the long one is first.
+            name = names[0].lstrip("-").replace("-", "_")
+            self.said[name] = about.get("default", False if about.get("action") == "store_true" else None)
+            if names[0].startswith("-"):
+                self.flags.update(dict.fromkeys(names, (name, about)))
+            else:
+                self.places.append((name, about))
+
+    def flag(self, word: str, rest: list[str]) -> bool:
+        """Take a flag, and its value from `rest`; tell whether both are plain."""
+        flag, equals, value = word.partition("=")
+        name, about = self.flags.get(flag, ("", {"type": None}))
+        if about is YES:
+            self.said[name] = True
+            return not equals
+        if about.keys() - {"default", "help", "choices"} or (equals and not flag.startswith("--")):
+            return False
+        if not equals:
+            value = rest.pop() if rest else "-"
+        self.said[name] = value
+        return (equals or not value.startswith("-")) and value in about.get("choices", (value,))
+
+    def place(self, values: list[str]) -> bool:
+        """Take what has no flag; tell whether it is plain."""
+        least = sum("nargs" not in about for _, about in self.places)
+        plain = all(about.get("nargs") != REST for _, about in self.places)
+        self.said.update(zip((name for name, _ in self.places), values, strict=False))
+        return plain and least <= len(values) <= len(self.places)
+
+
+def _plain(argv: Sequence[str]) -> Namespace | None:
+    """Return what a line says, as argparse would; None if that had better look at it."""
+    rest = list(reversed(argv))
+    words = first = _Words(_TOP)
+    name, values = "", list[str]()
+    while rest:
+        word = rest.pop()
+        if word.startswith("-"):
+            if not words.flag(word, rest):
+                return None
+        elif name:
+            values.append(word)
+        elif word in _COMMANDS:
+            name, words = word, _Words(_COMMANDS[word][1])
+        else:
+            return None
+    if not name or not words.place(values):
+        return None
+    said: Any = _Said()
+    vars(said).update(first.said, **words.said, command=name, do=_COMMANDS[name][0])
+    found: Namespace = said
+    return found
+
+
+class _Said:
+    """An argparse.Namespace, by what it holds."""
+
+
+def _thoroughly(argv: Sequence[str]) -> Namespace:
+    parser = arguments.Parser(prog="labkit-runtime", description="an OCI runtime")
+    parser.add_argument("--version", "-v", action="version", version=f"labkit-runtime version 0.1.0\nspec: {VERSION}")
+    for names, about in _TOP:
+        parser.add_argument(*names, **about)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (function, known, help) in _COMMANDS.items():
+        sub = commands.add_parser(name, help=help)
+        for names, about in known:
+            sub.add_argument(*names, **about)
+        sub.set_defaults(do=function)
+    for name, why in _NOT_HERE.items():
+        sub = commands.add_parser(name, help=f"not here: {why}")
+        sub.add_argument("rest", nargs=REST)
+        sub.set_defaults(do=_refuse, why=why)
+    options, strange = parser.parse_known_args(argv)
+    if strange and options.command not in _NOT_HERE:
+        parser.error(f"unknown words: {' '.join(strange)}")
+    return options
+
+
+def _refuse(options: Namespace) -> NoReturn:
+    raise Unsupported(f"labkit-runtime has no {options.command}: {options.why}", "runc has it")

@@ -14,13 +14,18 @@ open for both never blocks, and keeps the pipe alive while nobody else has it op
 See fifo(7).
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import select
 from collections.abc import Sequence
-from pathlib import Path
 
 from labkit.ground.errors import CommandError, InUse, LabError, NotFound, from_plain
+from labkit.ground.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _WAIT, _RESULT = "exec.fifo", "exec.result"
 

@@ -10,9 +10,9 @@ See SCM_RIGHTS in unix(7), seccomp_unotify(2).
 import json
 import os
 import socket
-from typing import Any
 
 from labkit.ground.errors import LabError, from_oserror
+from labkit.ground.typed import Any
 
 
 def terminal(path: str, fd: int) -> None:

@@ -19,11 +19,11 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, LabError, from_oserror
 from labkit.ground.later import Later
+from labkit.ground.typed import Any
 
 subprocess = Later("subprocess")
 

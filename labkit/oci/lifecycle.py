@@ -18,20 +18,18 @@ See runtime.md of the specification, PR_SET_CHILD_SUBREAPER in prctl(2).
 
 import contextlib
 import os
-import re
-import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from labkit.ground import ledger, proc, state, syscalls
-from labkit.ground.dataclass import replace
+from labkit.ground import ledger, proc, state
 from labkit.ground.errors import BadValue, InUse, LabError, NotFound, from_oserror
 from labkit.ground.later import Later
+from labkit.ground.typed import TYPE_CHECKING, Any
 from labkit.oci import gate, hooks
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from labkit.cgroups.cgroup import Cgroup
     from labkit.container.channel import Spawned
     from labkit.container.entry import Entry
@@ -39,18 +37,21 @@ if TYPE_CHECKING:
     from labkit.oci.resources import Resources
 
 # What only one of the commands needs, and each is a process of its own.
-socket, cgroup, entry = Later("socket"), Later("labkit.cgroups.cgroup"), Later("labkit.container.entry")
+signal, syscalls = Later("signal"), Later("labkit.ground.syscalls")
+cgroup, emptying = Later("labkit.cgroups.cgroup"), Later("labkit.cgroups.emptying")
+entry = Later("labkit.container.entry")
 spawner, bundles = Later("labkit.container.spawner"), Later("labkit.oci.bundle")
 moments, systemd = Later("labkit.oci.moments"), Later("labkit.oci.systemd")
 resources, handed = Later("labkit.oci.resources"), Later("labkit.oci.handed")
-hostmounts = Later("labkit.oci.hostmounts")
+hostmounts, dataclass = Later("labkit.oci.hostmounts"), Later("labkit.ground.dataclass")
 
-PROGRAM = state.REPO / "vagrant" / "labkit-runtime"
+PROGRAM = os.path.abspath(f"{__file__}/../../../vagrant/labkit-runtime")
+_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-.")
 
 
 def check_id(number: str) -> str:
     """Return a container's id if it can be a folder's name that is not hidden. Raises BadValue."""
-    if not re.fullmatch(r"[\w+-][\w+.-]{0,254}", number, re.ASCII):
+    if not 0 < len(number) < 256 or number.startswith(".") or not _LETTERS.issuperset(number):
         raise BadValue(
             f"container id {number!r} has an invalid character for a container ID, or none",
             "letters, digits, `_`, `+`, `-`, and after the first `.`",
@@ -61,23 +62,26 @@ def check_id(number: str) -> str:
 class Box:
     """One container below the folder `root`."""
 
-    def __init__(self, root: str | Path, number: str) -> None:
+    def __init__(self, root: "str | Path", number: str) -> None:
         self.id = check_id(number)
-        self.root = Path(root)
-        self.folder = self.root / number
+        self.root = os.path.normpath(root)
+        self.folder = f"{self.root}/{number}"
 
     # ---- what is known of it ----
 
     def record(self) -> dict[str, Any]:
         """Return what was written down about it. Raise NotFound."""
-        record = state.read_json(self.folder / "state.json") if self.folder.is_dir() else None
+        record = self._read("state")
         if record is None:
             raise NotFound(f"container {self.id} does not exist", f"no folder {self.folder}")
         return record
 
+    def _read(self, name: str) -> Any:
+        return state.read_json(f"{self.folder}/{name}.json")
+
     def _write(self, **news: Any) -> None:
-        old = state.read_json(self.folder / "state.json") or {}
-        state.write_json(self.folder / "state.json", old | news, sync=False)
+        old = self._read("state") or {}
+        state.write_json(f"{self.folder}/state.json", old | news, sync=False)
 
     def status(self, record: dict[str, Any] | None = None) -> str:
         """Return creating, created, running, paused or stopped."""
@@ -100,7 +104,7 @@ class Box:
 
     def config(self) -> dict[str, Any]:
         """Return its config.json, as it was when it was made."""
-        return state.read_json(self.folder / "config.json", dict) or {}
+        return state.read_json(f"{self.folder}/config.json", dict) or {}
 
     def cgroup(self, record: dict[str, Any] | None = None) -> "Cgroup":
         """Return its Cgroup."""
@@ -135,14 +139,14 @@ class Box:
             _check_console(bundle.process, console, survives)
             if sockets:
                 env = [*(bundle.process.get("env") or ()), f"LISTEN_FDS={sockets}", "LISTEN_PID=1"]
-                bundle = replace(bundle, process={**bundle.process, "env": env})
+                bundle = dataclass.replace(bundle, process={**bundle.process, "env": env})
             keep_fds += sockets
             v1_cpu = any(tree.version == 1 and "cpu" in tree.controllers for tree in cgroup.cgroupfs.trees())
             resources = bundle.resources(v1_cpu)
         self.warnings = bundle.warnings
         try:
-            self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
-            self.folder.mkdir(mode=0o711)
+            os.makedirs(self.root, 0o711, exist_ok=True)
+            os.mkdir(self.folder, 0o711)
         except FileExistsError:
             raise InUse(f"container with id exists: {self.id}", "another id, or delete that one") from None
         except OSError as error:
@@ -156,7 +160,7 @@ class Box:
             )  # fmt: skip
             if "mnt" not in bundle.kinds():
                 self._write(seen_at_root=hostmounts.on_top(bundle.rootfs))
-            state.write_json(self.folder / "config.json", bundle.config, sync=False)
+            state.write_json(f"{self.folder}/config.json", bundle.config, sync=False)
             gate.make(self.folder)
             return self._make(bundle, resources, console, keep_fds, systemd_cgroup, survives, new_keyring)
         except BaseException:
@@ -196,7 +200,7 @@ class Box:
                 group,
                 entry.Entry() if unit else _entry(group),
                 into_unit,
-                gate=str(self.folder),
+                gate=self.folder,
                 state=self.state(status="creating"),
                 at_hooks=lambda pid: hooks.run(bundle.hooks(), hooks.ON_CREATE, self.state(status="creating", pid=pid)),
                 at_listener=self._at_listener(bundle.linux, status="creating"),
@@ -299,14 +303,14 @@ class Box:
             now, whole = resources.merge(linux.get("resources") or {}, words)
             resources.read(now, "cpu" in now and group.version("cpu") == 1).apply(group, rules=False)
         config["linux"] = linux | {"resources": whole}
-        state.write_json(self.folder / "config.json", config, sync=False)
+        state.write_json(f"{self.folder}/config.json", config, sync=False)
 
     # ---- ended, gone ----
 
     def kill(self, number: int, everyone: bool = False) -> None:
         """Send a signal to its first process, or to all. Raise NotFound, in words that Docker's shim knows."""
         record = self.record()
-        linux = (state.read_json(self.folder / "config.json") or {}).get("linux") or {}
+        linux = (self._read("config") or {}).get("linux") or {}
         group, kinds = self.cgroup(record), [one["type"] for one in linux.get("namespaces") or ()]
         # Without a pid namespace of its own the first one's end ends nobody else.
         if everyone or (number == signal.SIGKILL and "pid" not in kinds and group.procs()):
@@ -328,7 +332,7 @@ class Box:
         status = self.status(record)
         if status in ("running", "paused", "creating") and not force:
             raise InUse(f"cannot delete container {self.id} that is not stopped: {status}", "kill it first, or --force")
-        config = state.read_json(self.folder / "config.json") or {}
+        config = self._read("config") or {}
         words = {name: record[name] for name in ("ociVersion", "id", "bundle", "annotations")} | {"status": "stopped"}
         self._destroy()
         try:
@@ -338,37 +342,38 @@ class Box:
         return []
 
     def _destroy(self) -> None:
-        record = state.read_json(self.folder / "state.json") or {}
-        group = cgroup.Cgroup.of_paths(record.get("cgroup", ()))
-        group.kill()
+        record = self._read("state") or {}
         if "unit" in record:
+            emptying.kill(record["cgroup"])
             systemd.stop(record["unit"])
-        group.remove()
+        emptying.end(record.get("cgroup", ()))
         if "seen_at_root" in record:
             hostmounts.take_away(record["rootfs"], record["seen_at_root"])
-        for path in self.folder.iterdir():
-            path.unlink()
-        self.folder.rmdir()
+        for name in os.listdir(self.folder):
+            os.unlink(f"{self.folder}/{name}")
+        os.rmdir(self.folder)
         for entry in self._entries():
             ledger.strike(entry)
 
     # ---- who answers for it ----
 
     def _entries(self) -> list[ledger.Entry]:
-        what = {"root": str(self.root), "number": self.id}
+        """Return its lines in the ledger. They are for a root of labkit's own; in any other its caller answers."""
+        if self.root != os.path.normpath(state.place("oci")):
+            return []
+        what = {"root": self.root, "number": self.id}
         return [entry for entry in ledger.entries() if entry.kind == "oci" and entry.what == what]
 
     def _answer_for(self, owner: ledger.Owner) -> None:
-        """Write it into the ledger, in a root of labkit's own. In any other its caller answers for it."""
-        if self.root != default_root():
+        if self.root != os.path.normpath(state.place("oci")):
             return
         old = self._entries()
-        ledger.write("oci", owner, root=str(self.root), number=self.id)
+        ledger.write("oci", owner, root=self.root, number=self.id)
         for entry in old:
             ledger.strike(entry)
 
 
-def default_root() -> Path:
+def default_root() -> "Path":
     """Return the folder that keeps containers if no other is named."""
     return state.run_dir("oci")
 
@@ -377,18 +382,14 @@ def default_root() -> Path:
 def forget(root: str, number: str) -> None:
     """Undo a ledger entry: take the container away, whatever it is doing. Fine if it is gone."""
     box = Box(root, number)
-    if box.folder.is_dir():
+    if os.path.isdir(box.folder):
         box._destroy()
 
 
-def boxes(root: str | Path) -> list[Box]:
+def boxes(root: "str | Path") -> list[Box]:
     """Return the containers below `root`."""
-    root = Path(root)
-    return (
-        [Box(root, path.name) for path in sorted(root.iterdir()) if (path / "state.json").exists()]
-        if root.is_dir()
-        else []
-    )
+    names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+    return [Box(root, name) for name in names if os.path.exists(f"{root}/{name}/state.json")]
 
 
 def _name_of(uid: int) -> str:

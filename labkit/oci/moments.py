@@ -9,7 +9,6 @@ See the runtime specification, "Lifecycle".
 
 import os
 from collections.abc import Callable
-from typing import Any
 
 from labkit.container.channel import Child, Spawned, Step
 from labkit.container.joining import GoOnAsSibling
@@ -44,6 +43,7 @@ from labkit.container.steps import (
 from labkit.ground import proc
 from labkit.ground import syscalls as sc
 from labkit.ground.dataclass import dataclass, replace
+from labkit.ground.typed import Any
 from labkit.isolation import mount_options, mounts, namespaces, security
 from labkit.isolation.users import home_of
 from labkit.oci import gate, hooks, links, priorities, settings

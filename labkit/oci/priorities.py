@@ -10,10 +10,10 @@ See config.md and config-linux.md of the runtime specification.
 """
 
 import struct
-from typing import Any
 
 from labkit.ground import syscalls as sc
 from labkit.ground.errors import BadValue, KernelError
+from labkit.ground.typed import Any
 
 # linux/sched.h, linux/ioprio.h, linux/mempolicy.h
 POLICIES = {

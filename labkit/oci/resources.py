@@ -14,7 +14,6 @@ A limit that this machine has no controller for is refused by its name. See
 import contextlib
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from labkit.cgroups import cgroupfs, devices
 from labkit.cgroups.cgroup import Cgroup
@@ -23,6 +22,7 @@ from labkit.cgroups.versions import Folder
 from labkit.ground import proc
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, Unsupported
+from labkit.ground.typed import Any
 
 _KNOWN = {
     "memory": "limit reservation swap kernel kernelTCP swappiness disableOOMKiller useHierarchy checkBeforeUpdate",

@@ -14,11 +14,11 @@ import os
 import resource
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from labkit.ground import proc
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, KernelError, NotFound, Unsupported, from_oserror
+from labkit.ground.typed import Any
 
 RLIMITS = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 INFINITE = (1 << 64) - 1

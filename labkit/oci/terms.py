@@ -4,9 +4,9 @@ See features.md and config.md of the runtime specification.
 """
 
 import os
-from typing import Any
 
 from labkit.container import standard_mounts
+from labkit.ground.typed import Any
 from labkit.isolation import mount_options, seccomp, security
 from labkit.oci import VERSION, bundle, hooks, priorities
 

@@ -7,11 +7,11 @@ See Documentation/admin-guide/cgroup-v1/, Documentation/admin-guide/cgroup-v2.rs
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from labkit.cgroups import events, quantities
 from labkit.cgroups.cgroup import Cgroup
 from labkit.ground.errors import KernelError, NotFound, Unsupported
+from labkit.ground.typed import Any
 
 _NO_LIMIT = (1 << 63) - (1 << 12)  # as v1 shows it: the largest number of whole pages
 

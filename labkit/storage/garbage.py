@@ -16,10 +16,10 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from labkit.ground import ledger, state
 from labkit.ground.errors import BadValue, Damaged, InUse, LabError
+from labkit.ground.typed import Any
 from labkit.images import catalog
 from labkit.images.layout import Layout
 from labkit.storage import roots

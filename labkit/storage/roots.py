@@ -21,11 +21,11 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Generic, TypeVar
 
 from labkit.ground import ledger, state
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, InUse, LabError, NotFound, Unsupported, from_oserror
+from labkit.ground.typed import TYPE_CHECKING, BinaryIO, Generic, TypeVar
 from labkit.isolation import mounts
 
 if TYPE_CHECKING:  # a container's start does not wait for it

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from timing import emulated, late_by, until
 
-from labkit.cgroups import cgroupfs, devices, events, hierarchies, versions
+from labkit.cgroups import cgroupfs, devices, emptying, events, hierarchies, versions
 from labkit.cgroups.cgroup import Cgroup, Limits
 from labkit.cgroups.limits import UNLIMITED, IoLimit
 from labkit.container.life import Container, run
@@ -770,3 +770,15 @@ def test_a_second_mount_of_a_tree_elsewhere_is_not_taken_for_the_tree(group, tmp
     finally:
         for number, _ in enumerate(group.folders):
             syscalls.umount2(str(tmp_path / str(number)), 0)
+
+
+def test_a_group_is_ended_by_its_paths_alone_and_a_folder_that_is_none_is_not_touched(tmp_path):
+    with Cgroup.create(f"ended-{os.getpid()}") as group:
+        paths = [str(folder.path) for folder in group.folders]
+        os.makedirs(f"{paths[0]}/below/it")
+        sleeper = subprocess.Popen(["sleep", "100"])
+        group.add(sleeper.pid)
+        (tmp_path / "plain").mkdir()
+        emptying.end([*paths, str(tmp_path / "plain"), str(tmp_path / "none")])
+        assert sleeper.wait() == -signal.SIGKILL
+        assert not any(map(os.path.exists, paths)) and (tmp_path / "plain").exists()

@@ -185,3 +185,4 @@ def test_listing_containers_loads_nothing_that_starts_one():
     loaded = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout.split()
     assert "labkit.container.records" in loaded
     assert not {"labkit.container.spec", "labkit.container.steps", "labkit.isolation.mounts"} & set(loaded)
+    assert not {"labkit.ground.syscalls", "ctypes", "pathlib", "locale"} & set(loaded)

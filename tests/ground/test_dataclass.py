@@ -5,12 +5,13 @@ import dataclasses
 import pickle
 import subprocess
 import sys
+import typing
 from typing import Any, ClassVar
 
 import pytest
 
 from labkit.ground import dataclass as ours
-from labkit.ground import state
+from labkit.ground import state, typed
 
 
 def classes(of):
@@ -107,6 +108,13 @@ def test_no_command_loads_the_standard_librarys():
     words = "import sys, labkit.oci.commands, labkit.container.life, labkit.app.cli; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout.split()
     assert "labkit.ground.dataclass" in loaded and not {"dataclasses", "inspect"} & set(loaded)
+
+
+def test_what_stands_for_a_type_is_called_as_the_librarys():
+    ours = {name for name in vars(typed) if not name.startswith("_")}
+    assert ours and ours <= set(vars(typing))
+    assert typed.Any | None and typed.IO[bytes] | None and dict[str, typed.Any], "said in an annotation"
+    assert typed.cast(int, "x") == "x"
 
 
 def test_no_module_mixes_the_two():

@@ -67,6 +67,40 @@ def test_a_command_loads_nothing_that_only_others_need():
     ).stdout.split()
     assert "labkit.oci.lifecycle" in loaded
     assert not {"labkit.oci.bundle", "labkit.container.steps", "labkit.cgroups.cgroup", "subprocess"} & set(loaded)
+    # The library's dear ones: each costs `start` what itself does.
+    assert not {"argparse", "ctypes", "pathlib", "typing", "gettext", "locale"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--root /r --log /l --log-format json start one",
+        "--systemd-cgroup --log=/l create --bundle /b --pid-file=/p --console-socket /s one",
+        "delete --force one",
+        "delete one -f",
+        "kill one",
+        "kill --all one 9",
+        "state one",
+        "list -q --format json",
+        "features",
+        "update --memory 8m --pids-limit=-1 one",
+    ],
+)
+def test_a_plain_line_means_what_argparse_makes_of_it(line):
+    plain = commands._plain(line.split())
+    assert plain is not None and vars(plain) == vars(commands._thoroughly(line.split()))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "start", "start one two", "start --force one", "start one --log /l", "--log", "--log --debug start one",
+        "--log-format yaml start one", "--debug=yes start one", "create -b=/b one", "delete -- one", "kill one -9",
+        "--help", "start --help", "checkpoint one", "ps one", "exec one true", "create --preserve-fds 1 one", "no-such one",
+    ],
+)  # fmt: skip
+def test_any_other_line_is_left_to_argparse(line):
+    assert commands._plain(line.split()) is None
 
 
 def test_program_does_not_run_before_start(box):
@@ -1566,7 +1600,7 @@ def test_real_time_is_given_through_the_folders_above_where_the_kernel_has_it(bo
         assert done.returncode and "cpu.rt_runtime_us" in done.stderr
     finally:
         for folder in group.folders:
-            cgroup.cgroupfs.remove_tree(str(folder.path))
+            cgroup.emptying.remove_tree(str(folder.path))
 
 
 def test_events_tell_what_its_cgroup_counts(running):
@@ -1621,7 +1655,7 @@ def test_cgroups_path_is_where_the_processes_are_and_goes_with_the_container(box
     box.delete()
     assert not any(folder.exists() for folder in folders)
     for folder in folders:  # what is above it is its caller's
-        cgroup.cgroupfs.remove_tree(str(folder.parent))
+        cgroup.emptying.remove_tree(str(folder.parent))
 
 
 def test_who_comes_second_into_a_cgroup_ends_nobody_there(box):
@@ -1674,7 +1708,7 @@ def test_parent_made_by_somebody_else_may_be_bare(box):
         done = box.set("linux.cgroupsPath", f"{state.label()}/pod/{box.id}").run()
     finally:
         for place in places:
-            cgroup.cgroupfs.remove_tree(str(place))
+            cgroup.emptying.remove_tree(str(place))
     assert done.returncode == 0, done.stderr
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.cgroups import cgroupfs, hierarchies
+from labkit.cgroups import cgroupfs, emptying, hierarchies
 from labkit.ground import proc, state
 from labkit.ground.errors import LabError
 from labkit.isolation import namespaces as spaces
@@ -159,7 +159,7 @@ class Cgroups(Tree):
 
     def _part(self, path: Path, top: Path, tree: hierarchies.Hierarchy) -> Part:
         words, share = self._use(path, cgroupfs.folder_at(path, tree).stats())
-        inside = cgroupfs.members([str(path)])
+        inside = emptying.members([str(path)])
         who = f" ({_command(inside[0])[:24]})" if len(inside) == 1 else ""
         depth = len(path.relative_to(top).parts)
         return Part(path, f"{path.name} · {_many(len(inside))}{who} · {words}", depth, share)
@@ -184,7 +184,7 @@ class Cgroups(Tree):
         counting, limiting = _counting(self.choice.value), hierarchies.home(self.choice.value)
         folders = {key: None, limiting.own / key.relative_to(counting.own): None}
         lines = [line for folder in folders for line in (str(folder), *self._files(folder))]
-        return lines + [f"  {pid:>7}  {_command(pid)}" for pid in cgroupfs.members([str(key)])[:8]]
+        return lines + [f"  {pid:>7}  {_command(pid)}" for pid in emptying.members([str(key)])[:8]]
 
     def _files(self, folder: Path) -> Iterator[str]:
         for file in sorted(folder.glob(f"{self.choice.value}*")):

@@ -16,10 +16,10 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from labkit.ground import child, ledger, proc, state, synced, syscalls
 from labkit.ground.errors import LabError, Unsupported, from_oserror
+from labkit.ground.typed import TYPE_CHECKING
 from labkit.storage import roots
 from labkit.storage.drivers import flat, loop
 

@@ -11,9 +11,9 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from labkit.ground.dataclass import dataclass
+from labkit.ground.typed import BinaryIO
 from labkit.images import diff, digests, layers, whiteouts
 from labkit.images.diff import Change
 from labkit.isolation import mounts

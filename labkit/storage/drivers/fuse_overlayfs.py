@@ -11,11 +11,11 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
 from labkit.ground import ledger
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import LabError, Unsupported
+from labkit.ground.typed import TYPE_CHECKING, BinaryIO
 from labkit.images import diff, whiteouts
 from labkit.isolation import mounts
 from labkit.storage import roots

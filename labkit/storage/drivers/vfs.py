@@ -8,9 +8,9 @@ image takes 1 GB, and the time to write it, before its first process runs.
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from labkit.ground import ledger, state, synced
+from labkit.ground.typed import TYPE_CHECKING
 from labkit.storage import roots
 from labkit.storage.drivers import flat
 
