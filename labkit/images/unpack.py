@@ -42,6 +42,8 @@ class Unpacker:
         for entry in reader:
             self.at = f"{shown(entry.name)} of the layer"
             self._one(reader, entry)
+        if self.root.lstat([whiteouts.LINKS]):
+            self.root.remove([whiteouts.LINKS])  # its files have their other names now
         for parts, when in sorted(self._times.items(), reverse=True):
             self._set_time(parts, when)
 
@@ -49,6 +51,10 @@ class Unpacker:
         parts = rootdir.normal(entry.name)
         if len(parts) > rootdir.DEPTH:
             raise BadArchive(f"{self.at} is deeper than {rootdir.DEPTH} folders", "made to break what walks it")
+        if whiteouts.is_book(parts):
+            if len(parts) == 2 and parts[0] == whiteouts.LINKS and entry.isreg():
+                self._make(reader, entry, parts)
+            return
         meaning, hidden = whiteouts.read_name(parts[-1]) if parts else ("file", "")
         if any(part.startswith(whiteouts.PREFIX) for part in parts[:-1]):
             raise BadArchive(f"{self.at} is inside a whiteout", "a whiteout is a mark, not a folder")

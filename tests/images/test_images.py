@@ -560,7 +560,7 @@ def test_saved_tar_has_nothing_of_this_machine_in_it(own_root):
     assert os.path.exists(image.layers[0])
 
 
-@pytest.mark.parametrize("named", ["every one", "the image's only"])
+@pytest.mark.parametrize("named", ["every one", "the image's only", "an index of indexes"])
 def test_one_name_for_several_processors_in_a_flat_index_is_one_image(own_root, named):
     """As docker buildx writes it, with what it says about the build beside; what is not ours need not be there."""
     store = layout.Layout(own_root / "l").create()
@@ -575,6 +575,10 @@ def test_one_name_for_several_processors_in_a_flat_index_is_one_image(own_root, 
     entries = [one | name for one in (others[0], ours, others[1])]
     if named != "every one":
         entries = [store.add_json({"manifests": [*others, ours]})]
+        if named != "the image's only":
+            only = store.add_json({"manifests": others[:1]})
+            inside = [{"digest": digest, "size": size} for digest, size in (only, *entries)]
+            entries = [store.add_json({"manifests": inside})]
         entries = [{"digest": digest, "size": size} | name for digest, size in entries]
     (own_root / "l/index.json").write_text(json.dumps({"manifests": entries}))
     subprocess.run(["tar", "-C", own_root / "l", "-cf", own_root / "flat.tar", "."], check=True)

@@ -245,6 +245,27 @@ def test_aufs_books_in_old_layers_are_left_out(tmp_path):
     assert os.listdir(root) == ["a"]
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_file_whose_data_is_in_aufs_books_has_its_names_and_the_books_are_gone(tmp_path, flat):
+    data = tar(
+        folder(".wh..wh.plnk"),
+        entry(".wh..wh.plnk/10.99", data=b"twice", mode=0o4755, uid=7),
+        folder(".wh..wh.orph/deep"),
+        link("a", ".wh..wh.plnk/10.99"),
+        link("d/b", ".wh..wh.plnk/10.99"),
+    )
+    root = tmp_path / "layer"
+    if flat:
+        root.mkdir()
+        layers.apply_onto(io.BytesIO(data), root, flat=True)
+    else:
+        unpack(tmp_path, data)
+    assert sorted(os.listdir(root)) == ["a", "d"]
+    status = os.lstat(root / "a")
+    assert (root / "d/b").read_bytes() == b"twice" and os.lstat(root / "d/b").st_ino == status.st_ino
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_nlink) == (0o4755, 7, 2)
+
+
 # Taking a layer
 
 
