@@ -18,7 +18,7 @@ from trees import differences, snapshot
 
 from labkit.ground import ledger, state
 from labkit.ground.errors import BadArchive, BadValue, InUse, LabError, NotFound, Unsupported
-from labkit.images import archives, busybox, catalog, digests, layout
+from labkit.images import archives, busybox, catalog, commit, digests, layout
 from labkit.storage import garbage, roots
 
 pytestmark = pytest.mark.usefixtures("needs_root")
@@ -524,6 +524,18 @@ def test_archive_of_many_processors_gives_ours(own_root):
     subprocess.run(["tar", "-C", own_root / "l", "-cf", own_root / "many.tar", "."], check=True)
     with pytest.raises(Unsupported, match=machine):
         archives.load(own_root / "many.tar", name="x")
+
+
+def test_image_by_name_and_digest_is_that_one_though_the_name_has_moved(own_root):
+    old = catalog.get("busybox")
+    catalog.tag("busybox", "kept:1")
+    new = commit.commit(old, None, "busybox:latest", "other")
+    assert catalog.get(f"busybox@{new.digest}").name == "busybox:latest"
+    assert catalog.get(f"busybox:latest@{old.digest}").digest == old.digest != new.digest
+    with pytest.raises(NotFound, match="sha256:0"):
+        catalog.get("busybox@sha256:" + "0" * 64)
+    with pytest.raises(BadValue, match="no digest"):
+        catalog.get("busybox@sha256:12")
 
 
 def test_archive_without_a_name_takes_the_one_given(own_root):
