@@ -218,6 +218,9 @@ ABOVE = {
     "a folder made of a file": ([folder("f"), entry("f/in")], set()),
     "a file made of a folder": ([entry("d", data=b"file")], {"d/old"}),
     "a folder listed again without its xattr": ([folder("x")], set()),
+    "a folder deleted, then only named": ([entry(".wh.d"), entry("d/new")], {"d/old"}),
+    "a folder deleted, then what is in it": ([entry(".wh.d"), entry("d/.wh.old"), entry("d/.wh..wh..opq")], {"d"}),
+    "the root opaque": ([entry(".wh..wh..opq"), entry("new")], {"f", "d", "d/old"}),
     "nothing to delete": ([entry(".wh.never-there")], set()),
 }
 
@@ -232,7 +235,7 @@ def test_merged_by_the_kernel_and_applied_flat_show_the_same(tmp_path, case):
     (tmp_path / "flat").mkdir()
     for data in (below, above):
         layers.apply_onto(io.BytesIO(data), tmp_path / "flat", flat=True)
-    with roots.mounted(lowers, None, None, tmp_path / "merged"):
+    with roots.mounted(roots.seen([str(lower) for lower in lowers]), None, None, tmp_path / "merged"):
         merged = snapshot(tmp_path / "merged", times=False, ignore=("trusted.overlay.opaque",))
     flat = snapshot(tmp_path / "flat", times=False)
     assert differences(merged, flat) == []
@@ -535,7 +538,7 @@ def test_unpacked_as_umoci_unpacks(tmp_path):
     for data in tars:
         layers.apply_onto(io.BytesIO(data), tmp_path / "flat", flat=True, devices=True)
     (tmp_path / "merged").mkdir()
-    with roots.mounted(lowers, None, None, tmp_path / "merged"):
+    with roots.mounted(roots.seen([str(lower) for lower in lowers]), None, None, tmp_path / "merged"):
         merged = snapshot(tmp_path / "merged", times=False, ignore=("trusted.overlay.opaque",))
     assert len(theirs) == 14
     assert differences(theirs, snapshot(tmp_path / "flat", times=False)) == []
