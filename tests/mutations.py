@@ -380,8 +380,8 @@ storage/roots.py -- 08
 
 a read-only volume can be written to
 container/spec.py -- container/test_container.py read_only_volume
--attrs = mounts.NODEV | (mounts.RDONLY if self.read_only else 0)
-+attrs = mounts.NODEV
+-attrs = nodev | (mounts.RDONLY if self.read_only else 0)
++attrs = nodev
 
 a read-only root can be written to
 container/spec.py -- 03
