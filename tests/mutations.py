@@ -467,8 +467,8 @@ build/layer_cache.py -- build/test_build.py mount_points_of_the_engine
 
 --chmod is not heard
 build/builder.py -- 09
--return Copier("", owner, int(mode, 8) if mode else None)
-+return Copier("", owner, None)
+-return Copier("", owner, self._mode(instruction, mode) if mode else None, ignore.Ignored(excluded))
++return Copier("", owner, None, ignore.Ignored(excluded))
 
 what is left out stays left out
 build/ignore.py -- build/test_build.py dockerignore_leaves
