@@ -309,8 +309,8 @@ def _seccomp(words: dict[str, Any]) -> str:
     """Return the profile that docker's `--security-opt seccomp=…` words name."""
     word = "default"
     for option in words.get("security_opt", ()):
-        key, _, value = str(option).partition("=")
-        if option == "no-new-privileges":  # it is always on here
+        key, _, value = str(option).partition("=" if "=" in str(option) else ":")  # docker's older sign
+        if key == "no-new-privileges" and value in ("", "true"):  # it is always on here
             continue
         if key != "seccomp" or not value:
             raise BadValue(f"security option {option!r} can't be meant", "seccomp=unconfined or seccomp=FILE")
