@@ -378,8 +378,8 @@ storage/roots.py -- 08
 
 a read-only volume can be written to
 container/spec.py -- container/test_container.py read_only_volume
--attrs = mounts.NODEV | (mounts.RDONLY if self.read_only else 0)
-+attrs = mounts.NODEV
+-attrs = nodev | (mounts.RDONLY if self.read_only else 0)
++attrs = nodev
 
 a read-only root can be written to
 container/spec.py -- 03
@@ -465,8 +465,8 @@ build/layer_cache.py -- build/test_build.py mount_points_of_the_engine
 
 --chmod is not heard
 build/builder.py -- 09
--return Copier("", owner, int(mode, 8) if mode else None)
-+return Copier("", owner, None)
+-return Copier("", owner, self._mode(instruction, mode) if mode else None, ignore.Ignored(excluded))
++return Copier("", owner, None, ignore.Ignored(excluded))
 
 what is left out stays left out
 build/ignore.py -- build/test_build.py dockerignore_leaves

@@ -419,14 +419,24 @@ def _kill(argv: list[str]) -> int:
 def _pause(argv: list[str]) -> int:
     from labkit.container.life import find
 
-    return each("pause", _several("pause").parse_args(argv).container, lambda one: find(one).pause())
+    def pause(reference: str) -> None:
+        find(reference).pause()
+        print(reference)
+
+    return each("pause", _several("pause").parse_args(argv).container, pause)
 
 
 @command("unpause", "thaw containers")
 def _unpause(argv: list[str]) -> int:
     from labkit.container.life import find
 
-    return each("unpause", _several("unpause").parse_args(argv).container, lambda one: find(one).unpause())
+    def unpause(reference: str) -> None:
+        box = find(reference)
+        box.must_be("paused")
+        box.unpause()
+        print(reference)
+
+    return each("unpause", _several("unpause").parse_args(argv).container, unpause)
 
 
 @command("wait", "wait until containers end; print their exit statuses")

@@ -6,6 +6,7 @@ Read in this order:
     dockerfile    the instructions, read
     plan          which stages there are, and which are needed
     ignore        .dockerignore
+    modes         --chmod
     copying       COPY and ADD
     run_mounts    RUN --mount
     context       what a build may read

@@ -18,9 +18,10 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from labkit.build import context, dockerfile, layer_cache, plan, run_mounts
+from labkit.build import context, dockerfile, ignore, layer_cache, plan, run_mounts
 from labkit.build.copying import Copier, Owner, Tree
 from labkit.build.dockerfile import Heredoc, Instruction
+from labkit.build.modes import Mode
 from labkit.ground.dataclass import replace
 from labkit.ground.errors import BadValue, NotFound
 from labkit.ground.typed import Any
@@ -261,8 +262,9 @@ class _Builder(layer_cache.Layers):
             if len(sources) > 1 and not target.endswith("/"):
                 raise instruction.refuse("several sources need a folder as target", f"{target}/")
             copier = self._copier(instruction)
-            prints = [tree.fingerprint(path) for tree, path in found]
-            with self.layer(instruction, target, copier.owner, copier.mode, prints) as root:
+            found = [(tree, path) for tree, path in found if not copier.excludes(tree, path)]
+            prints = [tree.fingerprint(path, copier.excluded) for tree, path in found]
+            with self.layer(instruction, target, copier.owner, copier.mode and copier.mode.text, prints) as root:
                 if root is not None:
                     copier.root = root.merged
                     if instruction.flags.get("link", "false") == "true":
@@ -301,9 +303,9 @@ class _Builder(layer_cache.Layers):
             yield Tree(str(folder), "the Dockerfile", owner=(0, 0))
 
     def _expanded_document(self, instruction: Instruction, body: str) -> str:
-        """Fill in a here-document's variables; quotes are text in it."""
-        quoted = re.sub(r"(['\"])", lambda sign: instruction.escape + sign[0], body)
-        return instruction.expand(quoted, self._variables())
+        """Fill in a here-document's variables; quotes are text in it, and a backslash is the escape sign always."""
+        quoted = re.sub(r"\\.|['\"]", lambda sign: sign[0] if sign[0][1:] else "\\" + sign[0], body, flags=re.DOTALL)
+        return replace(instruction, escape="\\").expand(quoted, self._variables())
 
     @contextlib.contextmanager
     def _source(self, instruction: Instruction, name: str | None) -> Iterator[Tree]:
@@ -321,10 +323,16 @@ class _Builder(layer_cache.Layers):
     def _copier(self, instruction: Instruction) -> Copier:
         chown, mode = (instruction.flags.get(flag) for flag in ("chown", "chmod"))
         owner = self._owner_of(instruction, self._expanded(instruction, chown), "--chown") if chown else None
-        mode = self._expanded(instruction, mode) if mode else None
-        if mode and not re.fullmatch("[0-7]{1,4}", mode):
-            raise instruction.refuse(f"--chmod={mode} is no mode", "--chmod=755")
-        return Copier("", owner, int(mode, 8) if mode else None)
+        excluded = "\n".join(
+            self._expanded(instruction, one) for one in instruction.flags.get("exclude", "").split("\n")
+        )
+        return Copier("", owner, self._mode(instruction, mode) if mode else None, ignore.Ignored(excluded))
+
+    def _mode(self, instruction: Instruction, text: str) -> Mode:
+        try:
+            return Mode.parse(self._expanded(instruction, text))
+        except BadValue as error:
+            raise instruction.refuse(f"--chmod={error.message}", error.hint) from None
 
     def _owner_of(self, instruction: Instruction, text: str, what: str) -> Owner:
         try:

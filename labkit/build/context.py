@@ -47,7 +47,7 @@ def tree_of(image: Image | None, name: str) -> Iterator[Tree]:
     with contextlib.ExitStack() as stack:
         merged = stack.enter_context(scratch("from"))
         if image is not None and image.layers:
-            stack.enter_context(roots.mounted(image.layers, None, None, merged))
+            stack.enter_context(roots.mounted(roots.seen(image.layers), None, None, merged))
         yield Tree(str(merged), name)
 
 
@@ -61,7 +61,7 @@ def find_owner(image: Image | None, text: str) -> Owner:
     if all(re.fullmatch("[0-9]{1,10}", name) for name in names):
         uid, gid = map(int, names)
     else:
-        with scratch("names") as merged, roots.mounted(image.layers if image else [], None, None, merged):
+        with scratch("names") as merged, roots.mounted(roots.seen(image.layers) if image else [], None, None, merged):
             uid, gid = child.in_child(_find_owner, merged, user, group)
     if not all(number < 2**32 - 1 for number in (uid, gid)):  # the last one tells chown(2): leave it
         raise BadValue(f"{uid}:{gid} is no owner", "0 to 4294967294")

@@ -25,11 +25,13 @@ import stat
 from collections.abc import Callable, Iterator
 
 from labkit.build import ignore
+from labkit.build.modes import Mode
 from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import BadValue, NotFound, from_oserror
 from labkit.images import diff, digests, layers, unpack
 
 Owner = tuple[int, int]
+_NOTHING = ignore.Ignored()
 _WILD = re.compile(r"(?:[^\\*?\[]|\\.)*[*?\[]", re.DOTALL)  # has a sign that means more than itself
 
 
@@ -109,10 +111,12 @@ class Tree:
         for name in self.names(path):
             yield from self.walk(posixpath.join(path, name))
 
-    def fingerprint(self, start: str) -> str:
-        """Return the digest of all that a path holds and that is said of it, but its times."""
+    def fingerprint(self, start: str, excluded: ignore.Ignored = _NOTHING) -> str:
+        """Return the digest of all that a path holds and that is said of it, but its times, and what is excluded."""
         whole, top = hashlib.sha256(), self.resolve(start)
         for path in self.walk(top):
+            if excluded.hides(os.path.join(self.root, top), path[len(top) :].lstrip("/")):
+                continue
             where = os.path.join(self.root, path)
             status = os.lstat(where)
             owner = self.owner or (status.st_uid, status.st_gid)
@@ -132,14 +136,21 @@ class Copier:
 
     root: str
     owner: Owner | None = None  # --chown
-    mode: int | None = None  # --chmod
+    mode: Mode | None = None  # --chmod
+    excluded: ignore.Ignored = _NOTHING  # --exclude
+    _top: str = ""  # the source that is being copied
     _first: dict[tuple[int, int], str] = field(default_factory=dict)  # inode: the first name it was copied to
+
+    def excludes(self, tree: Tree, source: str) -> bool:
+        """Tell whether a source is left out itself: a file, by its name. Of a folder only what is in it can be."""
+        where = os.path.join(tree.root, resolve(tree.root, source, tree.hides))
+        return self.excluded(posixpath.basename(source)) and not os.path.isdir(where)
 
     def copy(self, tree: Tree, source: str, target: str, archives: bool = False) -> None:
         """Copy what `source` names to `target`, an absolute path; `archives` are unpacked. Raises BadValue."""
         self._first = {}
         found = tree.resolve(source)
-        whole = os.path.join(tree.root, found)
+        self._top = whole = os.path.join(tree.root, found)
         try:
             if archives and layers.is_archive(whole):
                 self._unpack(whole, target)
@@ -151,7 +162,7 @@ class Copier:
             if not is_folder and there and os.path.isdir(self._path(where)):
                 where = posixpath.join(where, posixpath.basename(source))
             self.make_folders(where if is_folder and not there else posixpath.dirname(where))
-            self._put(tree, found, where, is_top=True)
+            self._put(tree, found, where)
         except OSError as error:
             raise from_oserror(error, f"copying to {target} in the image") from None
 
@@ -166,7 +177,7 @@ class Copier:
             if not os.path.lexists(done):
                 os.mkdir(done)
                 os.chown(done, *(self.owner or (0, 0)))
-                os.chmod(done, 0o755 if self.mode is None else self.mode)
+                os.chmod(done, 0o755 if self.mode is None else self.mode.of(0o755, folder=True))
             elif not os.path.isdir(done):
                 raise BadValue(f"{done[len(self.root) :]} in the image is no folder", "RUN rm it first")
 
@@ -178,8 +189,8 @@ class Copier:
             if os.path.islink(done):
                 os.unlink(done)
 
-    def _put(self, tree: Tree, found: str, where: str, is_top: bool = False) -> None:
-        """Copy one thing, a folder with all in it. What is said of the top folder itself stays as it was."""
+    def _put(self, tree: Tree, found: str, where: str, below: str = "") -> None:
+        """Copy one thing, `below` the source, a folder with all in it. What is said of the source's own stays."""
         source, target = os.path.join(tree.root, found), self._path(where)
         status = os.lstat(source)
         there = os.lstat(target) if os.path.lexists(target) else None
@@ -196,8 +207,10 @@ class Copier:
         if there is None:
             os.mkdir(target)
         for name in tree.names(found):
-            self._put(tree, posixpath.join(found, name), posixpath.join(where, name))
-        if not is_top:
+            inside = posixpath.join(below, name)
+            if not self.excluded.hides(self._top, inside):
+                self._put(tree, posixpath.join(found, name), posixpath.join(where, name), inside)
+        if below:
             self._attributes(tree, source, status, target)
 
     def _put_file(self, tree: Tree, source: str, status: os.stat_result, target: str, is_there: bool) -> None:
@@ -221,7 +234,8 @@ class Copier:
         owner = self.owner or tree.owner or (status.st_uid, status.st_gid)
         os.chown(target, *owner, follow_symlinks=False)
         if not stat.S_ISLNK(status.st_mode):
-            os.chmod(target, stat.S_IMODE(status.st_mode) if self.mode is None else self.mode)
+            mode, folder = stat.S_IMODE(status.st_mode), stat.S_ISDIR(status.st_mode)
+            os.chmod(target, mode if self.mode is None else self.mode.of(mode, folder))
         for name, value in _xattrs(source):
             os.setxattr(target, name, value, follow_symlinks=False)
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)

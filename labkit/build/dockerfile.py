@@ -24,8 +24,8 @@ from labkit.ground.errors import BadValue
 FLAGS = {
     "FROM": {"platform"},
     "RUN": {"network", "mount", "security"},
-    "COPY": {"from", "chown", "chmod", "link"},
-    "ADD": {"chown", "chmod", "link"},
+    "COPY": {"from", "chown", "chmod", "link", "exclude"},
+    "ADD": {"chown", "chmod", "link", "exclude"},
     "HEALTHCHECK": {"interval", "timeout", "start-period", "start-interval", "retries"},
     **{
         word: set()
@@ -34,6 +34,7 @@ FLAGS = {
         ).split()
     },
 }
+_SEVERAL = ("mount", "exclude")  # may be there more than once: their values are lines
 _BLANKS = re.compile(r"[ \t\v\f\r]+")
 _WHOLE = r"<<-?\s*(['\"]?)[\w.-]+\1"
 _REFERENCE = "see Docker's Dockerfile reference"
@@ -245,7 +246,7 @@ class _Lines:
             text = text[text.index(whole) + len(whole) :].lstrip()
             name, equals, value = whole[2:].partition("=")
             value = words.expand(value.replace("$", f"{self.escape}$"), {}, self.escape) if equals else "true"
-            if name in flags and name != "mount":
+            if name in flags and name not in _SEVERAL:
                 raise BadValue(f"Dockerfile, line {number}: {word}: --{name} is there twice", _REFERENCE)
             flags[name] = f"{flags[name]}\n{value}" if name in flags else value
         return flags, text

@@ -91,7 +91,7 @@ class Container:
     def describe(self) -> list[str]:
         """Return what `start` will do, one line a step. Nothing is made."""
         image = catalog.get(self.spec.image)
-        root = roots.Rootfs(self.spec.storage, self.id, image.layers, "UPPERDIR", "WORKDIR", "MERGED")
+        root = roots.Rootfs(self.spec.storage, self.id, roots.seen(image.layers), "UPPERDIR", "WORKDIR", "MERGED")
         entry = Entry() if rootless.active() else Entry.into((tree.version, tree.own) for tree in cgroupfs.trees())
         plug = self._network().preview(self.id)
         spec = self.spec.with_volumes_of(image.config)

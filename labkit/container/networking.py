@@ -89,4 +89,8 @@ def stay(spec: "Spec") -> None:
 
 def ports(texts: Iterable[Any]) -> tuple[Any, ...]:
     """Return the Ports that `HOST:CONTAINER` texts mean. Raises BadValue."""
-    return tuple(text if isinstance(text, _bridge().Port) else _bridge().Port.parse(text) for text in texts)
+    found: list[Any] = []
+    for text in texts:
+        port = _bridge().Port
+        found += [text] if isinstance(text, port) else port.parse_all(text)
+    return tuple(found)

@@ -9,6 +9,7 @@ comes out is a Job: the steps that are printed (`lab run --explain`) and done.
 import os
 import re
 import shlex
+import stat
 from collections.abc import Callable, Iterable
 
 from labkit.cgroups.limits import Limits
@@ -60,6 +61,9 @@ class Volume:
         if source.startswith("/"):
             if not os.path.exists(source):
                 raise BadValue(f"volume {text!r}: {source} is not there", f"mkdir {source}")
+            if _is_device(source) and not standard_mounts.is_harmless(source):
+                hint = f"of devices only {', '.join(standard_mounts.DEVICES)}: /dev/null hides a file"
+                raise BadValue(f"volume {text!r}: {source} is a device, and no container gets that here", hint)
         else:
             state.check_name(source, "volume name")
         return cls(source, target, "ro" in options, "nocopy" not in options, anonymous)
@@ -71,9 +75,15 @@ class Volume:
             from labkit.storage import volumes
 
             source = str(volumes.folder(source))
-        attrs = mounts.NODEV | (mounts.RDONLY if self.read_only else 0)
+        nodev = 0 if standard_mounts.is_harmless(source) else mounts.NODEV  # `-v /dev/null:FILE` is to be readable
+        attrs = nodev | (mounts.RDONLY if self.read_only else 0)
         # follow: /var/run may be a link in the image, and leads to a place in its root.
         return mounts.Bind(source, self.target, attrs, follow=True)
+
+
+def _is_device(path: str) -> bool:
+    mode = os.stat(path).st_mode
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
 
 # The last ones are about SELinux's labels and a Mac's file sharing: here there is nothing to be done for them.
@@ -299,8 +309,8 @@ def _seccomp(words: dict[str, Any]) -> str:
     """Return the profile that docker's `--security-opt seccomp=…` words name."""
     word = "default"
     for option in words.get("security_opt", ()):
-        key, _, value = str(option).partition("=")
-        if option == "no-new-privileges":  # it is always on here
+        key, _, value = str(option).partition("=" if "=" in str(option) else ":")  # docker's older sign
+        if key == "no-new-privileges" and value in ("", "true"):  # it is always on here
             continue
         if key != "seccomp" or not value:
             raise BadValue(f"security option {option!r} can't be meant", "seccomp=unconfined or seccomp=FILE")

@@ -6,7 +6,9 @@ the mounts that Docker makes too, each with why it is there. Most of /proc and
 part is masked and part read-only.
 """
 
+import contextlib
 import os
+import stat
 
 from labkit.cgroups import cgroup, cgroupfs, hierarchies
 from labkit.ground import proc
@@ -28,6 +30,15 @@ from labkit.isolation.mounts import (
 # The devices that are harmless to everyone. Bound from the host, not made with
 # mknod: a user namespace forbids mknod, and a bind works in both.
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+
+
+def is_harmless(path: str) -> bool:
+    """Tell whether a path of the host is one of those DEVICES, whatever it is called."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return stat.S_ISCHR(status.st_mode) and status.st_rdev in {os.stat(f"/dev/{name}").st_rdev for name in DEVICES}
+    return False
+
 
 MASKED = (
     "/proc/acpi",

@@ -421,8 +421,8 @@ class FindCommand(Step):
         for path in (f"{folder or '.'}/{self.name}" for folder in folders.split(":")):
             if os.access(path, os.X_OK) and not os.path.isdir(path):
                 return path
-            # Found but not executable beats not found, as in a shell.
-            worst = errno.EACCES if os.path.lexists(path) else worst
+            # Found but not executable beats not found, as in a shell; a folder is no command, nor is "".
+            worst = errno.EACCES if os.path.lexists(path) and not os.path.isdir(path) else worst
         raise CommandError(self.name, worst)
 
 

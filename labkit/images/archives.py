@@ -28,6 +28,7 @@ from labkit.images.catalog import Image
 from labkit.images.layout import Layout
 
 Target = str | os.PathLike[str] | IO[bytes]
+_DEPTH = 3  # indexes in indexes
 
 
 def save(refs: str | Image | Iterable[str | Image], target: Target) -> None:
@@ -110,7 +111,8 @@ def load(source: Target, name: str | None = None, progress: Callable[[int, int],
             raise BadArchive(f"{path} holds no image", "it has neither index.json nor manifest.json: is it a layer?")
         names = [(known or name, digest) for known, digest in found]
         if not names or any(known is None for known, _ in names):
-            raise BadValue(f"{path} does not say what its image is called", "load(path, name=…) does")
+            hint = "`lab load --name NAME`, or load(path, name=…)"
+            raise BadValue(f"{path} does not say what its image is called", hint)
         checked = [(_named(str(known)), digest) for known, digest in names]
         for _, digest in checked:  # all are looked through before the first gets its name
             catalog.adopt_unnamed(store, digest)
@@ -122,7 +124,7 @@ def _named(name: str) -> str:
         return layout.normal(str(name).removeprefix("docker.io/library/").removeprefix("docker.io/"))
     except BadValue as error:
         raise BadArchive(
-            f"the archive names an image {error.message}", "load(path, name=…) names it otherwise"
+            f"the archive names an image {error.message}", "`lab load --name NAME`, or load(path, name=…)"
         ) from None
 
 
@@ -213,21 +215,27 @@ class _Archive:
                 found.append((name, self._take_manifest(store, digests.check_archived(entry.get("digest")))))
         return found
 
-    def _choose(self, several: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the entry for this machine; one that says no platform is asked for its config's."""
+    def _choose(self, several: list[dict[str, Any]], depth: int = 0) -> dict[str, Any]:
+        """Return the entry for this machine; one that says no platform is looked into."""
         wanted = catalog.wanted_platform()
         with contextlib.suppress(Unsupported):
             return layout.choose(several, wanted)
         for entry in several:
             with contextlib.suppress(LabError, KeyError, TypeError):
-                config = self.json(_blob(self.json(_blob(entry["digest"]))["config"]["digest"]))
-                if "platform" not in entry and (config["os"], config["architecture"]) == wanted:
+                if "platform" not in entry and self._suits(self.json(_blob(entry["digest"])), wanted, depth):
                     return entry
         return layout.choose(several, wanted)
 
+    def _suits(self, manifest: dict[str, Any], wanted: tuple[str, str], depth: int) -> bool:
+        """Tell whether a manifest is for a platform by its config, or is an index that has one which is."""
+        if "manifests" in manifest:
+            return depth < _DEPTH and bool(self._choose(layout.entries(manifest, self.path), depth + 1))
+        config = self.json(_blob(manifest["config"]["digest"]))
+        return (config["os"], config["architecture"]) == wanted
+
     def _take_manifest(self, store: Layout, digest: str, depth: int = 0) -> str:
         manifest = self.json(_blob(digest))
-        if not isinstance(manifest, dict) or depth > 3:
+        if not isinstance(manifest, dict) or depth > _DEPTH:
             raise BadArchive(f"{digest} in {self.path} is no manifest", "it is damaged: fetch it again")
         if "manifests" in manifest:  # one image for each processor
             entry = self._choose(layout.entries(manifest, digest))

@@ -117,6 +117,8 @@ def find_in(layout: Layout, ref: object) -> tuple[str, str]:
             if len(ref) == 71 and layout.has(ref):
                 return ref, ref
             raise _not_found(ref, names)
+    if "@" in ref:
+        return _pinned(layout, ref, names)
     name = normal(ref)
     if name in names:
         return name, names[name]
@@ -126,6 +128,17 @@ def find_in(layout: Layout, ref: object) -> tuple[str, str]:
         with state.lock("base"):  # of two who ask at once, one makes it
             return name, layout.names().get(name) or busybox.make(layout)
     raise _not_found(name, names)
+
+
+def _pinned(layout: Layout, ref: str, names: Mapping[str, str]) -> tuple[str, str]:
+    """Return what `NAME@sha256:…` means: the manifest of that digest and no other, whatever its name is by now."""
+    name, _, digest = ref.partition("@")
+    name = normal(name)
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise BadValue(f"{digest!r} is no digest", "sha256: and 64 hexadecimal digits")
+    if digest in names.values():
+        return name if names.get(name) == digest else next(one for one in names if names[one] == digest), digest
+    raise NotFound(f"there is no image of {digest} here", f"`lab pull {name}` fetches what that is by now")
 
 
 def _not_found(name: str, names: Mapping[str, str]) -> NotFound:

@@ -42,6 +42,8 @@ class Unpacker:
         for entry in reader:
             self.at = f"{shown(entry.name)} of the layer"
             self._one(reader, entry)
+        if self.root.lstat([whiteouts.LINKS]):
+            self.root.remove([whiteouts.LINKS])  # its files have their other names now
         for parts, when in sorted(self._times.items(), reverse=True):
             self._set_time(parts, when)
 
@@ -49,9 +51,17 @@ class Unpacker:
         parts = rootdir.normal(entry.name)
         if len(parts) > rootdir.DEPTH:
             raise BadArchive(f"{self.at} is deeper than {rootdir.DEPTH} folders", "made to break what walks it")
+        if whiteouts.is_book(parts):
+            if len(parts) == 2 and parts[0] == whiteouts.LINKS and entry.isreg():
+                self._make(reader, entry, parts)
+            return
         meaning, hidden = whiteouts.read_name(parts[-1]) if parts else ("file", "")
         if any(part.startswith(whiteouts.PREFIX) for part in parts[:-1]):
             raise BadArchive(f"{self.at} is inside a whiteout", "a whiteout is a mark, not a folder")
+        if away := self._away(parts):
+            if meaning != "file":
+                return  # nothing is left in there to be hidden
+            self._bring_back(away)
         if meaning == "file":
             self._make(reader, entry, parts)
         elif meaning == "whiteout":
@@ -60,6 +70,21 @@ class Unpacker:
             self._hide_below(parts[:-1])
 
     # What a whiteout does
+
+    def _away(self, parts: list[str]) -> list[str]:
+        """Return the folder above a path that this layer has taken away and not made again; else nothing."""
+        for depth in range(1, len(parts)) if self._gone else ():
+            if tuple(parts[:depth]) in self._gone:
+                there = self.root.lstat(parts[:depth])
+                if there is None or whiteouts.is_whiteout(there):
+                    return parts[:depth]
+        return []
+
+    def _bring_back(self, parts: list[str]) -> None:
+        """Make a folder that this layer took away, and now has something in: nothing from below is in it."""
+        if not self.flat:
+            self.root.remove(parts)
+            self._hide_below([*parts])
 
     def _white_out(self, parts: list[str]) -> None:
         there = self.root.lstat(parts) if self._parent(parts) is not None else None

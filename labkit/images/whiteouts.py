@@ -17,7 +17,7 @@ Inside a user namespace the kernel takes user.overlay.* for trusted.overlay.*
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from labkit.ground.errors import BadArchive
 
@@ -25,6 +25,7 @@ Place = int | str | os.PathLike[str]  # a path or an fd
 PREFIX = ".wh."
 OPAQUE = ".wh..wh..opq"
 _METADATA = ".wh..wh."  # aufs, docker's first driver, left its own books in some old layers
+LINKS = ".wh..wh.plnk"  # one of them: the data of files that have several names, which are hard links to it
 FUSE_MARKS = (OPAQUE, ".wh..opq")  # files that fuse-overlayfs puts into an opaque folder beside the xattr
 XATTRS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
 
@@ -44,6 +45,11 @@ def read_name(name: str) -> tuple[str, str]:
             "obeyed to the letter it would delete the folder itself, or the one above: don't use this layer",
         )
     return "whiteout", hidden
+
+
+def is_book(parts: Sequence[str]) -> bool:
+    """Tell whether a path of a tar is in one of aufs's books, which are at the top."""
+    return len(parts) > 1 and parts[0].startswith(_METADATA) and parts[0] != OPAQUE
 
 
 def is_whiteout(status: os.stat_result, path: Place | None = None) -> bool:

@@ -13,6 +13,7 @@ See nft(8), "route_localnet" in the kernel's ip-sysctl.
 
 import contextlib
 import ipaddress
+import re
 import socket
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -50,9 +51,21 @@ class Port:
         except ValueError:
             raise BadValue(
                 f"published port {text!r} can't be read",
-                "write HOST:CONTAINER, ADDRESS:HOST:CONTAINER or HOST:CONTAINER/udp",
+                "write HOST:CONTAINER, ADDRESS:HOST:CONTAINER or HOST:CONTAINER/udp; 8000-8002:80-82 is three of them",
             ) from None
         return port
+
+    @classmethod
+    def parse_all(cls, text: object) -> "tuple[Port, ...]":
+        """Return the Ports of a text in which host and container may be ranges of one length. Raises BadValue."""
+        found = re.fullmatch(r"(.*:)?(\d{1,5})-(\d{1,5}):(\d{1,5})-(\d{1,5})(/.*)?", str(text), re.ASCII)
+        if not found:
+            return (cls.parse(text),)
+        host, last, container, last_inside = map(int, found.groups()[1:5])
+        if last < host or last - host != last_inside - container:
+            raise BadValue(f"published ports {text!r} are ranges of two lengths", "as 8000-8002:80-82")
+        before, after = found[1] or "", found[6] or ""
+        return tuple(cls.parse(f"{before}{host + i}:{container + i}{after}") for i in range(last - host + 1))
 
     def __str__(self) -> str:
         return f"{self.address}:{self.host}->{self.container}/{self.protocol}"

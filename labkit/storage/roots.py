@@ -277,9 +277,22 @@ class Overlay(Driver[Rootfs]):
     def _rootfs(self, image: "Image | Stack", container_id: str, home: Path, userxattr: bool) -> Rootfs:
         options = USER_OPTIONS if userxattr else DEFAULT_OPTIONS
         # An image without a layer (scratch) gets an empty one, which overlayfs wants.
-        lowers = tuple(image.layers) or (str(home / "empty"),)
+        lowers = seen(image.layers) or (str(home / "empty"),)
         upper, work, merged = (str(home / name) for name in ("diff", "work", "merged"))
         return Rootfs(self.name, container_id, lowers, upper, work, merged, options)
+
+
+def seen(layers: Sequence[str]) -> tuple[str, ...]:
+    """Return those of an image's layers that are seen: one whose root is opaque hides all below it.
+
+    Overlayfs asks each folder but the root whether it is.
+    """
+    if len(layers) < 2:
+        return tuple(layers)
+    from labkit.images import whiteouts
+
+    hides = (at for at in range(len(layers) - 1, 0, -1) if whiteouts.is_opaque(layers[at]))
+    return tuple(layers[next(hides, 0) :])
 
 
 def _like(source: str, folder: Path) -> None:

@@ -73,6 +73,8 @@ def test_what_vagrant_lab_starts_without_packages_says_all_that_it_has_to_say():
         (["run", "--pids-limit", "x", "busybox", "true"], 125, "pids"),
         (["run", "busybox", "no-such-command"], 127, "no-such-command"),
         (["run", "busybox", "/etc/passwd"], 126, "EACCES"),
+        (["run", "-e", "PATH=/:/bin", "busybox", "etc"], 127, "PATH"),
+        (["run", "busybox", ""], 127, "PATH"),
         (["run", "--name", "a/b", "busybox", "true"], 125, "a/b"),
         (["run", "-v", "/no/such:/x", "busybox", "true"], 125, "/no/such"),
         (["run", "--no-such-flag", "busybox", "true"], 125, "no-such-flag"),

@@ -206,6 +206,9 @@ def test_of_several_names_one_that_is_not_there_keeps_no_other_back(words):
     assert done.stderr.count(b"no container") == 2
     after = lab("ps", "-a").stdout
     assert words == "wait" or after.split()[-3:] != before.split()[-3:] or after.count(b"\n") != before.count(b"\n")
+    if words in ("pause", "unpause"):  # what is so already is told, as docker does
+        again = lab(words, "web")
+        assert done.stdout == b"web\n" and (again.returncode, again.stdout) == (1, b"") and again.stderr
 
 
 # ---- what is printed ----

@@ -3,11 +3,12 @@
 import io
 import os
 import stat
+import subprocess
 import tarfile
 
 import pytest
 
-from labkit.build import builder, words
+from labkit.build import builder, modes, words
 from labkit.container.life import Container
 from labkit.ground import ledger, state
 from labkit.ground.errors import BadValue, LabError, NotFound
@@ -154,6 +155,13 @@ def test_what_can_not_be_done_is_refused_with_its_line_and_leaves_nothing(make, 
     assert "made:1" not in catalog.store().names() and ledger.entries() == []
 
 
+def test_in_a_document_quotes_are_text_and_a_backslash_goes(make):
+    """Whatever the Dockerfile's own escape sign is."""
+    body = """\\"a\\" "$V" '$V' it's \\$V \\\\ \\n ${V:-"x"} ${W:-"x"} `$V"""
+    image = make(f"# escape=`\nFROM busybox\nARG V=v\nCOPY <<x /f\n{body}\nx\nCOPY <<'x' /g\n{body}\nx\n")
+    assert printed(image, "cat /f /g") == f"""\"a\" "v" 'v' it's $V \\ n v "x" `v\n{body}\n"""
+
+
 # Mounts of RUN
 
 
@@ -233,6 +241,39 @@ def test_link_copies_beside_what_the_image_has(make):
 def test_link_that_leads_nowhere_is_written_through(make):
     image = make("FROM busybox\nRUN ln -s /no/where /l\nCOPY f /l\nCOPY d /l2\nCOPY d /\n")
     assert printed(image, "cat /no/where /l /l2/in /in") == "ffinin"
+
+
+def test_what_is_excluded_is_not_copied_and_no_reason_to_copy_again(make, folder):
+    """Patterns are said of what is in a folder, from there on; a file of the list goes by its own name."""
+    (folder / "d/sub").mkdir()
+    (folder / "d/sub/in").write_text("deep")
+    os.symlink("nowhere", folder / "loose")
+    text = (
+        "FROM busybox\nARG P=loose\nCOPY --exclude=sub/* --exclude=!sub/keep --exclude=$P --exclude=*g d ? loos? /x/\n"
+    )
+    said = []
+    assert printed(make(text), "sh -c 'cd /x; find | sort'") == ".\n./f\n./in\n./sub\n"
+    (folder / "d/sub/in").write_text("other")
+    (folder / "g").write_text("other")
+    make(text, say=said.append)
+    assert sum("in the cache" in line for line in said) == 1
+    (folder / "d/sub/keep").write_text("keep")
+    assert printed(make(text), "ls /x/sub") == "keep\n"
+
+
+def test_mode_in_words_is_what_chmod_makes_of_it(make, tmp_path):
+    for text in "u=rwX,go=rX a+x o= g=u,o=g -w+X u+s,g+s,o+t u-x,a=r =rwxt a-rwx ug=rw,o-rwx+X g-s".split():
+        for before in (0o640, 0o6751, 0o1777):
+            for folder in (False, True):
+                path = tmp_path / "it"
+                path.mkdir() if folder else path.touch()
+                path.chmod(before)
+                subprocess.run(["chmod", "--", text, path], check=True, umask=0)
+                wanted = stat.S_IMODE(path.stat().st_mode)
+                path.rmdir() if folder else path.unlink()
+                assert oct(modes.Mode.parse(text).of(before, folder)) == oct(wanted), (text, oct(before), folder)
+    image = make("FROM busybox\nCOPY --chmod=u=rwX,go=rX d /d/e/\n")
+    assert printed(image, "stat -c %a /d /d/e /d/e/in") == "755\n755\n644\n"
 
 
 # Stages, triggers, config

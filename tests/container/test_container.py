@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -98,6 +99,7 @@ def test_a_start_that_fails_leaves_nothing(words, kind):
         {"volumes": ["/tmp:/x:ro,rw"]},
         {"volumes": ["/tmp:/x", "v:/x/"]},
         {"volumes": ["a b:/x"]},
+        {"volumes": ["/dev/ptmx:/x"]},
         {"env": ["=x"]},
         {"env": ["A=\0"]},
         {"hostname": "a b"},
@@ -194,6 +196,13 @@ def test_a_folder_over_a_file_is_told_as_that(source, target, said, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(KernelError, match=f"can't bind .* to {target}.*\n.*is a {said} there"):
         run("busybox", "true", volumes=[f"{tmp_path / source}:{target}"])
+
+
+def test_a_harmless_device_as_a_volume_is_one_and_hides_a_file(tmp_path):
+    os.mknod(tmp_path / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    script = "wc -c </etc/passwd; echo x >/etc/passwd && echo written; wc -c </new/null"
+    volumes = ["/dev/null:/etc/passwd", f"{tmp_path}/null:/new/null:ro"]
+    assert run("busybox", ["sh", "-c", script], volumes=volumes, show=False).output == "0\nwritten\n0\n"
 
 
 def test_a_named_volume_begins_with_what_the_image_has_there_and_outlives_the_container():

@@ -18,7 +18,7 @@ from trees import differences, snapshot
 
 from labkit.ground import ledger, state
 from labkit.ground.errors import BadArchive, BadValue, InUse, LabError, NotFound, Unsupported
-from labkit.images import archives, busybox, catalog, digests, layout
+from labkit.images import archives, busybox, catalog, commit, digests, layout
 from labkit.storage import garbage, roots
 
 pytestmark = pytest.mark.usefixtures("needs_root")
@@ -526,6 +526,18 @@ def test_archive_of_many_processors_gives_ours(own_root):
         archives.load(own_root / "many.tar", name="x")
 
 
+def test_image_by_name_and_digest_is_that_one_though_the_name_has_moved(own_root):
+    old = catalog.get("busybox")
+    catalog.tag("busybox", "kept:1")
+    new = commit.commit(old, None, "busybox:latest", "other")
+    assert catalog.get(f"busybox@{new.digest}").name == "busybox:latest"
+    assert catalog.get(f"busybox:latest@{old.digest}").digest == old.digest != new.digest
+    with pytest.raises(NotFound, match="sha256:0"):
+        catalog.get("busybox@sha256:" + "0" * 64)
+    with pytest.raises(BadValue, match="no digest"):
+        catalog.get("busybox@sha256:12")
+
+
 def test_archive_without_a_name_takes_the_one_given(own_root):
     (own_root / "n.tar").write_bytes(docker_archive(names=[]))
     with pytest.raises(BadValue, match="name="):
@@ -560,7 +572,7 @@ def test_saved_tar_has_nothing_of_this_machine_in_it(own_root):
     assert os.path.exists(image.layers[0])
 
 
-@pytest.mark.parametrize("named", ["every one", "the image's only"])
+@pytest.mark.parametrize("named", ["every one", "the image's only", "an index of indexes"])
 def test_one_name_for_several_processors_in_a_flat_index_is_one_image(own_root, named):
     """As docker buildx writes it, with what it says about the build beside; what is not ours need not be there."""
     store = layout.Layout(own_root / "l").create()
@@ -575,6 +587,10 @@ def test_one_name_for_several_processors_in_a_flat_index_is_one_image(own_root, 
     entries = [one | name for one in (others[0], ours, others[1])]
     if named != "every one":
         entries = [store.add_json({"manifests": [*others, ours]})]
+        if named != "the image's only":
+            only = store.add_json({"manifests": others[:1]})
+            inside = [{"digest": digest, "size": size} for digest, size in (only, *entries)]
+            entries = [store.add_json({"manifests": inside})]
         entries = [{"digest": digest, "size": size} | name for digest, size in entries]
     (own_root / "l/index.json").write_text(json.dumps({"manifests": entries}))
     subprocess.run(["tar", "-C", own_root / "l", "-cf", own_root / "flat.tar", "."], check=True)

@@ -218,6 +218,9 @@ ABOVE = {
     "a folder made of a file": ([folder("f"), entry("f/in")], set()),
     "a file made of a folder": ([entry("d", data=b"file")], {"d/old"}),
     "a folder listed again without its xattr": ([folder("x")], set()),
+    "a folder deleted, then only named": ([entry(".wh.d"), entry("d/new")], {"d/old"}),
+    "a folder deleted, then what is in it": ([entry(".wh.d"), entry("d/.wh.old"), entry("d/.wh..wh..opq")], {"d"}),
+    "the root opaque": ([entry(".wh..wh..opq"), entry("new")], {"f", "d", "d/old"}),
     "nothing to delete": ([entry(".wh.never-there")], set()),
 }
 
@@ -232,7 +235,7 @@ def test_merged_by_the_kernel_and_applied_flat_show_the_same(tmp_path, case):
     (tmp_path / "flat").mkdir()
     for data in (below, above):
         layers.apply_onto(io.BytesIO(data), tmp_path / "flat", flat=True)
-    with roots.mounted(lowers, None, None, tmp_path / "merged"):
+    with roots.mounted(roots.seen([str(lower) for lower in lowers]), None, None, tmp_path / "merged"):
         merged = snapshot(tmp_path / "merged", times=False, ignore=("trusted.overlay.opaque",))
     flat = snapshot(tmp_path / "flat", times=False)
     assert differences(merged, flat) == []
@@ -243,6 +246,27 @@ def test_merged_by_the_kernel_and_applied_flat_show_the_same(tmp_path, case):
 def test_aufs_books_in_old_layers_are_left_out(tmp_path):
     root = unpack(tmp_path, tar(folder(".wh..wh.plnk"), entry(".wh..wh.aufs"), entry("a")))
     assert os.listdir(root) == ["a"]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_file_whose_data_is_in_aufs_books_has_its_names_and_the_books_are_gone(tmp_path, flat):
+    data = tar(
+        folder(".wh..wh.plnk"),
+        entry(".wh..wh.plnk/10.99", data=b"twice", mode=0o4755, uid=7),
+        folder(".wh..wh.orph/deep"),
+        link("a", ".wh..wh.plnk/10.99"),
+        link("d/b", ".wh..wh.plnk/10.99"),
+    )
+    root = tmp_path / "layer"
+    if flat:
+        root.mkdir()
+        layers.apply_onto(io.BytesIO(data), root, flat=True)
+    else:
+        unpack(tmp_path, data)
+    assert sorted(os.listdir(root)) == ["a", "d"]
+    status = os.lstat(root / "a")
+    assert (root / "d/b").read_bytes() == b"twice" and os.lstat(root / "d/b").st_ino == status.st_ino
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_nlink) == (0o4755, 7, 2)
 
 
 # Taking a layer
@@ -514,7 +538,7 @@ def test_unpacked_as_umoci_unpacks(tmp_path):
     for data in tars:
         layers.apply_onto(io.BytesIO(data), tmp_path / "flat", flat=True, devices=True)
     (tmp_path / "merged").mkdir()
-    with roots.mounted(lowers, None, None, tmp_path / "merged"):
+    with roots.mounted(roots.seen([str(lower) for lower in lowers]), None, None, tmp_path / "merged"):
         merged = snapshot(tmp_path / "merged", times=False, ignore=("trusted.overlay.opaque",))
     assert len(theirs) == 14
     assert differences(theirs, snapshot(tmp_path / "flat", times=False)) == []

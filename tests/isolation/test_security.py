@@ -245,6 +245,10 @@ def test_a_profile_that_is_no_json_or_not_there_is_refused(tmp_path):
         Spec.make("busybox", "true", security_opt=["seccomp=/no/such"])
     with pytest.raises(BadValue):
         Spec.make("busybox", "true", security_opt=["label=x"])
+    with pytest.raises(BadValue, match="privileges"):
+        Spec.make("busybox", "true", security_opt=["no-new-privileges=false"])
+    for words in (["seccomp:unconfined", "no-new-privileges:true"], ["no-new-privileges=true", "seccomp=unconfined"]):
+        assert Spec.make("busybox", "true", security_opt=words).seccomp == "unconfined"
 
 
 def test_a_profile_that_forbids_exec_says_that_the_command_could_not_be_executed(profile):

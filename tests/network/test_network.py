@@ -521,6 +521,7 @@ def test_a_failure_while_plugging_in_leaves_nothing(monkeypatch):
         "a:b",
         "1.2.3:80:80",
         "80:80/sctp",
+        "80-82:80",
         "80:80/",
         "::80:80",
         "-1:80",
@@ -537,6 +538,13 @@ def test_a_port_that_can_not_be_meant_is_refused(text):
 def test_ports_in_dockers_words():
     assert bridge.Port.parse("8080:80") == bridge.Port(8080, 80, "tcp", "127.0.0.1")
     assert bridge.Port.parse("0.0.0.0:53:5353/udp") == bridge.Port(53, 5353, "udp", "0.0.0.0")
+    spec = Spec.make("busybox", "true", network="bridge", publish=["0.0.0.0:53-54:5353-5354/udp", "80-80:8-8", "1:2"])
+    assert [str(port) for port in spec.ports] == [
+        "0.0.0.0:53->5353/udp",
+        "0.0.0.0:54->5354/udp",
+        "127.0.0.1:80->8/tcp",
+        "127.0.0.1:1->2/tcp",
+    ]
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "a b", "", "x;y", 'x"', "-p"])
@@ -548,6 +556,8 @@ def test_a_network_name_that_could_be_more_than_a_name_is_refused(name):
 def test_no_port_without_a_network():
     with pytest.raises(BadValue, match="published"):
         Spec.make("busybox", "true", network="none", publish=["1:1"])
+    with pytest.raises(BadValue, match="two lengths"):
+        Spec.make("busybox", "true", network="bridge", publish=["80-82:80-81"])
 
 
 def test_all_addresses_given_out_is_said():

@@ -60,7 +60,7 @@ class FuseOverlayfs(roots.Overlay):
 
     def _rootfs(self, image: "Image | roots.Stack", container_id: str, home: Path, userxattr: bool) -> FuseRootfs:
         upper, work, merged = (str(home / name) for name in ("diff", "work", "merged"))
-        return FuseRootfs(self.name, container_id, tuple(image.layers), upper, work, merged, ())
+        return FuseRootfs(self.name, container_id, roots.seen(image.layers), upper, work, merged, ())
 
     def _make(self, rootfs: roots.Rootfs, home: Path) -> None:
         self._folders(rootfs, home)
