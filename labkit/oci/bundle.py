@@ -34,7 +34,7 @@ from labkit.ground import proc
 from labkit.ground.dataclass import dataclass, field, replace
 from labkit.ground.errors import BadValue, NotFound, Unsupported, from_oserror
 from labkit.isolation import mount_options, mounts, namespaces, seccomp, security, sysctls
-from labkit.oci import hooks, hostmounts, links, moments, priorities, resources, settings
+from labkit.oci import hooks, hostmounts, links, moments, priorities, resources, settings, shape
 
 # the specification's word: ours
 KINDS = {
@@ -113,6 +113,7 @@ def read(path: str, config_file: str | None = None) -> Bundle:
     version = config.get("ociVersion")
     if not isinstance(version, str) or not re.match(r"1\.\d+\.\d+", version):
         raise Unsupported(f"{file}: ociVersion {version!r}", "labkit reads version 1 of the specification, any 1.x.y")
+    shape.check(config, shape.CONFIG)
     warnings = [
         *_strange("", config),
         *_strange("root", config.get("root") or {}),
@@ -193,6 +194,7 @@ def _check_texts(value: object, where: str) -> None:
 
 def check_process(process: dict[str, Any]) -> list[str]:
     """Return warnings about a `process` object; raise BadValue or Unsupported for what can't be done."""
+    shape.check(process, shape.PROCESS, "process")
     args, cwd = process.get("args"), process.get("cwd")
     if not isinstance(args, list) or not args or not all(isinstance(word, str) and "\0" not in word for word in args):
         raise BadValue("process.args must be a list of at least one text")

@@ -11,6 +11,7 @@ A limit that this machine has no controller for is refused by its name. See
 "Control groups" in the runtime specification, config-linux.md.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -42,7 +43,7 @@ _NOT_HERE = {
 # The specification's own NOT RECOMMENDED: what asks for it goes on without.
 _IGNORED = {
     "kernel": "the kernel has given up a limit for its own memory",
-    "kernelTCP": "a socket's memory is counted with all other",
+    "kernelTCP": "a socket's memory is counted with all other, but where v1 has a limit of its own for it",
 }
 
 
@@ -94,6 +95,7 @@ class Resources:
     realtime: tuple[int | None, int | None] = (None, None)  # runtime and period, µs
     huge: tuple[tuple[str, int], ...] = ()  # a page size, bytes
     rdma: tuple[str, ...] = ()  # lines of rdma.max
+    tcp: int | None = None  # bytes of sockets' buffers
 
     def apply(self, group: Cgroup, rules: bool = True) -> None:
         """Write it all. Raises Unsupported, by name, for what this machine has no file for."""
@@ -104,6 +106,9 @@ class Resources:
                 group.write(name, value)
             except Unsupported as error:
                 raise Unsupported(f"linux.resources.{word}: {error.message}", error.hint) from None
+        with contextlib.suppress(Unsupported):  # v2 has none: that was said
+            if self.tcp:
+                group.write("memory.kmem.tcp.limit_in_bytes", self.tcp)
         _give_huge_pages(group, self.huge)
         for line in self.rdma:
             _write_rare(group, "rdma.max", line, "rdma")
@@ -198,7 +203,9 @@ def read(words: dict[str, Any] | None, v1_cpu: bool = False) -> Resources:
     realtime = cpu.get("realtimeRuntime") or None, cpu.get("realtimePeriod") or None
     huge = tuple(map(_huge_page, words.get("hugepageLimits", ())))
     rdma = tuple(_rdma(device, counts) for device, counts in words.get("rdma", {}).items())
-    return Resources(limits, _rules(words.get("devices", ())), tuple(files), realtime, huge, rdma)
+    return Resources(
+        limits, _rules(words.get("devices", ())), tuple(files), realtime, huge, rdma, memory.get("kernelTCP")
+    )
 
 
 def _huge_page(words: dict[str, Any]) -> tuple[str, int]:
@@ -301,7 +308,7 @@ def _rules(words: Iterable[dict[str, Any]]) -> tuple[devices.Rule, ...] | None:
                 f"linux.resources.devices: {word} takes back a part of what is allowed",
                 "begin with a rule that denies all, then allow what is wanted",
             )
-    return None if everything else (*devices.DEFAULT, *allowed)
+    return None if everything else (*allowed, *devices.DEFAULT)
 
 
 def _overlaps(rule: devices.Rule, kind: str, major: int | None, minor: int | None) -> bool:
