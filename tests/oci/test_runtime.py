@@ -145,6 +145,16 @@ def test_kill_of_a_stopped_one_says_so_in_the_words_that_docker_knows(box):
     assert "container not running" in done.stderr
 
 
+def test_kill_ends_all_where_no_pid_namespace_would(box):
+    box.config["linux"]["namespaces"].remove({"type": "pid"})
+    box.shell("sleep 100 & exec sleep 100").create()
+    box("start", box.id)
+    group = lifecycle.Box(box.root, box.id).cgroup()
+    wait_for(lambda: len(group.procs()) == 2)
+    assert box("kill", box.id, "KILL").returncode == 0
+    wait_for(lambda: not group.procs())
+
+
 def test_kill_all_reaches_each_process(box):
     box.shell(
         "trap 'echo one' USR1; sh -c \"trap 'echo two' USR1; echo up; while :; do sleep .05; done\" & while :; do sleep .05; done"
@@ -1557,7 +1567,8 @@ def test_resources_are_translated_word_by_word():
         io=(limits.IoLimit("8:0", rbps=1024),),
     )  # fmt: skip
     assert [name for name, _, _ in found.files] == ["cpuset.mems", "memory.high"]
-    assert str(found.rules[-1]) == "c 10:229 rw"
+    assert str(found.rules[0]) == "c 10:229 rw", "the config's own come first, as v1 lists them"
+    assert resources.read({"memory": {"kernelTCP": 1 << 24}}).tcp == 1 << 24
     assert resources.read({"devices": [{"allow": True, "access": "rwm"}]}).rules is None
     with pytest.raises(errors.Unsupported, match="takes back"):
         resources.read(
