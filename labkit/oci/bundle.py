@@ -65,6 +65,7 @@ _NOT_HERE = {
     "linux.intelRdt": "labkit does not part the processor's cache",
     **{name: "that is for another system than Linux" for name in ("windows", "solaris", "vm", "zos", "freebsd")},
 }
+_SELINUX = "/sys/fs/selinux"  # there if the kernel runs SELinux
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,9 @@ def _strange(where: str, words: dict[str, Any]) -> list[str]:
     found = []
     for name, value in words.items():
         full = f"{where}.{name}".lstrip(".")
-        if full in _NOT_HERE:
+        if full == "linux.mountLabel" and value and not os.path.isdir(_SELINUX):
+            found.append(f"{full} is ignored: this kernel runs no SELinux, and nothing asks for labels")
+        elif full in _NOT_HERE:
             if value:
                 raise Unsupported(f"{full}: {_NOT_HERE[full]}", "leave it out of config.json")
         elif name not in _KNOWN[where].split():

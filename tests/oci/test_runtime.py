@@ -261,7 +261,6 @@ REFUSED = [
     ("linux.intelRdt", {"closID": "x"}, "linux.intelRdt"),
     ("linux.personality", {"domain": "BSD"}, "linux.personality"),
     ("linux.personality", {"domain": "LINUX", "flags": ["ADDR_NO_RANDOMIZE"]}, "linux.personality"),
-    ("linux.mountLabel", "x", "linux.mountLabel"),
     ("linux.sysctl", {"kernel.core_pattern": "|/bin/sh"}, "kernel.core_pattern"),
     ("linux.sysctl", {"vm.overcommit_memory": "1"}, "vm.overcommit_memory"),
     ("linux.sysctl", {"net.../../kernel.hostname": "1"}, "net..."),
@@ -345,6 +344,15 @@ def test_a_value_of_another_kind_is_refused_by_its_place(box, path, value, word)
     with pytest.raises(BadValue) as caught:
         bundle.read(str(box.folder))
     assert word in str(caught.value)
+
+
+def test_a_label_for_mounts_is_needed_only_where_selinux_runs(box, monkeypatch, tmp_path):
+    box.set("linux.mountLabel", "system_u:object_r:container_file_t:s0").write()
+    monkeypatch.setattr(bundle, "_SELINUX", str(tmp_path / "none"))
+    assert any("linux.mountLabel is ignored" in one for one in bundle.read(str(box.folder)).warnings)
+    monkeypatch.setattr(bundle, "_SELINUX", str(tmp_path))
+    with pytest.raises(errors.Unsupported, match="mountLabel"):
+        bundle.read(str(box.folder))
 
 
 def test_what_is_null_is_not_said(box):
