@@ -432,7 +432,7 @@ container/joining.py -- container/test_container.py exec_is_in_all
 
 exec is in no cgroup
 container/life.py -- container/test_container.py exec_is_in_all
--job = self.altered(Job(steps, entry=self._entry()))
+-job = self.altered(Job(steps, entry=self._entry(self.pid)))
 +job = self.altered(Job(steps))
 
 a kill for want of memory is not told

@@ -5,6 +5,7 @@ Read in this order:
     commands     create, start, state, kill, delete: the words that Docker says
     lifecycle    what each of them does
     bundle       config.json: the runtime specification
+    shape        which kind of value stands where in it
     moments      the steps that only a runtime is asked for, and where they belong
     hostmounts   a container without a mount namespace
     gate         created but not started: a finished container that waits

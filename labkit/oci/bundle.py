@@ -34,7 +34,7 @@ from labkit.ground.dataclass import dataclass, field, replace
 from labkit.ground.errors import BadValue, NotFound, Unsupported, from_oserror
 from labkit.ground.typed import Any
 from labkit.isolation import mount_options, mounts, namespaces, seccomp, security, sysctls
-from labkit.oci import hooks, hostmounts, links, moments, priorities, resources, settings
+from labkit.oci import hooks, hostmounts, links, moments, priorities, resources, settings, shape
 
 # the specification's word: ours
 KINDS = {
@@ -65,6 +65,7 @@ _NOT_HERE = {
     "linux.intelRdt": "labkit does not part the processor's cache",
     **{name: "that is for another system than Linux" for name in ("windows", "solaris", "vm", "zos", "freebsd")},
 }
+_SELINUX = "/sys/fs/selinux"  # there if the kernel runs SELinux
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def read(path: str, config_file: str | None = None) -> Bundle:
     version = config.get("ociVersion")
     if not isinstance(version, str) or not re.match(r"1\.\d+\.\d+", version):
         raise Unsupported(f"{file}: ociVersion {version!r}", "labkit reads version 1 of the specification, any 1.x.y")
+    shape.check(config, shape.CONFIG)
     warnings = [
         *_strange("", config),
         *_strange("root", config.get("root") or {}),
@@ -193,6 +195,7 @@ def _check_texts(value: object, where: str) -> None:
 
 def check_process(process: dict[str, Any]) -> list[str]:
     """Return warnings about a `process` object; raise BadValue or Unsupported for what can't be done."""
+    shape.check(process, shape.PROCESS, "process")
     args, cwd = process.get("args"), process.get("cwd")
     if not isinstance(args, list) or not args or not all(isinstance(word, str) and "\0" not in word for word in args):
         raise BadValue("process.args must be a list of at least one text")
@@ -210,7 +213,9 @@ def _strange(where: str, words: dict[str, Any]) -> list[str]:
     found = []
     for name, value in words.items():
         full = f"{where}.{name}".lstrip(".")
-        if full in _NOT_HERE:
+        if full == "linux.mountLabel" and value and not os.path.isdir(_SELINUX):
+            found.append(f"{full} is ignored: this kernel runs no SELinux, and nothing asks for labels")
+        elif full in _NOT_HERE:
             if value:
                 raise Unsupported(f"{full}: {_NOT_HERE[full]}", "leave it out of config.json")
         elif name not in _KNOWN[where].split():

@@ -42,7 +42,7 @@ _NOT_HERE = {
 # The specification's own NOT RECOMMENDED: what asks for it goes on without.
 _IGNORED = {
     "kernel": "the kernel has given up a limit for its own memory",
-    "kernelTCP": "a socket's memory is counted with all other",
+    "kernelTCP": "a socket's memory is counted with all other, but where v1 has a limit of its own for it",
 }
 
 
@@ -95,6 +95,7 @@ class Resources:
     disk_weights: tuple[str, ...] = ()  # "major:minor weight"
     huge: tuple[tuple[str, int], ...] = ()  # a page size, bytes
     rdma: tuple[str, ...] = ()  # lines of rdma.max
+    tcp: int | None = None  # bytes of sockets' buffers
 
     def apply(self, group: Cgroup, rules: bool = True) -> None:
         """Write it all. Raises Unsupported, by name, for what this machine has no file for."""
@@ -107,6 +108,9 @@ class Resources:
                 group.write(name, value)
             except Unsupported as error:
                 raise Unsupported(f"linux.resources.{word}: {error.message}", error.hint) from None
+        with contextlib.suppress(Unsupported):  # v2 has none: that was said
+            if self.tcp:
+                group.write("memory.kmem.tcp.limit_in_bytes", self.tcp)
         _give_huge_pages(group, self.huge)
         for line in self.rdma:
             _write_rare(group, "rdma.max", line, "rdma")
@@ -213,7 +217,8 @@ def read(words: dict[str, Any] | None, v1_cpu: bool = False) -> Resources:
     ]
     huge = tuple(map(_huge_page, words.get("hugepageLimits", ())))
     rdma = tuple(_rdma(device, counts) for device, counts in words.get("rdma", {}).items())
-    return Resources(limits, _rules(words.get("devices", ())), tuple(files), realtime, tuple(disks), huge, rdma)
+    tcp = memory.get("kernelTCP")
+    return Resources(limits, _rules(words.get("devices", ())), tuple(files), realtime, tuple(disks), huge, rdma, tcp)
 
 
 def _huge_page(words: dict[str, Any]) -> tuple[str, int]:
@@ -317,7 +322,7 @@ def _rules(words: Iterable[dict[str, Any]]) -> tuple[devices.Rule, ...] | None:
                     f"linux.resources.devices: {word} takes back a part of what is allowed",
                     "begin with a rule that denies all, then allow what is wanted",
                 )
-    return None if everything else (*devices.DEFAULT, *allowed)
+    return None if everything else (*allowed, *devices.DEFAULT)
 
 
 def _overlaps(rule: devices.Rule, kind: str, major: int | None, minor: int | None) -> bool:

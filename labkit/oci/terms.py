@@ -28,7 +28,7 @@ def features() -> dict[str, Any]:
                 "v2": True,
                 "systemd": True,
                 "systemdUser": False,
-                "rdma": False,
+                "rdma": True,
             },
             "seccomp": {
                 "enabled": True,

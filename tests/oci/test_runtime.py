@@ -196,6 +196,16 @@ def test_kill_of_a_stopped_one_says_so_in_the_words_that_docker_knows(box):
     assert "container not running" in done.stderr
 
 
+def test_kill_ends_all_where_no_pid_namespace_would(box):
+    box.config["linux"]["namespaces"].remove({"type": "pid"})
+    box.shell("sleep 100 & exec sleep 100").create()
+    box("start", box.id)
+    group = lifecycle.Box(box.root, box.id).cgroup()
+    wait_for(lambda: len(group.procs()) == 2)
+    assert box("kill", box.id, "KILL").returncode == 0
+    wait_for(lambda: not group.procs())
+
+
 def test_kill_all_reaches_each_process(box):
     box.shell(
         "trap 'echo one' USR1; sh -c \"trap 'echo two' USR1; echo up; while :; do sleep .05; done\" & while :; do sleep .05; done"
@@ -302,7 +312,6 @@ REFUSED = [
     ("linux.intelRdt", {"closID": "x"}, "linux.intelRdt"),
     ("linux.personality", {"domain": "BSD"}, "linux.personality"),
     ("linux.personality", {"domain": "LINUX", "flags": ["ADDR_NO_RANDOMIZE"]}, "linux.personality"),
-    ("linux.mountLabel", "x", "linux.mountLabel"),
     ("linux.sysctl", {"kernel.core_pattern": "|/bin/sh"}, "kernel.core_pattern"),
     ("linux.sysctl", {"vm.overcommit_memory": "1"}, "vm.overcommit_memory"),
     ("linux.sysctl", {"net.../../kernel.hostname": "1"}, "net..."),
@@ -369,6 +378,40 @@ def test_what_can_not_be_done_is_refused_by_name_and_leaves_nothing(box, path, v
     assert word in done.stderr
     assert "Traceback" not in done.stderr
     assert box.left() == []
+
+
+WRONG = [
+    ("linux.devices", [{"path": "/dev/x", "type": "c", "major": "1"}], "linux.devices[0].major must be a whole number"),
+    ("linux.sysctl", {"net.ipv4.ip_forward": ["1"]}, "linux.sysctl.net.ipv4.ip_forward must be a text"),
+    ("linux.timeOffsets", {"boottime": {"secs": 1 << 70}}, "linux.timeOffsets.boottime.secs must be"),
+    ("linux.resources.devices", [{"allow": "no"}], "linux.resources.devices[0].allow must be true or false"),
+    ("linux.resources.cpu", {"idle": True}, "linux.resources.cpu.idle must be a whole number"),
+    ("process.env", ["A=b", None], "process.env[1] must be a text"),
+    ("hooks", {"poststop": [{"path": "/bin/true", "args": "true"}]}, "hooks.poststop[0].args must be a list"),
+    ("annotations", {"a": 1}, "annotations.a must be a text"),
+]
+
+
+@pytest.mark.parametrize("path, value, word", WRONG, ids=[word.split()[0] for _, _, word in WRONG])
+def test_a_value_of_another_kind_is_refused_by_its_place(box, path, value, word):
+    box.set(path, value).write()
+    with pytest.raises(BadValue) as caught:
+        bundle.read(str(box.folder))
+    assert word in str(caught.value)
+
+
+def test_a_label_for_mounts_is_needed_only_where_selinux_runs(box, monkeypatch, tmp_path):
+    box.set("linux.mountLabel", "system_u:object_r:container_file_t:s0").write()
+    monkeypatch.setattr(bundle, "_SELINUX", str(tmp_path / "none"))
+    assert any("linux.mountLabel is ignored" in one for one in bundle.read(str(box.folder)).warnings)
+    monkeypatch.setattr(bundle, "_SELINUX", str(tmp_path))
+    with pytest.raises(errors.Unsupported, match="mountLabel"):
+        bundle.read(str(box.folder))
+
+
+def test_what_is_null_is_not_said(box):
+    box.set("linux.resources", {"pids": None, "devices": None}).set("annotations", None).set("process.rlimits", None)
+    assert bundle.read(str(box.write().folder))
 
 
 @pytest.mark.parametrize("wrong", [7, "text", ["list"], {"a": "dict"}])
@@ -754,7 +797,9 @@ def test_exec_into_a_folder_that_only_some_trees_have(box):
     (others[-1].path / "below").mkdir()
     done = box("exec", "--cgroup", "below", box.id, "cat", "/proc/self/cgroup")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("/below\n") == 1
+    places = {names: place for _, names, place in (line.split(":", 2) for line in done.stdout.splitlines())}
+    assert sorted(places.values()).count("/below") == 1
+    assert "memory" not in places or places["memory"] == "/"
 
 
 def test_one_that_is_just_being_made_is_not_there_yet_for_who_waits_for_it(box):
@@ -1490,7 +1535,7 @@ def test_huge_pages_are_limited_where_the_kernel_counts_them(box):
         ({"hugepageLimits": [{"pageSize": "2MB", "limit": -1}]}, "hugepageLimits 2MB: limit -1 is no number"),
         ({"rdma": {"mlx5_1": {"hcaHandles": 3}}}, "linux.resources.rdma: this machine has no rdma controller"),
         ({"rdma": {"mlx5_1 x": {"hcaHandles": 3}}}, "linux.resources.rdma: 'mlx5_1 x' is no device's name"),
-        ({"rdma": {"mlx5_1": {"hcaObjects": True}}}, "rdma mlx5_1 hca_object True is no number"),
+        ({"rdma": {"mlx5_1": {"hcaObjects": True}}}, "rdma.mlx5_1.hcaObjects must be a whole number"),
     ],
 )
 def test_a_rare_limit_that_cannot_be_is_refused_by_name(box, words, why):
@@ -1735,7 +1780,8 @@ def test_resources_are_translated_word_by_word():
     )  # fmt: skip
     assert [name for name, _, _ in found.files] == ["cpuset.mems", "memory.high"]
     assert found.disk_weights == ("8:0 444",)
-    assert str(found.rules[-1]) == "c 10:229 rw"
+    assert str(found.rules[0]) == "c 10:229 rw", "the config's own come first, as v1 lists them"
+    assert resources.read({"memory": {"kernelTCP": 1 << 24}}).tcp == 1 << 24
     assert resources.read({"devices": [{"allow": True, "access": "rwm"}]}).rules is None
     with pytest.raises(errors.Unsupported, match="takes back"):
         resources.read(
