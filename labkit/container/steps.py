@@ -372,7 +372,10 @@ class NoNewPrivs(Step):
 
 @dataclass(frozen=True)
 class ResetSignals(Step):
-    """Exec keeps what is ignored: Python ignores two, a shell what it puts into the background two more."""
+    """Exec keeps what is ignored: Python ignores two, a shell what it puts into the background two more.
+
+    And Python catches one: a ^C in its terminal would end a container that waits to be started.
+    """
 
     umask: int = 0o022
 
@@ -381,7 +384,7 @@ class ResetSignals(Step):
 
     def execute(self, child: Child) -> None:
         for number in range(1, signal.NSIG):  # a third of the time that valid_signals() takes
-            if signal.getsignal(number) is signal.SIG_IGN:
+            if signal.getsignal(number) not in (signal.SIG_DFL, None):
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.umask(self.umask)

@@ -170,6 +170,16 @@ def test_start_says_why_the_program_can_not_be_executed(box, rootfs):
     assert "ENOEXEC" in done.stderr
 
 
+def test_one_that_waits_is_not_ended_by_what_would_not_end_its_program(box):
+    # A ^C typed too early: to the first process of a pid namespace a signal that it does not handle is nothing.
+    box.shell("echo up").create()
+    for name in ("INT", "TERM", "HUP"):
+        assert box("kill", box.id, name).returncode == 0
+    time.sleep(0.3)
+    assert box.state()["status"] == "created"
+    assert box("start", box.id).returncode == 0
+
+
 def test_start_of_one_that_was_killed_while_waiting(box):
     box.shell("true").create()
     box("kill", box.id, "KILL")
