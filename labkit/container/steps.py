@@ -254,16 +254,18 @@ class StandardStreams(Step):
 
 @dataclass(frozen=True)
 class GoTo(Step):
-    """The working directory, made if it is missing."""
+    """The working directory."""
 
     folder: str
+    makes: bool = True  # if it is missing
 
     def describe(self) -> str:
         return f"cd {self.folder}"
 
     def execute(self, child: Child) -> None:
         try:
-            os.makedirs(self.folder, exist_ok=True)
+            if self.makes:
+                os.makedirs(self.folder, exist_ok=True)
             os.chdir(self.folder)
         except OSError as error:
             if error.errno == errno.EROFS:  # it is missing: that it can't be made either is not the news

@@ -404,7 +404,7 @@ def further(
         steps = launch.before(steps, joining.LeavePowerOutside, hostmounts.ChrootLike(pid))
     if "user" not in kinds:
         # Into a folder that is not the user's own, by the power that the next step leaves outside.
-        steps = launch.before(steps, joining.LeavePowerOutside, GoTo(words["cwd"]))
+        steps = launch.before(steps, joining.LeavePowerOutside, GoTo(words["cwd"], makes=False))
         inside = launch.instead(inside, GoTo)
     initial, final = (_cpus(process, when) for when in ("initial", "final"))
     if initial:

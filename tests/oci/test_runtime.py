@@ -578,6 +578,12 @@ def test_hook_that_hangs_is_killed_after_its_time(box):
 # ---- what a process is given ----
 
 
+def test_exec_makes_no_working_directory(running, rootfs):
+    done = running("exec", "--cwd", "/data/typo", running.id, "true")
+    assert done.returncode == 255 and "ENOENT" in done.stderr
+    assert not (rootfs / "data/typo").exists()
+
+
 def test_priorities_of_the_config_are_the_processs(box):
     box.config["process"]["scheduler"] = {"policy": "SCHED_BATCH", "nice": 7}
     box.config["process"]["ioPriority"] = {"class": "IOPRIO_CLASS_BE", "priority": 2}
@@ -1548,6 +1554,13 @@ def test_resources_are_what_the_cgroup_says(box):
     assert box("update", "--memory", "50M", box.id).returncode == 0
     assert int(group.read("memory.max")) == 50 << 20
     assert "--memory" in box("update", "--memory", "50X", box.id).stderr
+
+
+def test_an_empty_mount_option_is_none(box):
+    # `podman run --systemd always` has one.
+    mount = {"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["rw", "tmpcopyup", ""]}
+    box.config["mounts"].append(mount)
+    assert box.shell("grep ' /data ' /proc/mounts").run().stdout.startswith("tmpfs /data tmpfs rw")
 
 
 def test_a_memory_limit_alone_leaves_swap_free(box):
