@@ -1556,6 +1556,16 @@ def test_resources_are_what_the_cgroup_says(box):
     assert "--memory" in box("update", "--memory", "50X", box.id).stderr
 
 
+def test_more_can_be_mounted_among_the_cgroup_trees_of_v1_and_they_stay_read_only(box, tmp_path):
+    (tmp_path / "there").touch()
+    if cgroup.cgroupfs.trees()[0].version == 2:
+        pytest.skip("cgroup v2 is one tree: there is no folder for another mount in it")
+    bind = {"destination": "/sys/fs/cgroup/more", "source": str(tmp_path), "options": ["bind"]}
+    box.config["mounts"].append(bind)
+    done = box.shell("ls /sys/fs/cgroup/more; mkdir /sys/fs/cgroup/x").run()
+    assert "there" in done.stdout.split() and "Read-only" in done.stderr
+
+
 def test_an_empty_mount_option_is_none(box):
     # `podman run --systemd always` has one.
     mount = {"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["rw", "tmpcopyup", ""]}
