@@ -254,16 +254,18 @@ class StandardStreams(Step):
 
 @dataclass(frozen=True)
 class GoTo(Step):
-    """The working directory, made if it is missing."""
+    """The working directory."""
 
     folder: str
+    makes: bool = True  # if it is missing
 
     def describe(self) -> str:
         return f"cd {self.folder}"
 
     def execute(self, child: Child) -> None:
         try:
-            os.makedirs(self.folder, exist_ok=True)
+            if self.makes:
+                os.makedirs(self.folder, exist_ok=True)
             os.chdir(self.folder)
         except OSError as error:
             if error.errno == errno.EROFS:  # it is missing: that it can't be made either is not the news
@@ -372,7 +374,10 @@ class NoNewPrivs(Step):
 
 @dataclass(frozen=True)
 class ResetSignals(Step):
-    """Exec keeps what is ignored: Python ignores two, a shell what it puts into the background two more."""
+    """Exec keeps what is ignored: Python ignores two, a shell what it puts into the background two more.
+
+    And Python catches one: a ^C in its terminal would end a container that waits to be started.
+    """
 
     umask: int = 0o022
 
@@ -381,7 +386,7 @@ class ResetSignals(Step):
 
     def execute(self, child: Child) -> None:
         for number in range(1, signal.NSIG):  # a third of the time that valid_signals() takes
-            if signal.getsignal(number) is signal.SIG_IGN:
+            if signal.getsignal(number) not in (signal.SIG_DFL, None):
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.umask(self.umask)

@@ -95,7 +95,7 @@ _WORDS = _table()
 def parse(words: Iterable[str]) -> Options:
     """Return the Options that a list of words means. Raises BadValue or Unsupported, and names the word."""
     values: dict[str, Any] = vars(Options()).copy()
-    for word in words:
+    for word in filter(None, words):  # Podman has an empty one after tmpcopyup
         if word in _NOT_HERE:
             raise Unsupported(f"mount option {word!r}: labkit does not make {_NOT_HERE[word]}")
         for name, change, value in _WORDS.get(word, (("data", operator.add, (word,)),)):

@@ -409,7 +409,7 @@ def further(
         steps = launch.before(steps, joining.LeavePowerOutside, hostmounts.ChrootLike(pid))
     if "user" not in kinds:
         # Into a folder that is not the user's own, by the power that the next step leaves outside.
-        steps = launch.before(steps, joining.LeavePowerOutside, GoTo(words["cwd"]))
+        steps = launch.before(steps, joining.LeavePowerOutside, GoTo(words["cwd"], makes=False))
         inside = launch.instead(inside, GoTo)
     initial, final = (_cpus(process, when) for when in ("initial", "final"))
     if initial:
@@ -493,13 +493,18 @@ def _plan(bundle: Bundle, group: Cgroup) -> mounts.Plan:
     # A /dev that is bound from the host is not the container's to furnish.
     if not any(step.target == "/dev" and step.options.bind for step in steps if isinstance(step, mount_options.Mount)):
         steps += _devices(bundle)
-    later = [step for step in steps if isinstance(step, mount_options.Mount) and step.is_empty_and_read_only()]
-    steps = [step.writable() if step in later else step for step in steps]
+    own = [step for step in steps if isinstance(step, mount_options.Mount)]
+    later = [step for step in own if step.is_empty_and_read_only()]
+    # That of v1's trees too, or nothing more could be mounted among them: Podman brings systemd's.
+    seals = [
+        step for step in steps if isinstance(step, mounts.Seal) and step.target not in [mount.target for mount in own]
+    ]
+    steps = [step.writable() if step in later else step for step in steps if step not in seals]
     if bundle.process.get("terminal"):
         steps.append(mounts.Place("/dev/console", folder=False))
     if bundle.process:
         steps.append(mounts.Place(os.path.normpath(bundle.process["cwd"])))
-    steps += [mounts.Seal(step.target, follow=True) for step in later]
+    steps += [*(mounts.Seal(step.target, follow=True) for step in later), *seals]
     steps += [mounts.Mask(path) for path in dict.fromkeys(_paths(linux, "maskedPaths"))]
     steps += [mounts.ReadOnly(path) for path in dict.fromkeys(_paths(linux, "readonlyPaths"))]
     if bundle.config["root"].get("readonly"):

@@ -548,7 +548,7 @@ def inside(
             else []
         ),
         StandardStreams(files=False),
-        GoTo(words["cwd"]),
+        GoTo(words["cwd"], makes=console),  # the first process's only
         *([NewKeyring()] if new_keyring else []),
         CloseOthersFds(keep_fds),
         *([AskForRlimits(wanted.rlimits)] if wanted.rlimits else []),

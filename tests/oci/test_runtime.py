@@ -170,6 +170,16 @@ def test_start_says_why_the_program_can_not_be_executed(box, rootfs):
     assert "ENOEXEC" in done.stderr
 
 
+def test_one_that_waits_is_not_ended_by_what_would_not_end_its_program(box):
+    # A ^C typed too early: to the first process of a pid namespace a signal that it does not handle is nothing.
+    box.shell("echo up").create()
+    for name in ("INT", "TERM", "HUP"):
+        assert box("kill", box.id, name).returncode == 0
+    time.sleep(0.3)
+    assert box.state()["status"] == "created"
+    assert box("start", box.id).returncode == 0
+
+
 def test_start_of_one_that_was_killed_while_waiting(box):
     box.shell("true").create()
     box("kill", box.id, "KILL")
@@ -609,6 +619,12 @@ def test_hook_that_hangs_is_killed_after_its_time(box):
 
 
 # ---- what a process is given ----
+
+
+def test_exec_makes_no_working_directory(running, rootfs):
+    done = running("exec", "--cwd", "/data/typo", running.id, "true")
+    assert done.returncode == 255 and "ENOENT" in done.stderr
+    assert not (rootfs / "data/typo").exists()
 
 
 def test_priorities_of_the_config_are_the_processs(box):
@@ -1583,6 +1599,23 @@ def test_resources_are_what_the_cgroup_says(box):
     assert box("update", "--memory", "50M", box.id).returncode == 0
     assert int(group.read("memory.max")) == 50 << 20
     assert "--memory" in box("update", "--memory", "50X", box.id).stderr
+
+
+def test_more_can_be_mounted_among_the_cgroup_trees_of_v1_and_they_stay_read_only(box, tmp_path):
+    (tmp_path / "there").touch()
+    if cgroup.cgroupfs.trees()[0].version == 2:
+        pytest.skip("cgroup v2 is one tree: there is no folder for another mount in it")
+    bind = {"destination": "/sys/fs/cgroup/more", "source": str(tmp_path), "options": ["bind"]}
+    box.config["mounts"].append(bind)
+    done = box.shell("ls /sys/fs/cgroup/more; mkdir /sys/fs/cgroup/x").run()
+    assert "there" in done.stdout.split() and "Read-only" in done.stderr
+
+
+def test_an_empty_mount_option_is_none(box):
+    # `podman run --systemd always` has one.
+    mount = {"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["rw", "tmpcopyup", ""]}
+    box.config["mounts"].append(mount)
+    assert box.shell("grep ' /data ' /proc/mounts").run().stdout.startswith("tmpfs /data tmpfs rw")
 
 
 def test_a_memory_limit_alone_leaves_swap_free(box):
