@@ -401,8 +401,9 @@ def further(
     """Return the Job of a further process in the container whose first one is `pid`. See `job`."""
     kinds = own_kinds(pid)
     words = process_words(process, linux, at_listener)
-    # Or no filter can be installed, where no_new_privs does not allow it to anyone.
-    more = ("SYS_ADMIN",) if words["filters"] and not words["no_new_privs"] else ()
+    # Or no filter can be installed where no_new_privs does not allow it to anyone, nor a place before others taken.
+    more = ["SYS_ADMIN"] if words["filters"] and not words["no_new_privs"] else []
+    more += ["SYS_NICE"] if process.get("scheduler") or process.get("ioPriority") else []
     steps = joining.join(pid, kinds, (*words["power"].bounding, *more))
     inside = moments.inside(words, console=False, **how)
     if "mnt" not in kinds:

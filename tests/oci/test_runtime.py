@@ -1480,6 +1480,19 @@ def test_exec_takes_runcs_words(running):
     assert missing.returncode == 255 and "does not exist" in missing.stderr
 
 
+def test_exec_goes_before_others_as_its_process_file_says(running):
+    process = {
+        "args": ["cut", "-d ", "-f19", "/proc/self/stat"],
+        "cwd": "/",
+        "env": ["PATH=/bin"],
+        "user": {"uid": 0, "gid": 0},
+    }
+    process |= {"scheduler": {"policy": "SCHED_OTHER", "nice": -5}, "ioPriority": {"class": "IOPRIO_CLASS_RT"}}
+    (running.folder / "process.json").write_text(json.dumps(process))
+    done = running("exec", "--process", running.folder / "process.json", running.id)
+    assert done.stdout == "-5\n", done.stderr
+
+
 def test_exec_of_a_process_file_detached_with_a_terminal(running):
     path, listener = _console(running)
     process = {
