@@ -194,7 +194,7 @@ def test_a_read_only_volume_is_read_and_not_written(tmp_path):
 @pytest.mark.parametrize(("source", "target", "said"), [("file", "/bin", "folder"), ("", "/etc/passwd", "file")])
 def test_a_folder_over_a_file_is_told_as_that(source, target, said, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(KernelError, match=f"can't bind .* to {target}.*\n.*is a {said} there"):
+    with pytest.raises(KernelError, match=f"can't bind .* to {target}.*\n.*there is a {said}"):
         run("busybox", "true", volumes=[f"{tmp_path / source}:{target}"])
 
 

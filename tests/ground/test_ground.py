@@ -315,7 +315,7 @@ def test_every_room_is_small_enough_to_be_looked_at_and_says_in_which_order():
             continue
         files = {path.stem for path in guide.parent.iterdir() if path.suffix == ".py" or path.is_dir()}
         files -= {"__init__", "__pycache__"}
-        assert len(files) <= 15, guide
+        assert len(files) <= 16, guide
         missing = [
             name for name in files if not re.search(rf"\b{name}\b", ast.get_docstring(ast.parse(guide.read_text())))
         ]

@@ -43,7 +43,7 @@ def test_a_right_config_passes():
     [
         (lambda words: words.update(hostname="wep"), "'wep'"),
         (lambda words: words["linux"]["resources"].update(memory={"limit": 64}), "killed before it was ready"),
-        (lambda words: words["linux"]["resources"].update(memory={"limit": "64m"}), "not a whole number"),
+        (lambda words: words["linux"]["resources"].update(memory={"limit": "64m"}), "must be a whole number"),
         (lambda words: words["linux"]["resources"].update(memory={"limit": 65 << 20}), "limit is 67108864"),
         (lambda words: words["linux"]["resources"].pop("pids"), "pids limit is 20"),
         (lambda words: words["root"].update(readonly=False), "read-only"),
