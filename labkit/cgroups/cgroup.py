@@ -340,10 +340,6 @@ class Cgroup:
 
     def remove(self, timeout: float = 5) -> None:
         """Remove it, and what is nested in it, once it is empty. Raise InUse if it isn't after `timeout` s."""
-        paths = self._paths()
-        if not emptying.wait_empty(paths, timeout):
-            raise InUse(f"{self.name} still has processes: {self.procs()}", "kill() it first, or wait for them")
-        for path in reversed(paths):
-            emptying.remove_tree(path)
+        emptying.remove(self._paths(), timeout, self.name)
         if self.entry is not None:
             ledger.strike(self.entry)

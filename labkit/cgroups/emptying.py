@@ -37,7 +37,7 @@ def end(paths: Sequence[str]) -> None:
         remove(paths)
 
 
-def remove(paths: Sequence[str], timeout: float = 5) -> None:
+def remove(paths: Sequence[str], timeout: float = 5, name: str = "") -> None:
     """Remove a cgroup's folders, one a tree, and what is nested in them. Raise InUse if one isn't empty by then."""
     soon = min(timeout, 0.5)
     empty = wait_empty(paths, soon)
@@ -45,7 +45,7 @@ def remove(paths: Sequence[str], timeout: float = 5) -> None:
         free_killed(paths)
         empty = wait_empty(paths, timeout - soon)
     if not empty:
-        raise InUse(f"{paths[0]} still has processes: {members(paths)}", "kill() it first, or wait for them")
+        raise InUse(f"{name or paths[0]} still has processes: {members(paths)}", "kill() it first, or wait for them")
     for path in reversed(paths):
         remove_tree(path)
 

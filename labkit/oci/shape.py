@@ -7,9 +7,8 @@ numbers make sense, is not asked here.
 See schema/ of the runtime specification.
 """
 
-from typing import Any
-
 from labkit.ground.errors import BadValue
+from labkit.ground.typed import Any
 
 _IDS = [{"containerID": int, "hostID": int, "size": int}]
 _RATES = [{"major": int, "minor": int, "rate": int}]
