@@ -8,6 +8,12 @@ it Jobs, and gets back a pid, a pidfd and perhaps a terminal:
     notebook  ──Job, three fds──▶  spawner  ──clone3──▶  container's first process
               ◀──pid, pidfd──────           ◀──error or exec────
 
+Could the clone not share the memory until exec, by CLONE_VM | CLONE_VFORK? That copies
+nothing, and C programs do it. But between clone and exec our child runs Python, and in
+the parent's memory it would leave behind a Python that stands in the middle of the
+child's code: tried, the parent went on with `SystemError: unknown opcode`. Nor could a
+parent that sleeps until exec map ids for the child meanwhile.
+
 The spawner is the parent of what it clones: it reaps it and remembers how it
 ended. When the notebook dies, the socket between them closes, and the spawner
 kills its children and ends. Nothing has to go right in the notebook for that.

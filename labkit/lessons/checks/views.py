@@ -24,7 +24,7 @@ def has_its_own(pid: int, kinds: Iterable[str]) -> Requirements:
     until(lambda: own(pid) == kinds, 1)  # it may not be there yet
     found = own(pid)
     for kind in sorted(kinds):
-        yield kind in found, f"it has a {kind} namespace of its own", f"man unshare: which word stands for {kind}?"
+        yield kind in found, f"its {kind} namespace is its own", f"man unshare: which word stands for {kind}?"
     extra = ", ".join(sorted(found - kinds))
     yield not extra, "and no other", f"it also left {extra}: take that word away"
 
