@@ -7,6 +7,7 @@ is a step like any other, and the lists at the end put them where they belong.
 See the runtime specification, "Lifecycle".
 """
 
+import errno
 import os
 from collections.abc import Callable
 
@@ -43,6 +44,7 @@ from labkit.container.steps import (
 from labkit.ground import proc
 from labkit.ground import syscalls as sc
 from labkit.ground.dataclass import dataclass, replace
+from labkit.ground.errors import KernelError
 from labkit.ground.typed import Any
 from labkit.isolation import mount_options, mounts, namespaces, security
 from labkit.isolation.users import home_of
@@ -79,7 +81,7 @@ class OpenHostProc(Step):
 
 @dataclass(frozen=True)
 class JoinPaths(Step):
-    """A user namespace that is joined comes first: it gives the power over the others; mounts last. See setns(2)."""
+    """Each by the power that there is for it: the caller's, or a joined user namespace's. See setns(2)."""
 
     paths: tuple[tuple[str, str], ...]  # (kind, path)
 
@@ -87,11 +89,27 @@ class JoinPaths(Step):
         return [f"setns: join the {kind} namespace {path}" for kind, path in self.paths]
 
     def execute(self, child: Child) -> None:
-        for kind, path in sorted(self.paths, key=lambda pair: (pair[0] != "user", pair[0] == "mnt")):
-            namespaces.join(path, kind)
+        # Mounts last: the paths are those of the mounts here.
+        others = [pair for pair in sorted(self.paths, key=lambda pair: pair[0] == "mnt") if pair[0] != "user"]
+        for kind, path in self.paths:
             if kind == "user":
+                # Who is in there has no more power over what is not its own.
+                others = [pair for pair in others if pair[0] == "mnt" or not _joined(*pair)]
+                namespaces.join(path, kind)
                 os.setresgid(0, 0, 0)
                 os.setresuid(0, 0, 0)
+        for kind, path in others:
+            namespaces.join(path, kind)
+
+
+def _joined(kind: str, path: str) -> bool:
+    try:
+        namespaces.join(path, kind)
+    except KernelError as error:
+        if error.errno != errno.EPERM:
+            raise
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -1123,6 +1123,31 @@ def test_user_namespace_maps_ids_and_may_join_a_hosts_namespace(box, tmp_path, r
     assert lines[2] == f"net:[{proc.namespace(pid, 'net')}]"
 
 
+def test_a_network_of_another_owner_than_the_user_namespace_is_joined_with_it(box, tmp_path, reachable):
+    root = make_rootfs(reachable / "root")
+    holder = Bundle(tmp_path / "holder", root, "holder")
+    holder.config["linux"]["namespaces"].append({"type": "user"})
+    holder.set("linux.uidMappings", MAPS).set("linux.gidMappings", MAPS).shell("sleep 100").create()
+    box.shell("sleep 100").create()
+    both = Bundle(tmp_path / "both", root, "both")
+    users, net = f"/proc/{holder.state()['pid']}/ns/user", f"/proc/{box.state()['pid']}/ns/net"
+    both.config["linux"]["namespaces"] = [
+        *({"type": kind} for kind in ("mount", "pid", "uts", "ipc")),
+        {"type": "user", "path": users},
+        {"type": "network", "path": net},
+    ]
+    both.config["mounts"] = [one for one in both.config["mounts"] if one["type"] not in ("sysfs", "cgroup")]
+    wanted = os.readlink(users) + "\n" + os.readlink(net) + "\n"
+    look = "readlink /proc/self/ns/user; readlink /proc/self/ns/net"
+    try:
+        assert both.shell(f"{look}; sleep 100").create().returncode == 0, both.output()
+        both("start", "both")
+        assert both("exec", "both", "sh", "-c", look).stdout == wanted
+    finally:
+        both.delete()
+        holder.delete()
+
+
 def test_files_of_an_idmapped_bind_belong_to_others(box, tmp_path):
     share = tmp_path / "share"
     (share / "below").mkdir(parents=True)
