@@ -9,6 +9,7 @@ Read in this order:
     syscalls    the kernel's doors, by their man pages' names
     proc        what the kernel says of a process
     ledger      what we made and must give back, written down first
+    trees       folders of strangers, however deep
     child       kernel work in a process of its own
     arguments   a command's words
     named_file  a file that somebody named to write to

@@ -30,7 +30,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 
-from labkit.ground import proc, state
+from labkit.ground import proc, state, trees
 from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import BadValue, Damaged, KernelError, LabError, NotFound
 from labkit.ground.later import Later
@@ -297,8 +297,6 @@ def remove_tree(path: str | Path) -> None:
 
     A mount left inside would have its contents deleted, and they may be the host's.
     """
-    import shutil  # it brings every compressor with it
-
     path = str(path)
     inside = [mount.target for mount in proc.mounts() if (mount.target + "/").startswith(path + "/")]
     if inside:
@@ -311,7 +309,7 @@ def remove_tree(path: str | Path) -> None:
         raise LabError(f"{path} is not a folder", "labkit did not make it; look at it, then remove it by hand")
     for _ in range(100):
         try:
-            shutil.rmtree(path)
+            trees.remove(path)
         except FileNotFoundError:  # another process removes it too
             if not os.path.lexists(path):
                 return

@@ -12,10 +12,8 @@ is then what was used. A small blob can claim to be endless when it is unpacked
 See the OCI image specification, descriptor.md and layer.md.
 """
 
-import bz2
 import contextlib
 import hashlib
-import lzma
 import re
 import sys
 import zlib
@@ -23,8 +21,10 @@ from collections.abc import Callable, Iterator
 
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadArchive, BadValue, Unsupported
+from labkit.ground.later import Later
 from labkit.ground.typed import Any
 
+bz2, lzma = Later("bz2"), Later("lzma")  # few layers are packed so
 Progress = Callable[[int], object]  # called with the bytes so far
 BLOCK = 1 << 18  # bytes a read: large enough for speed, small enough for a progress bar
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

@@ -22,7 +22,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from labkit.ground import ledger, state
+from labkit.ground import ledger, state, trees
 from labkit.ground.dataclass import dataclass
 from labkit.ground.errors import BadValue, InUse, LabError, NotFound, Unsupported, from_oserror
 from labkit.ground.typed import TYPE_CHECKING, BinaryIO, Generic, TypeVar
@@ -403,18 +403,19 @@ def usage(folder: str | Path) -> Usage:
     """Return the Usage of a folder's files; the folders themselves are not counted."""
     seen: set[tuple[int, int]] = set()
     apparent = allocated = 0
-    for path, _, names in os.walk(folder, onerror=_gone):
-        for name in names:
-            status = os.lstat(os.path.join(path, name))
-            if (status.st_dev, status.st_ino) not in seen:
-                seen.add((status.st_dev, status.st_ino))
-                apparent += status.st_size if stat.S_ISREG(status.st_mode) else 0
-                allocated += status.st_blocks * 512
+    try:
+        for fd, entries in trees.walk(folder):
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    continue
+                status = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
+                if (status.st_dev, status.st_ino) not in seen:
+                    seen.add((status.st_dev, status.st_ino))
+                    apparent += status.st_size if stat.S_ISREG(status.st_mode) else 0
+                    allocated += status.st_blocks * 512
+    except OSError as error:
+        raise from_oserror(error, "measuring a folder") from None
     return Usage(len(seen), apparent, allocated)
-
-
-def _gone(error: OSError) -> None:
-    raise from_oserror(error, "measuring a folder")
 
 
 def copy_tree(source: str | Path, target: str | Path) -> None:

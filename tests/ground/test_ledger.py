@@ -9,8 +9,9 @@ import pytest
 
 from labkit import in_child
 from labkit.cgroups import cgroupfs, hierarchies  # noqa: F401 - importing cgroupfs registers how a cgroup is taken away
-from labkit.ground import ledger, proc, state, syscalls
+from labkit.ground import ledger, proc, state, syscalls, trees
 from labkit.ground.errors import LabError
+from labkit.storage import roots
 
 
 @pytest.fixture
@@ -69,6 +70,43 @@ def test_a_folder_with_a_mount_in_it_is_not_removed(folder, needs_root):
 
     in_child(body)
     assert (folder / "precious/file").exists()
+
+
+@pytest.mark.parametrize("depth", [5, 5000])
+def test_a_folder_is_removed_and_measured_however_deep_it_is(folder, depth):
+    (folder / "d").mkdir()
+    inside = os.open(folder / "d", os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=inside)
+        os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=inside))
+        os.symlink("/", "to-the-root", dir_fd=inside)
+        below = os.open("d", os.O_RDONLY, dir_fd=inside)
+        os.close(inside)
+        inside = below
+    os.close(inside)
+    assert roots.usage(folder / "d").files == 2 * depth
+    ledger.remove_tree(folder / "d")
+    assert not (folder / "d").exists()
+
+
+def test_what_a_link_in_a_folder_leads_to_is_neither_measured_nor_removed(folder):
+    (folder / "d").mkdir()
+    (folder / "precious/below").mkdir(parents=True)
+    (folder / "precious/below/file").write_text("x")
+    for name, where in (("up", "../precious"), ("whole", str(folder / "precious"))):
+        (folder / "d" / name).symlink_to(where)
+    assert roots.usage(folder / "d").files == 2
+    ledger.remove_tree(folder / "d")
+    assert (folder / "precious/below/file").read_text() == "x"
+
+
+def test_a_folder_that_is_moved_while_it_is_read_leads_nobody_outside(folder):
+    (folder / "d/a/b/c").mkdir(parents=True)
+    inner = os.stat(folder / "d/a/b")
+    with pytest.raises(LabError, match="moved while it was read"):
+        for fd, _ in trees.walk(folder / "d"):
+            if os.path.samestat(os.fstat(fd), inner):
+                (folder / "d/a/b").rename(folder / "d/b")
 
 
 DIES = """
