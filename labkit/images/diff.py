@@ -89,14 +89,24 @@ def _names_below(inside: Path, lowerdirs: Sequence[PathLike]) -> set[str]:
 
 def _walk(folder: Path, marks: Sequence[str] = ()) -> Iterator[tuple[Path, os.stat_result]]:
     """Yield (path, lstat) of all below a folder, names in byte order, each folder before what is in it."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name)):
-        status = entry.stat(follow_symlinks=False)
-        if entry.name in marks:
-            continue
-        path = Path(folder, entry.name)
-        yield path, status
-        if stat.S_ISDIR(status.st_mode):
-            yield from _walk(path, marks)
+    levels = [_sorted(folder)]  # not by calling itself: Python ends that at a thousand
+    try:
+        while levels:
+            entry = next(levels[-1], None)
+            if entry is None:
+                levels.pop()
+            elif entry.name not in marks:
+                path, status = Path(entry.path), entry.stat(follow_symlinks=False)
+                yield path, status
+                if stat.S_ISDIR(status.st_mode):
+                    levels.append(_sorted(path))
+    except OSError as error:  # a path ends at 4,096 bytes, folders in folders don't
+        raise from_oserror(error, "reading what was changed") from None
+
+
+def _sorted(folder: Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return iter(sorted(entries, key=lambda entry: os.fsencode(entry.name)))
 
 
 def diff(

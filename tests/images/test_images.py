@@ -17,8 +17,8 @@ from tars import entry, folder, symlink, tar
 from trees import differences, snapshot
 
 from labkit.ground import ledger, state
-from labkit.ground.errors import BadArchive, BadValue, InUse, LabError, NotFound, Unsupported
-from labkit.images import archives, busybox, catalog, commit, digests, layout
+from labkit.ground.errors import BadArchive, BadValue, InUse, KernelError, LabError, NotFound, Unsupported
+from labkit.images import archives, busybox, catalog, commit, diff, digests, layout
 from labkit.storage import garbage, roots
 
 pytestmark = pytest.mark.usefixtures("needs_root")
@@ -642,3 +642,22 @@ def test_image_is_saved_into_a_stream_as_into_a_file(own_root):
     out = io.BytesIO()
     archives.save("busybox", out)
     assert out.getvalue() == (own_root / "b.tar").read_bytes()
+
+
+@pytest.mark.parametrize("depth", [1500, 3000])
+def test_changes_are_listed_as_deep_as_a_path_reaches(tmp_path, depth):
+    inside = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=inside)
+        below = os.open("d", os.O_RDONLY, dir_fd=inside)
+        os.close(inside)
+        inside = below
+    os.close(inside)
+    try:
+        if depth == 1500:
+            assert len(diff.changes(tmp_path)) == depth
+        else:
+            with pytest.raises(KernelError, match="ENAMETOOLONG"):
+                diff.changes(tmp_path)
+    finally:
+        ledger.remove_tree(tmp_path / "d")  # pytest can't
