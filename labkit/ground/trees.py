@@ -7,12 +7,17 @@ here each folder is opened from the one above it, and no more than two are open 
 See path_resolution(7), openat(2).
 """
 
+from __future__ import annotations
+
 import itertools
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from labkit.ground.errors import LabError
+from labkit.ground.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
