@@ -28,7 +28,7 @@ from labkit.build import ignore
 from labkit.build.modes import Mode
 from labkit.ground.dataclass import dataclass, field
 from labkit.ground.errors import BadValue, NotFound, from_oserror
-from labkit.images import diff, digests, layers, unpack
+from labkit.images import diff, digests, layers, rootdir, unpack
 
 Owner = tuple[int, int]
 _NOTHING = ignore.Ignored()
@@ -99,7 +99,10 @@ class Tree:
         return found
 
     def names(self, path: str) -> list[str]:
-        """Return what is in a folder of it, in order; nothing if it is none."""
+        """Return what is in a folder of it, in order; nothing if it is none. Raises BadValue for one too deep."""
+        if path.count("/") >= rootdir.DEPTH:
+            hint = ".dockerignore can leave it out" if self.owner else None
+            raise BadValue(f"{self.name} is deeper than {rootdir.DEPTH} folders, as no layer may be", hint)
         where = os.path.join(self.root, path)
         if os.path.islink(where) or not os.path.isdir(where):
             return []

@@ -338,6 +338,12 @@ def test_copy_can_not_leave_the_build_folder_or_the_root(make, tmp_path):
         make(f"FROM busybox AS a\nRUN ln -s {tmp_path}/secret /s\nFROM scratch\nCOPY --from=a /s /s")
 
 
+def test_a_context_deeper_than_a_layer_may_be_is_refused_by_name(make, tmp_path):
+    (tmp_path / "context" / "/".join("d" * 300)).mkdir(parents=True)
+    with pytest.raises(BadValue, match="the build folder is deeper than 256 folders"):
+        make("FROM busybox\nCOPY . /x")
+
+
 def test_dockerignore_leaves_things_out(make, tmp_path):
     (tmp_path / "context/keep").mkdir(parents=True)
     files = {
