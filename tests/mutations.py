@@ -326,10 +326,20 @@ images/whiteouts.py -- images/test_layers.py opaque_folder
 -os.setxattr(path, XATTRS[userxattr] + "opaque", b"y")
 +pass
 
+who walks a tree believes that .. is where he came from
+ground/trees.py -- ground/test_ledger.py moved_while_it_is_read
+-if not os.path.samestat(os.fstat(folder), known):
++if False and known:
+
+the host's network is joined by the power of another's user namespace
+oci/moments.py -- oci/test_runtime.py another_owner
+-others = [pair for pair in others if pair[0] == "mnt" or not _joined(*pair)]
++others = list(others)
+
 a layer's files come in another order
 images/diff.py -- images/test_layers.py whatever_order
--for entry in sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name)):
-+for entry in sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name), reverse=True):
+-return iter(sorted(entries, key=lambda entry: os.fsencode(entry.name)))
++return iter(sorted(entries, key=lambda entry: os.fsencode(entry.name), reverse=True))
 
 holes are filled with zeros
 images/unpack.py -- images/test_layers.py zeros_become_holes
