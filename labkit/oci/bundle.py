@@ -386,7 +386,9 @@ def job(
         entry,
         (*parent, *moments.oom_score(words), *([map_ids] if map_ids and not paths else [])),
         # To show files under other ids takes power over their filesystem, and a pid that is found in this /proc.
-        sources_first="user" in (*made, *dict(paths)) or any(getattr(step, "id_maps", None) for step in plan.steps),
+        # Who is not root has it only in there.
+        sources_first=os.geteuid() == 0
+        and ("user" in (*made, *dict(paths)) or any(getattr(step, "id_maps", None) for step in plan.steps)),
     )
 
 

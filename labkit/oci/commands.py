@@ -296,11 +296,11 @@ def _list(options: Namespace) -> None:
 
 
 def _pause(options: Namespace) -> None:
-    _box(options).cgroup().freeze()
+    _box(options).governed().freeze()
 
 
 def _resume(options: Namespace) -> None:
-    _box(options).cgroup().thaw()
+    _box(options).governed().thaw()
 
 
 def _update(options: Namespace) -> None:
@@ -343,7 +343,7 @@ def _events(options: Namespace) -> None:
     record = box.record()
     if box.status(record) == "stopped":
         raise NotFound(f"container with id {box.id} is not running", "its numbers went with its cgroup")
-    group = box.cgroup(record)
+    group = box.governed()
     for data in [usage.stats(group)] if options.stats else usage.watched(group, options.interval):
         told = {"type": "stats", "id": box.id, "data": data} if data else {"type": "oom", "id": box.id}
         print(json.dumps(told, separators=(",", ":")), flush=True)

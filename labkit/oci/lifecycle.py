@@ -17,12 +17,13 @@ See runtime.md of the specification, PR_SET_CHILD_SUBREAPER in prctl(2).
 """
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable
 
 from labkit.ground import ledger, proc, state
-from labkit.ground.errors import BadValue, InUse, LabError, NotFound, from_oserror
+from labkit.ground.errors import BadValue, InUse, KernelError, LabError, NotFound, Unsupported, from_oserror
 from labkit.ground.later import Later
 from labkit.ground.typed import TYPE_CHECKING, Any
 from labkit.oci import gate, hooks
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from labkit.oci.resources import Resources
 
 # What only one of the commands needs, and each is a process of its own.
-signal, syscalls = Later("signal"), Later("labkit.ground.syscalls")
+select, signal, syscalls = map(Later, ("select", "signal", "labkit.ground.syscalls"))
 cgroup, emptying = Later("labkit.cgroups.cgroup"), Later("labkit.cgroups.emptying")
 entry = Later("labkit.container.entry")
 spawner, bundles = Later("labkit.container.spawner"), Later("labkit.oci.bundle")
@@ -110,9 +111,16 @@ class Box:
         """Return its Cgroup."""
         return cgroup.Cgroup.of_paths((record or self.record())["cgroup"])
 
+    def governed(self) -> "Cgroup":
+        """Return its Cgroup. Raise Unsupported if it has none: see `_group`."""
+        record = self.record()
+        if not record["cgroup"]:
+            raise Unsupported(f"container {self.id} has no cgroup: who made it may make none", "root may")
+        return self.cgroup(record)
+
     def pids(self) -> list[int]:
         """Return the ids of its processes."""
-        return self.cgroup().procs()
+        return self.governed().procs()
 
     # ---- created, started ----
 
@@ -180,7 +188,7 @@ class Box:
         place = bundle.linux.get("cgroupsPath") or ""
         unit = systemd.unit(place, self.id) if systemd_cgroup else None
         path = unit.path if unit else place or f"{state.label()}/{self.id}"
-        group = cgroup.Cgroup.at(path, found=lambda paths: self._write(cgroup=paths))
+        group = self._group(path, bool(place) or resources != type(resources)())
         into_unit: tuple[Any, ...] = ()
         if unit:
             self._write(unit=unit.name)
@@ -192,7 +200,7 @@ class Box:
                 resources.apply(cgroup.Cgroup.of_paths(self.record()["cgroup"]))
 
             into_unit = (moments.Call(f"make the scope {unit.name}", enter),)
-        else:
+        elif group.folders:
             resources.apply(group)
         with bundles.shaped():
             job = bundles.job(
@@ -220,6 +228,18 @@ class Box:
             _end(spawned)
             raise
         return spawned
+
+    def _group(self, path: str, asked: bool) -> "Cgroup":
+        """Make its cgroup. Who may make none does without, if nothing was asked of one."""
+        try:
+            return cgroup.Cgroup.at(path, found=lambda paths: self._write(cgroup=paths))
+        except KernelError as error:
+            if asked or os.geteuid() == 0 or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            emptying.end(self.record()["cgroup"])
+            self._write(cgroup=[])
+            self.warnings += (f"no cgroup: {error.message}; without one there is no pause, ps or limit",)
+            return cgroup.Cgroup.of_paths([])
 
     def start(self) -> None:
         """Let its program run; return once it does. A poststart hook that fails ends and deletes it, and is raised."""
@@ -297,7 +317,7 @@ class Box:
         record, config = self.record(), self.config()
         if self.status(record) == "stopped":
             raise NotFound(f"container not running: {self.id}", "it has ended, and uses nothing")
-        linux, group = config.get("linux") or {}, self.cgroup(record)
+        linux, group = config.get("linux") or {}, self.governed()
         with bundles.shaped("linux.resources"):
             self.warnings = resources.ignored(words)
             now, whole = resources.merge(linux.get("resources") or {}, words)
@@ -313,7 +333,7 @@ class Box:
         linux = (self._read("config") or {}).get("linux") or {}
         group, kinds = self.cgroup(record), [one["type"] for one in linux.get("namespaces") or ()]
         # Without a pid namespace of its own the first one's end ends nobody else.
-        if everyone or (number == signal.SIGKILL and "pid" not in kinds and group.procs()):
+        if record["cgroup"] and (everyone or (number == signal.SIGKILL and "pid" not in kinds and group.procs())):
             if number == signal.SIGKILL:
                 group.kill()
                 return
@@ -347,6 +367,10 @@ class Box:
             emptying.kill(record["cgroup"])
             systemd.stop(record["unit"])
         emptying.end(record.get("cgroup", ()))
+        if "pid" in record and not record["cgroup"]:
+            with contextlib.suppress(NotFound), proc.pinned(record["pid"], record["start_ticks"]) as pidfd:
+                syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+                select.select([pidfd], [], [], 5)
         if "seen_at_root" in record:
             hostmounts.take_away(record["rootfs"], record["seen_at_root"])
         for name in os.listdir(self.folder):

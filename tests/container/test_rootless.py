@@ -1,15 +1,18 @@
 """A container of a user with no privileges at all, and what it can't have, said by name."""
 
 import errno
+import json
 import os
 import re
 import shutil
+import subprocess
 
 import pytest
+from bundles import make_rootfs
 
 from labkit.app import doctor
 from labkit.container import rootless
-from labkit.ground import proc, syscalls
+from labkit.ground import proc, state, syscalls
 from labkit.ground.child import in_child
 from labkit.ground.errors import KernelError, Unsupported
 from labkit.isolation import namespaces
@@ -105,6 +108,29 @@ def test_a_tmp_folder_of_somebody_else_is_not_used(user):
         assert done.returncode == 125 and ("somebody else" in done.stderr or "EACCES" in done.stderr)
     finally:
         shutil.rmtree(folder)
+
+
+def test_the_runtime_runs_the_config_that_it_writes_for_such_a_user(user):
+    folder = user.home / "bundle"
+    make_rootfs(folder / "rootfs")
+    subprocess.run(["chown", "-R", f"{ordinary_user.UID}:{ordinary_user.UID}", folder], check=True)
+    runtime = str(state.REPO / "vagrant/labkit-runtime")
+    ok(user.run(runtime, "spec", "--rootless", "--bundle", folder))
+    config = json.loads((folder / "config.json").read_text())
+    config["process"].update(terminal=False, args=["sh", "-c", "id -u; test $1 != stay || sleep 60", "sh", "go"])
+    (folder / "config.json").write_text(json.dumps(config))
+    done = user.run(runtime, "run", "--bundle", folder, "rootless")
+    assert ok(done) == "0\n" and "no cgroup" in done.stderr
+    config["process"]["args"][-1] = "stay"
+    (folder / "config.json").write_text(json.dumps(config))
+    ok(user.run("sh", "-c", f"{runtime} run -d --bundle {folder} rootless >/dev/null 2>&1"))
+    pid = json.loads(ok(user.run(runtime, "state", "rootless")))["pid"]
+    ticks = proc.start_ticks(pid)
+    assert ok(user.run(runtime, "exec", "rootless", "id", "-u")) == "0\n"
+    for word in ("pause", "ps"):
+        assert "has no cgroup" in user.run(runtime, word, "rootless").stderr
+    ok(user.run(runtime, "delete", "--force", "rootless"))
+    assert not proc.is_running(pid, ticks)
 
 
 def test_the_ordinary_root_is_not_taken_for_rootless():

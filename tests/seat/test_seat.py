@@ -61,12 +61,16 @@ def venv(docker, tmp_path_factory):
     """The words that bring JupyterLab's Python into a seat: the engine has an /opt of its own, so of a copy.
 
     And matplotlib's list of fonts, as the Dockerfile makes it: on a slow machine a chapter would tell of its making.
+    The chapters can be written beside: chapter 12 puts a program there.
     """
     copy, fonts = tmp_path_factory.mktemp("venv") / "venv", tmp_path_factory.mktemp("fonts")
+    chapters = tmp_path_factory.mktemp("chapters") / "notebooks"
     subprocess.run(["cp", "-a", sys.prefix, copy], check=True)
+    subprocess.run(["cp", "-a", state.REPO / "notebooks", chapters], check=True)
     environment = os.environ | {"MPLCONFIGDIR": str(fonts)}
     subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], env=environment, check=True)
-    yield ["-v", f"{copy}:{sys.prefix}:ro", "-v", f"{fonts}:/fonts", "-e", "MPLCONFIGDIR=/fonts"]
+    shared = {f"{copy}:{sys.prefix}:ro", f"{fonts}:/fonts", f"{chapters}:{state.REPO}/notebooks"}
+    yield [*(word for one in shared for word in ("-v", one)), "-e", "MPLCONFIGDIR=/fonts"]
     subprocess.run(["rm", "-r", copy], check=True)
 
 
