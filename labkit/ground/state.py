@@ -93,12 +93,12 @@ ROOTLESS = "LABKIT_ROOTLESS"
 
 def _users_own(short: str) -> str | None:
     """Return an ordinary user's folder, or None for root. See the XDG Base Directory Specification."""
-    uid = os.environ.get(ROOTLESS) or os.geteuid()
-    if int(uid) == 0:
+    uid, runtime = os.environ.get(ROOTLESS) or os.geteuid(), os.environ.get("XDG_RUNTIME_DIR")
+    # Root of a user namespace, as Podman makes one for a user, may be no more than that user.
+    if int(uid) == 0 and (not runtime or os.access("/run", os.W_OK)):
         return None
     if short == "lib":
         return f"{os.environ.get('XDG_DATA_HOME') or os.path.expanduser('~/.local/share')}/labkit"
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
     return f"{runtime}/labkit" if runtime else f"/tmp/labkit-{uid}"
 
 

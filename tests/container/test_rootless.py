@@ -133,6 +133,19 @@ def test_the_runtime_runs_the_config_that_it_writes_for_such_a_user(user):
     assert not proc.is_running(pid, ticks)
 
 
+def test_podman_of_such_a_user_starts_containers_with_the_runtime(user):
+    folder = user.home / "podman"
+    make_rootfs(folder / "rootfs")
+    subprocess.run(["chown", "-R", f"{ordinary_user.UID}:{ordinary_user.UID}", folder], check=True)
+    runtimes = ("runc", state.REPO / "vagrant/labkit-runtime")  # what runc can't do here says nothing of ours
+    for runtime in runtimes:
+        engine = ("podman", "--runtime", runtime, "--cgroup-manager", "cgroupfs")
+        done = user.run(*engine, "run", "--rm", "--network", "none", "--rootfs", folder / "rootfs", "/bin/id", "-u")
+        if runtime == "runc" and done.returncode:
+            pytest.skip(f"podman can't be used without root here: {done.stderr[-300:]}")
+    assert ok(done) == "0\n"
+
+
 def test_the_ordinary_root_is_not_taken_for_rootless():
     assert not rootless.active() and in_child(rootless.active) is False
 
