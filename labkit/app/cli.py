@@ -6,7 +6,6 @@ stderr and its own status: 125 if labkit failed, 126 or 127 if the command could
 not be executed; else the status is the container's own, 128+n for signal n.
 """
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -22,6 +21,8 @@ from labkit.ground.signals import Interrupted
 from labkit.ground.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
     from labkit.container.life import Container
 
 # Where the other commands are; loaded when a name is not found here.
@@ -118,7 +119,7 @@ def _found(name: str, argv: list[str]) -> "Container":
     return find(words.parse_args(argv).container)
 
 
-def _several(name: str) -> argparse.ArgumentParser:
+def _several(name: str) -> "ArgumentParser":
     words = parser(name)
     words.add_argument("container", help=_WHICH, nargs="+")
     return words
@@ -165,7 +166,7 @@ def _run(argv: list[str]) -> int:
     add("--time-offset", type=int, metavar="SECONDS", help="a time namespace, its clocks ahead")
     add("--explain", action="store_true", help="print what would be done, and do nothing")
     add("image")
-    add("command", nargs=argparse.REMAINDER)
+    add("command", nargs="...")
     options = vars(words.parse_args(argv))
     detach, explain = options.pop("detach"), options.pop("explain")
     for word in ("name", "hostname", "workdir", "cpuset_cpus"):  # docker: as if it were not said
@@ -299,15 +300,12 @@ def _keep(box: "Container", report: int) -> None:
 def _ps(argv: list[str]) -> None:
     from labkit.container import records
 
-    words = parser("ps")
-    words.add_argument("-a", "--all", action="store_true")
-    words.add_argument("-q", "--quiet", action="store_true", help="ids only")
-    options = words.parse_args(argv)
+    every, quiet = _ps_words(argv) if argv else (False, False)
     rows = []
     damaged: list[LabError] = []
     for record in records.read_all(damaged):
         status, spec = records.status(record), record["spec"]
-        if status not in ("running", "paused") and not options.all:
+        if status not in ("running", "paused") and not every:
             continue
         if status == "exited":
             status = f"exited ({record.get('code')})" + (", oom-killed" if record.get("oom_killed") else "")
@@ -315,12 +313,20 @@ def _ps(argv: list[str]) -> None:
         text = text if len(text) <= 24 else text[:23] + "…"
         name, pid = spec["name"] or record["id"], str(record.get("pid", ""))
         rows.append((record["id"], spec["image"], text, _ago(record["created"]), status, pid, name))
-    if options.quiet:
+    if quiet:
         print(*(row[0] for row in rows), sep="\n", end="\n" if rows else "")
     else:
         table("CONTAINER ID,IMAGE,COMMAND,CREATED,STATUS,PID,NAME", rows)
     for error in damaged:
         complain("ps", error)
+
+
+def _ps_words(argv: list[str]) -> tuple[bool, bool]:
+    words = parser("ps")
+    words.add_argument("-a", "--all", action="store_true")
+    words.add_argument("-q", "--quiet", action="store_true", help="ids only")
+    options = words.parse_args(argv)
+    return options.all, options.quiet
 
 
 def _ago(then: float) -> str:
@@ -362,7 +368,7 @@ def _exec(argv: list[str]) -> int:
     add("-w", "--workdir")
     add("-u", "--user")
     add("container")
-    add("command", nargs=argparse.REMAINDER)
+    add("command", nargs="...")
     options = words.parse_args(argv)
     _want_a_terminal(options)
     if not options.command:

@@ -9,15 +9,18 @@
 The commands themselves are in `cli` (containers), `cli_images` and `cli_host`.
 """
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from labkit.ground.arguments import Parser
 from labkit.ground.errors import BadValue, LabError
-from labkit.ground.typed import NoReturn
+from labkit.ground.later import Later
+from labkit.ground.typed import TYPE_CHECKING, NoReturn
 
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
+arguments = Later("labkit.ground.arguments")  # what has no words needs no parser: it is a tenth of `lab ps`
 Command = Callable[[list[str]], int | None]
 
 COMMANDS: dict[str, tuple[Command, str]] = {}  # name: (function, what it does in a line)
@@ -33,15 +36,15 @@ def command(name: str, summary: str) -> Callable[[Command], Command]:
     return register
 
 
-class _Parser(Parser):
-    def error(self, message: str) -> NoReturn:
-        raise BadValue(message, f"{self.prog} --help")
-
-
-def parser(name: str) -> argparse.ArgumentParser:
+def parser(name: str) -> "ArgumentParser":
     """Return an argument parser whose complaints are a BadValue."""
     about = COMMANDS[name.split()[0]][1]
-    words = _Parser(prog=f"lab {name}", description=about, add_help=False)
+    words: ArgumentParser = arguments.Parser(prog=f"lab {name}", description=about, add_help=False)
+
+    def refused(message: str) -> NoReturn:
+        raise BadValue(message, f"lab {name} --help")
+
+    words.error = refused  # type: ignore[method-assign]
     short = () if name == "run" else ("-h",)  # there it is --hostname, as docker has it
     words.add_argument(*short, "--help", action="help", help="show this")
     return words

@@ -9,8 +9,6 @@
 the kernel: mkdir(2) fails for the second who wants an id, a lock covers the names.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -50,7 +48,7 @@ CONTAINER = state.kind(
 NAME = state.kind("run/names/*", re.compile("[0-9a-f]{12}"), json=False)
 
 
-def folder(number: str) -> Path:
+def folder(number: str) -> "Path":
     """Return the folder of the container with that id; it may not be there."""
     return state.run_dir("containers") / number
 

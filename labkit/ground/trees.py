@@ -7,8 +7,6 @@ here each folder is opened from the one above it, and no more than two are open 
 See path_resolution(7), openat(2).
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def remove(path: str | Path) -> None:
+def remove(path: "str | Path") -> None:
     """Remove a folder and all in it. Raises OSError. It may not hold a mount."""
     top = os.open(path, _FOLDER)
     # Names that nothing in it can have on purpose.
@@ -53,7 +51,7 @@ def _remove_folder(top: int, name: str, names: Iterator[str]) -> None:
     os.rmdir(name, dir_fd=top)
 
 
-def walk(path: str | Path) -> Iterator[tuple[int, list[os.DirEntry[str]]]]:
+def walk(path: "str | Path") -> Iterator[tuple[int, list[os.DirEntry[str]]]]:
     """Yield (fd, entries) of a folder and of each below it; the fd is open until the next. Raises OSError, LabError."""
     folder = os.open(path, _FOLDER & ~os.O_NOFOLLOW)
     above: list[tuple[os.stat_result, list[str]]] = []  # of each level which it is, and whom it has yet to show
