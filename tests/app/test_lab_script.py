@@ -163,6 +163,13 @@ def test_without_apt_it_says_what_to_install_and_how_to_go_on(lab):
     assert "LAB_NO_APT=1" in advice
 
 
+def test_another_kind_of_machine_s_packages_are_not_wanted(lab):
+    here, there = ("aarch64", "x86_64")[:: 1 if os.uname().machine == "aarch64" else -1]
+    lab.packages(f"{here} p1 wanted-here why\n{there} p2 wanted-there why")
+    status, _, err = lab.run("help")
+    assert status == 0 and "wanted-here" in err and "wanted-there" not in err
+
+
 def test_with_no_apt_wanted_it_goes_on_and_says_what_it_misses(lab):
     lab.packages("all p2 no-such-command why")
     status, out, err = lab.run("help")
@@ -399,7 +406,7 @@ def test_every_package_has_a_when_a_proof_and_a_reason():
     lines = [line for line in (REPO / "vagrant" / "packages").read_text().splitlines() if line and line[0] != "#"]
     for line in lines:
         when, _, _, why = line.split(maxsplit=3)
-        assert when in ("all", "test", "bench", "box", "vm", "vagrant", "named") and len(why) > 10
+        assert when in ("all", "x86_64", "aarch64", "test", "bench", "box", "vm", "vagrant", "named") and len(why) > 10
 
 
 def test_ci_runs_what_the_readme_says_and_nothing_else():
