@@ -56,7 +56,7 @@ class Call:
         return f"{self.name}({self.arguments}) = {self.result}"
 
 
-def trace(command: list[str], names: Iterable[str] | None = None, timeout: float = 60) -> list[Call]:
+def trace(command: list[str], names: Iterable[str] | None = None, timeout: float = 200) -> list[Call]:
     """Run a command under strace(1); return its Calls of the given names (those in KINDS), in order.
 
     Its output is thrown away. Raises Unsupported without strace, LabError if the
