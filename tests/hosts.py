@@ -107,7 +107,10 @@ def _mountinfo():
 
 
 def _mounts():
-    return (f"mount {target} {kind} {source}" for target, kind, source in _mountinfo())
+    found = list(_mountinfo())
+    # What is mounted there comes when somebody looks, and goes by itself: systemd does so with /efi.
+    automatic = {target for target, kind, _ in found if kind == "autofs"}
+    return (f"mount {' '.join(one)}" for one in found if one[1] == "autofs" or one[0] not in automatic)
 
 
 def _cgroups():

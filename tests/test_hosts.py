@@ -46,6 +46,19 @@ def test_a_mount_that_stays_is_seen(tmp_path, undo):
     ]
 
 
+@pytest.mark.skipif("autofs" not in Path("/proc/filesystems").read_text(), reason="this kernel has no autofs")
+def test_what_an_automount_brings_is_no_news(tmp_path, undo):
+    ours, theirs = os.pipe()
+    options = f"fd={theirs},pgrp={os.getpgrp()},minproto=5,maxproto=5,direct"
+    undo.append(("umount", "-l", tmp_path))
+    syscalls.mount("automatic", tmp_path, "autofs", 0, options)
+    undo.append(("umount", tmp_path))
+    # The pipe's reader is in our process group, and so is not made to wait for itself.
+    assert left_by(lambda: run("mount", "-t", "tmpfs", "lab", tmp_path), f"{tmp_path} tmpfs") == []
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_a_mount_on_a_mount_is_seen(tmp_path, undo):
     undo += [("umount", tmp_path)] * 2
     run("mount", "-t", "tmpfs", "lab", tmp_path)
