@@ -4,6 +4,7 @@ Nothing of the user's Vagrant is touched: home, box and state lie in a folder of
 test's own. libvirt's daemons are started if they don't run, and ended again.
 """
 
+import glob
 import json
 import os
 import shutil
@@ -17,6 +18,9 @@ from pathlib import Path
 import pytest
 from vm.machine import REPO, free_port, make_tree
 
+from labkit.cgroups import emptying
+
+GROUPS = "/sys/fs/cgroup/*/machine"  # libvirt's, in the root of each tree
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("needs_root")]
 
 
@@ -69,7 +73,7 @@ config.vm.provider "cloud"
 @pytest.fixture(scope="module")
 def libvirt():
     """Run libvirt's daemons, where no systemd does."""
-    started = []
+    started, tables, groups = [], _tables(), set(glob.glob(GROUPS))
     if _virsh("version").returncode:
         Path("/run/libvirt").mkdir(exist_ok=True)
         for name in ("virtlogd", "libvirtd"):
@@ -89,6 +93,16 @@ def libvirt():
         for daemon in reversed(started):
             daemon.terminate()
             daemon.wait()
+        # It leaves these for its next start.
+        for table in _tables() - tables:
+            subprocess.run(["nft", "delete", "table", *table.split()], check=True)
+        for group in set(glob.glob(GROUPS)) - groups:
+            emptying.remove_tree(group)
+
+
+def _tables():
+    said = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    return {line.removeprefix("table ") for line in said.splitlines()}
 
 
 def _virsh(*words):
