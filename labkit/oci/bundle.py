@@ -590,7 +590,8 @@ def _devices(bundle: Bundle) -> list[mounts.MountStep]:
         mounts.Bind(f"/dev/{name}", f"/dev/{name}", apart, recursive=False, follow=True)
         for name in standard_mounts.DEVICES
     ]
-    return [*steps, *standard_mounts.device_links()]
+    core = [mounts.Symlink("/proc/kcore", "/dev/core")] if os.path.exists("/proc/kcore") else []  # runc's, and old
+    return [*steps, *standard_mounts.device_links(), *core]
 
 
 def own_kinds(pid: int) -> tuple[str, ...]:
