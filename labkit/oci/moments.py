@@ -9,7 +9,6 @@ See the runtime specification, "Lifecycle".
 
 import errno
 import os
-import signal
 from collections.abc import Callable
 
 from labkit.container.channel import Child, Spawned, Step
@@ -438,8 +437,6 @@ class WaitAtGate(Step):
     def execute(self, child: Child) -> None:
         child.say("created")
         child.report_to = child.fds["result"]
-        # A namespace's process 1 gets no signal that it has no handler for. Exec takes the handler away.
-        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
         gate.wait(child.fds["wait"])
 
     def answer(self, spawned: Spawned, value: object, fds: list[int]) -> bool:

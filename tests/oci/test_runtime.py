@@ -1123,15 +1123,6 @@ def test_user_namespace_maps_ids_and_may_join_a_hosts_namespace(box, tmp_path, r
     assert lines[2] == f"net:[{proc.namespace(pid, 'net')}]"
 
 
-def test_a_container_that_waits_for_its_start_can_be_told_to_end(box):
-    box.shell("echo started").create()
-    assert box("kill", "box", "TERM").returncode == 0
-    deadline = time.monotonic() + 10
-    while box.state()["status"] != "stopped" and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert box.state()["status"] == "stopped" and box.output() == ""
-
-
 def test_a_network_of_another_owner_than_the_user_namespace_is_joined_with_it(box, tmp_path, reachable):
     root = make_rootfs(reachable / "root")
     holder = Bundle(tmp_path / "holder", root, "holder")
